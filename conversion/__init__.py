@@ -1,0 +1,1 @@
+"""The offline converter: reads MHA, GQA and MQA checkpoints, writes MLA checkpoints."""

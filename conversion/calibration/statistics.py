@@ -1,0 +1,167 @@
+"""What the converter measures of one layer's attention on the calibration text.
+
+Notation, per layer: u[h, f] and z[g, f] are the rotary pairs of query head h and KV head g before
+rotation, written as complex numbers; a[h, m, n] is the attention of query position m on key
+position n; D = m - n. The first tokens of a text are attention sinks: few tokens, most of the
+attention. So keys and values are averaged with the attention they receive, not by token.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm_mha2mla.rope import apply_rotary
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The source's attention weights of one layer, split by head; float32."""
+
+    query: Tensor  # [heads, d, hidden]
+    key: Tensor  # [kv_heads, d, hidden]
+    value: Tensor  # [kv_heads, d, hidden]
+    output: Tensor  # [heads, hidden, d]
+    query_bias: Tensor  # [heads, d]
+    key_bias: Tensor  # [kv_heads, d]
+    value_bias: Tensor  # [kv_heads, d]
+    output_bias: Tensor  # [hidden]
+    inv_freq: Tensor  # [d/2]
+    scale: float
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.query.shape[0] // self.key.shape[0]
+
+
+@dataclass
+class LayerStatistics:
+    """Averages over the calibration text; float64.
+
+    Attributes:
+        query_moment: ``E[q q^T]`` over tokens  # [heads, d, d]
+        query_norm: ``E|u[h, f]|`` over tokens  # [heads, d/2]
+        key_norm: ``E|z[g, f]|`` over tokens  # [kv_heads, d/2]
+        rho: mean rotation ``E[exp(i theta_f D)]`` over each head's attention  # [heads, d/2]
+        input_mean: mean of the layer's normed input, weighted by attention received  # [hidden]
+        input_covariance: its covariance under the same weights  # [hidden, hidden]
+        gamma: value variance each head's output sees, ``E sum_n a ||W_O (v_n - o)||^2``  # [heads]
+        omega: ``E sum_n a^2``  # [heads]
+    """
+
+    query_moment: Tensor
+    query_norm: Tensor
+    key_norm: Tensor
+    rho: Tensor
+    input_mean: Tensor
+    input_covariance: Tensor
+    gamma: Tensor
+    omega: Tensor
+
+
+def as_pairs(x: Tensor) -> Tensor:
+    """Rotary pairs ``(x[f], x[f + d/2])`` as complex numbers  # [..., d] -> [..., d/2]"""
+    real, imaginary = x.chunk(2, dim=-1)
+    return torch.complex(real.contiguous(), imaginary.contiguous())
+
+
+@torch.no_grad()
+def attention_weights(attention: nn.Module, config: Any, rotary: nn.Module) -> AttentionWeights:
+    """Split a transformers attention module's projections by head."""
+    heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    scaling: float = float(rotary.attention_scaling)  # type: ignore[arg-type]
+
+    def split(name: str, count: int) -> tuple[Tensor, Tensor]:
+        linear = getattr(attention, name)
+        weight = linear.weight.float().view(count, d, -1)
+        bias = linear.bias
+        return weight, weight.new_zeros(count, d) if bias is None else bias.float().view(count, d)
+
+    query, query_bias = split("q_proj", heads)
+    key, key_bias = split("k_proj", kv_heads)
+    value, value_bias = split("v_proj", kv_heads)
+    o_proj = attention.o_proj
+    output = o_proj.weight.float().view(-1, heads, d).transpose(0, 1)  # type: ignore
+    bias = o_proj.bias
+    return AttentionWeights(
+        query=query,
+        key=key,
+        value=value,
+        output=output,
+        query_bias=query_bias,
+        key_bias=key_bias,
+        value_bias=value_bias,
+        output_bias=output.new_zeros(output.shape[1]) if bias is None else bias.float(),  # type: ignore
+        inv_freq=rotary.inv_freq.float(),  # type: ignore[operator, union-attr]
+        # YaRN multiplies cosine and sine, of queries and of keys.
+        scale=d**-0.5 * scaling**2,
+    )
+
+
+@torch.no_grad()
+def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatistics:
+    """Measure one layer.
+
+    Args:
+        weights: the layer's attention.
+        inputs: its normed input  # [windows, tokens, hidden]
+    """
+    heads, d, hidden = weights.query.shape
+    double = {"dtype": torch.float64, "device": inputs.device}
+    query_moment = torch.zeros(heads, d, d, **double)  # type: ignore[call-overload]
+    query_norm = torch.zeros(heads, d // 2, **double)  # type: ignore[call-overload]
+    key_norm = torch.zeros(weights.key.shape[0], d // 2, **double)  # type: ignore[call-overload]
+    rho = torch.zeros(heads, d // 2, dtype=torch.complex128, device=inputs.device)
+    first = torch.zeros(hidden, **double)  # type: ignore[call-overload]
+    second = torch.zeros(hidden, hidden, **double)  # type: ignore[call-overload]
+    gamma = torch.zeros(heads, **double)  # type: ignore[call-overload]
+    omega = torch.zeros(heads, **double)  # type: ignore[call-overload]
+
+    windows, tokens, _ = inputs.shape
+    positions = torch.arange(tokens, device=inputs.device)
+    angles = positions[:, None] * weights.inv_freq  # [tokens, d/2]
+    cos, sin = angles.cos(), angles.sin()
+    turn = torch.polar(torch.ones_like(angles), angles)  # e^{i theta m}  # [tokens, d/2]
+    future = positions[None, :] > positions[:, None]
+    gram = torch.einsum("hed,hef->hdf", weights.output, weights.output)  # W_O^T W_O
+
+    for x in inputs.float():
+        q = torch.einsum("te,hde->htd", x, weights.query) + weights.query_bias[:, None]
+        k = torch.einsum("te,gde->gtd", x, weights.key) + weights.key_bias[:, None]
+        v = torch.einsum("te,gde->gtd", x, weights.value) + weights.value_bias[:, None]
+        query_moment += torch.einsum("htd,hte->hde", q, q).double() / tokens
+        query_norm += as_pairs(q).abs().mean(1).double()
+        key_norm += as_pairs(k).abs().mean(1).double()
+        k_turned = apply_rotary(k, cos, sin)
+        received = torch.zeros(tokens, device=x.device)
+        for h in range(heads):
+            g = h // weights.group
+            a = apply_rotary(q[h], cos, sin) @ k_turned[g].T * weights.scale
+            a = a.masked_fill_(future, float("-inf")).softmax(-1)  # [queries, keys]
+            received += a.sum(0)
+            omega[h] += a.square().sum().double() / tokens
+            # E e^{i theta (m - n)} = mean_m e^{i theta m} conj(sum_n a e^{i theta n})
+            seen = torch.complex(a @ turn.real, a @ turn.imag)
+            rho[h] += (turn * seen.conj()).mean(0).to(torch.complex128)
+            o = a @ v[g]
+            size = torch.einsum("td,de,te->t", v[g], gram[h], v[g])  # ||W_O v_n||^2
+            mean_size = torch.einsum("td,de,te->t", o, gram[h], o)
+            gamma[h] += ((a @ size) - mean_size).mean().double()
+        w = (received / received.sum()).double()
+        x = x.double()
+        first += w @ x
+        second += x.T @ (w[:, None] * x)
+
+    mean = first / windows
+    return LayerStatistics(
+        query_moment=query_moment / windows,
+        query_norm=query_norm / windows,
+        key_norm=key_norm / windows,
+        rho=rho / windows,
+        input_mean=mean,
+        input_covariance=second / windows - torch.outer(mean, mean),
+        gamma=gamma / windows,
+        omega=omega / windows,
+    )

@@ -1,0 +1,171 @@
+"""Texts for calibration and evaluation: reading files, and one that every CPython carries."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from conversion.errors import CalibrationError
+
+BUILTIN_NAME = "pydoc_data.topics"
+# Every fifth topic of the built-in text is kept out of calibration, to measure on.
+HELD_OUT_EVERY = 5
+# JSON-lines fields that make up a record's text; the first that is there decides.
+TEXT_FIELDS = ("text", "content")
+PROMPT_FIELDS = ("prompt", "instruction", "question", "input")
+COMPLETION_FIELDS = ("completion", "response", "answer", "output")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of equal length, and where they came from."""
+
+    ids: Tensor  # [windows, window], int64
+    files: list[str]
+    fingerprint: str
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all windows."""
+        return self.ids.numel()
+
+
+def builtin_text(part: Literal["calibration", "held-out"]) -> str:
+    """Python's own language reference, as ``help()`` shows it: about 0.6 MB of technical English.
+
+    The two parts share no topic.
+    """
+    from pydoc_data.topics import topics
+
+    chosen = [
+        body
+        for index, (_, body) in enumerate(sorted(topics.items()))
+        if (index % HELD_OUT_EVERY == 0) == (part == "held-out")
+    ]
+    return "\n\n".join(chosen)
+
+
+def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a ``.txt`` or ``.jsonl`` file.
+
+    Raises:
+        CalibrationError: missing, not UTF-8, empty, or records without a known field.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"{path}: not UTF-8 (byte {error.start}); convert it, for example with iconv"
+        ) from error
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.suffix == ".jsonl":
+        text = "\n\n".join(_records(text, path, tokenizer))
+    if not text.strip():
+        raise CalibrationError(f"{path}: no text in it; give a file with some")
+    return text
+
+
+def _records(text: str, path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CalibrationError(f"{path}: line {number} is not JSON ({error})") from error
+        body = _record_text(record, tokenizer)
+        if body is None:
+            raise CalibrationError(
+                f"{path}: line {number} has none of the fields text, messages, or "
+                "prompt and completion"
+            )
+        records.append(body)
+    return records
+
+
+def _record_text(record: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if not isinstance(record, dict):
+        return None
+    for field in TEXT_FIELDS:
+        if isinstance(record.get(field), str):
+            return str(record[field])
+    if isinstance(record.get("messages"), list):
+        if getattr(tokenizer, "chat_template", None):
+            return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+        return "\n".join(str(message.get("content", "")) for message in record["messages"])
+    parts = [
+        record[field]
+        for field in (*PROMPT_FIELDS, *COMPLETION_FIELDS)
+        if isinstance(record.get(field), str)
+    ]
+    return "\n".join(parts) if parts else None
+
+
+def calibration_windows(
+    tokenizer: PreTrainedTokenizerBase, files: Sequence[Path], tokens: int, window: int
+) -> Windows:
+    """About ``tokens`` tokens in windows spread evenly over the files.
+
+    Args:
+        tokenizer: the source's tokenizer.
+        files: texts; none means the built-in one.
+        tokens: how many tokens in all, at least.
+        window: tokens per window; a shorter text gives one window of its own length.
+
+    Raises:
+        CalibrationError: a file cannot be used, or there is less than two tokens of text.
+    """
+    if files:
+        texts = [read_text(path, tokenizer) for path in files]
+        names = [path.name for path in files]
+    else:
+        texts, names = [builtin_text("calibration")], [BUILTIN_NAME]
+    wanted = max(1, -(-tokens // window))
+    share = -(-wanted // len(texts))
+    chosen: list[Tensor] = []
+    for text in texts:
+        ids = tokenize(tokenizer, text)
+        count = max(1, ids.numel() // window)
+        starts = torch.linspace(0, max(0, ids.numel() - window), min(share, count)).long().tolist()
+        chosen.extend(ids[start : start + window] for start in starts)
+    length = min(window, max(ids.numel() for ids in chosen))
+    full = [ids for ids in chosen if ids.numel() >= length][:wanted]
+    if length < 2:
+        raise CalibrationError("calibration text: fewer than two tokens; give more text")
+    stacked = torch.stack([ids[:length] for ids in full])
+    return Windows(stacked, names, hashlib.sha256(stacked.numpy().tobytes()).hexdigest())
+
+
+def evaluation_windows(
+    tokenizer: PreTrainedTokenizerBase, text: str, window: int, limit: int | None
+) -> Tensor:
+    """Consecutive windows of the whole text tokenised once, no overlap  # [windows, window]
+
+    A text shorter than one window is one window of its own length; a shorter rest is dropped.
+
+    Raises:
+        CalibrationError: fewer than two tokens of text.
+    """
+    ids = tokenize(tokenizer, text)
+    window = min(window, ids.numel())
+    if window < 2:
+        raise CalibrationError("evaluation text: fewer than two tokens; give more text")
+    count = ids.numel() // window
+    if limit is not None:
+        count = min(count, limit)
+    return ids[: count * window].view(count, window)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Token ids of a whole text, with the tokenizer's own start token if it has one  # [tokens]"""
+    # A text longer than the model's context is cut into windows later: no warning wanted.
+    ids: Tensor = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
+    return ids[0]

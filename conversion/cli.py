@@ -1,0 +1,210 @@
+"""The ``mha2mla`` command."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from conversion.errors import RecipeError
+from conversion.evaluation import Evaluation, evaluate
+from conversion.export import export
+from conversion.inspection import Inspection, inspect
+from conversion.pipeline import Options, convert
+from conversion.progress import Progress
+from conversion.recipe import Recipe, make_recipe
+from conversion.source import open_source
+from vllm_mha2mla.errors import MHA2MLAError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Convert MHA, GQA and MQA models to multi-head latent attention.",
+)
+out = Console()
+err = Console(stderr=True)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+Source = Annotated[
+    str, typer.Argument(help="Model folder, .gguf file, or demo:smollm2-135m.", show_default=False)
+]
+Output = Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)]
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help=f"Of the written weights: {', '.join(DTYPES)}. Default: the source's."),
+]
+
+
+def _help(field: str) -> str:
+    return Recipe.model_fields[field].description or ""
+
+
+@app.command("convert")
+def convert_command(
+    source: Source,
+    output: Output,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML recipe; options given here win over it.")
+    ] = None,
+    cache_fraction: Annotated[
+        float | None, typer.Option(help=_help("cache_fraction") + " Default: 0.5.")
+    ] = None,
+    kv_lora_rank: Annotated[int | None, typer.Option(help=_help("kv_lora_rank"))] = None,
+    rope_dim: Annotated[int | None, typer.Option(help=_help("rope_dim"))] = None,
+    method: Annotated[
+        str | None, typer.Option(help=_help("method") + " Default: calibrated.")
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help=_help("calibration") + " Repeatable.")
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(help=_help("calibration_tokens") + " Default: 20480.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where a layer is computed: cpu, cuda, ...")] = "cpu",
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert SOURCE to a checkpoint with latent attention in OUTPUT."""
+    what = make_recipe(
+        recipe,
+        cache_fraction=cache_fraction,
+        kv_lora_rank=kv_lora_rank,
+        rope_dim=rope_dim,
+        method=method,
+        calibration=[str(path) for path in calibration] if calibration else None,
+        calibration_tokens=calibration_tokens,
+    )
+    options = Options(_device(device), _dtype(dtype), overwrite)
+    if not what.calibration:
+        err.print(
+            "No --calibration text given: using Python's own documentation. Text like the "
+            "model's real input gives better checkpoints.",
+            soft_wrap=True,
+        )
+    convert(open_source(source), output, what, options, Progress(err))
+    out.print(_inspection_table(inspect(output)))
+
+
+@app.command("inspect")
+def inspect_command(
+    checkpoint: Checkpoint,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a converted checkpoint is and what it caches."""
+    found = inspect(checkpoint)
+    if json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        out.print(_inspection_table(found))
+
+
+@app.command("eval")
+def eval_command(
+    checkpoint: Checkpoint,
+    baseline: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
+    text: Annotated[Path, typer.Option(help="Text to measure on, .txt or .jsonl.")],
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Compare a converted checkpoint with its original."""
+    result = evaluate(checkpoint, baseline, text, window, windows, Progress(err))
+    if json is not None:
+        json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
+    out.print(_evaluation_table(result))
+
+
+@app.command("export")
+def export_command(
+    source: Source, output: Output, dtype: Dtype = None, overwrite: Overwrite = False
+) -> None:
+    """Write SOURCE unconverted as a model folder, for engines that cannot read its format."""
+    export(open_source(source), output, _dtype(dtype), overwrite, Progress(err))
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise RecipeError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"--device {name}: not usable here ({reason}); try cpu") from error
+    return name
+
+
+def _inspection_table(found: Inspection) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_row("source", f"{found.source} ({found.source_fingerprint[:12]})")
+    table.add_row("method", found.method)
+    table.add_row("layers", str(found.layers))
+    table.add_row("kv_lora_rank", _range(found.kv_lora_rank))
+    table.add_row("qk_rope_head_dim", _range(found.qk_rope_head_dim))
+    table.add_row(
+        "cache",
+        f"{found.cache_bytes_per_token:,} bytes per token in {found.dtype}, "
+        f"{found.cache_fraction:.2%} of the original's {found.baseline_bytes_per_token:,}",
+    )
+    return table
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}, {sum(values) / len(values):.1f} on average"
+
+
+def _evaluation_table(result: Evaluation) -> Table:
+    figures, cache = result.perplexity, result.cache
+    table = Table("", "original", "converted", "ratio")
+    table.add_row(
+        f"perplexity, {figures.windows} x {figures.window} tokens",
+        f"{figures.baseline:.3f}",
+        f"{figures.converted:.3f}",
+        f"{figures.ratio:.4f}",
+    )
+    table.add_row(
+        "cache bytes per token",
+        f"{cache.baseline_bytes_per_token:,}",
+        f"{cache.bytes_per_token:,}",
+        f"{cache.fraction:.4f}",
+    )
+    return table
+
+
+def main() -> None:
+    """Run the command; our errors become one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "gguf"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except MHA2MLAError as error:
+        err.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+        raise SystemExit(USAGE_ERROR) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was left behind")
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""The converter's errors; every message is one line that names the thing and the way out."""
+
+from vllm_mha2mla.errors import MHA2MLAError
+
+
+class SourceError(MHA2MLAError):
+    """The source checkpoint cannot be read or converted."""
+
+
+class CalibrationError(MHA2MLAError):
+    """The calibration or evaluation text cannot be used."""
+
+
+class RecipeError(MHA2MLAError):
+    """A recipe or an option asks for something impossible."""
+
+
+class OutputError(MHA2MLAError):
+    """The output cannot be written."""

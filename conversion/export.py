@@ -1,0 +1,47 @@
+"""Writing a source as a plain Hugging Face folder, for engines that cannot read its format."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from conversion.progress import Progress
+from conversion.source import SourceCheckpoint
+from conversion.writer import CheckpointWriter, staged_folder
+
+
+def export(
+    source: SourceCheckpoint,
+    out: Path,
+    dtype: torch.dtype | None,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """Write ``source`` to ``out``, one tensor at a time.
+
+    Args:
+        source: the checkpoint.
+        out: the folder to create.
+        dtype: of the written weights; the source's if ``None``.
+        overwrite: whether an existing checkpoint may be replaced.
+        progress: told about every tensor.
+
+    Raises:
+        OutputError: ``out`` exists or cannot be written.
+        SourceError: a tensor is damaged.
+    """
+    with staged_folder(out, overwrite) as folder:
+        writer = CheckpointWriter(folder, Counter(i.shard for i in source.tensors.values()))
+        try:
+            with progress.task("Writing", len(source.tensors)) as advance:
+                for name, info in source.tensors.items():
+                    writer.write(name, source.tensor(name).to(dtype or info.dtype), info.shard)
+                    advance()
+            config = type(source.config).from_dict(source.config.to_dict())
+            config.architectures = [source.family.causal_lm.__name__]
+            config.dtype = dtype or next(iter(source.tensors.values())).dtype
+            source.write_assets(folder)
+            writer.finish(config, f"# {source.name}, as a Hugging Face folder\n")
+        except BaseException:
+            writer.abandon()
+            raise

@@ -1,0 +1,64 @@
+"""The README.md of a converted checkpoint."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from vllm_mha2mla.config import LatentLayout, Provenance, cache_bytes_per_token
+
+TEMPLATE = """\
+# {name}, with multi-head latent attention
+
+Converted by [vllm-mha2mla](https://pypi.org/project/vllm-mha2mla/) {version} from `{source}`.
+
+Per token and layer it caches {widths} numbers, where the original caches {original}:
+{bytes} bytes per token for the whole model, {fraction:.2%} of the original.
+
+## Serve
+
+```
+pip install vllm-mha2mla
+vllm serve <this folder>
+```
+
+An engine without the plugin refuses this checkpoint. In transformers, `import vllm_mha2mla` first.
+
+## Made with
+
+Calibrated on {tokens} tokens of {files}, in windows of {window}.
+
+```yaml
+{recipe}
+```
+
+Source fingerprint: `{fingerprint}`. Versions: {versions}.
+
+## Measured
+
+{figures}
+"""
+
+
+def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: Any) -> str:
+    """How the checkpoint was made, what it caches and what was measured, as Markdown."""
+    widths = sorted({layout.width for layout in layouts})
+    original = provenance.source.cache_width
+    calibration = provenance.calibration
+    figures = "\n".join(f"- {key}: {value:.4g}" for key, value in provenance.figures.items())
+    return TEMPLATE.format(
+        name=provenance.source.name.rstrip("/").rsplit("/", 1)[-1],
+        version=provenance.versions.get("vllm-mha2mla", ""),
+        source=provenance.source.name,
+        widths=str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}",
+        original=original,
+        bytes=cache_bytes_per_token(layouts, dtype.itemsize),
+        fraction=sum(layout.width for layout in layouts) / (original * len(layouts)),
+        tokens=calibration.tokens if calibration else 0,
+        files=", ".join(calibration.files) if calibration else "no text",
+        window=calibration.window if calibration else 0,
+        recipe=yaml.safe_dump(provenance.recipe, sort_keys=False).strip(),
+        fingerprint=provenance.source.fingerprint,
+        versions=", ".join(f"{key} {value}" for key, value in provenance.versions.items()),
+        figures=figures or "Nothing yet; `mha2mla eval` measures perplexity against the original.",
+    )

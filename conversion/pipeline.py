@@ -1,0 +1,220 @@
+"""The conversion: one layer at a time, from source to checkpoint."""
+
+import copy
+import importlib.metadata
+import platform
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion.assemble import assemble
+from conversion.calibration.statistics import attention_weights, layer_statistics
+from conversion.calibration.text import Windows, calibration_windows
+from conversion.errors import CalibrationError
+from conversion.latent.factors import latent_target
+from conversion.model_card import model_card
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.source import SourceCheckpoint
+from conversion.writer import CheckpointWriter, check_output, staged_folder
+from vllm_mha2mla.config import (
+    ROPE_INV_FREQ,
+    CalibrationInfo,
+    LatentLayout,
+    Provenance,
+    SourceInfo,
+)
+from vllm_mha2mla.version import __version__
+
+ATTENTION = "self_attn."
+# Tensors a converted layer has at most, above what its source's attention had.
+CONVERTED_TENSORS = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a conversion, as opposed to what it makes.
+
+    Attributes:
+        device: where a layer is computed; only the current layer moves there.
+        dtype: of the written weights; the source's if ``None``.
+        overwrite: whether an existing checkpoint may be replaced.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    overwrite: bool = False
+
+
+def convert(
+    source: SourceCheckpoint,
+    out: Path,
+    recipe: Recipe,
+    options: Options,
+    progress: Progress,
+) -> Provenance:
+    """Convert ``source`` and write the checkpoint to ``out``.
+
+    1. Push the calibration text through the source, layer by layer.
+    2. Measure each layer's attention on it (``calibration.statistics``).
+    3. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble, write.
+
+    Memory: the activations of the calibration text and one layer.
+
+    Raises:
+        OutputError, SourceError, CalibrationError, RecipeError: with the way out.
+    """
+    check_output(out, options.overwrite)
+    config = source.config
+    layout = recipe.layout(config.num_key_value_heads, config.head_dim)
+    files = [Path(name).expanduser() for name in recipe.calibration]
+    limit = getattr(config, "max_position_embeddings", recipe.window)
+    windows = calibration_windows(
+        source.tokenizer(), files, recipe.calibration_tokens, min(recipe.window, limit)
+    )
+    if int(windows.ids.max()) >= config.vocab_size:
+        raise CalibrationError(
+            f"{source.name}: the tokenizer makes ids beyond the vocabulary of "
+            f"{config.vocab_size}; it belongs to another model"
+        )
+    provenance = _provenance(source, recipe, windows)
+    converted = converted_config(source, layout, options.dtype, provenance)
+    with staged_folder(out, options.overwrite) as folder:
+        writer = CheckpointWriter(folder, _shard_sizes(source))
+        try:
+            _write_layers(source, writer, recipe, layout, options, windows.ids, progress)
+            _write_rest(source, writer, options.dtype)
+            source.write_assets(folder)
+            card = model_card(provenance, [layout] * config.num_hidden_layers, converted.dtype)
+            writer.finish(converted, card)
+        except BaseException:
+            writer.abandon()
+            raise
+    return provenance
+
+
+@torch.no_grad()
+def _write_layers(
+    source: SourceCheckpoint,
+    writer: CheckpointWriter,
+    recipe: Recipe,
+    layout: LatentLayout,
+    options: Options,
+    ids: Tensor,
+    progress: Progress,
+) -> None:
+    config = copy.deepcopy(source.config)
+    config._attn_implementation = "sdpa"
+    device = torch.device(options.device)
+    rotary = source.family.rotary_embedding(config).to(device)
+    choose, factorise = recipe.strategies()
+    hidden = source.tensor("model.embed_tokens.weight").float()[ids]  # [windows, tokens, hidden]
+    positions = torch.arange(ids.shape[1], device=device).unsqueeze(0)
+    angles = rotary(hidden[:1].to(device), positions)
+
+    with progress.task("Converting layers", config.num_hidden_layers) as advance:
+        for index in range(config.num_hidden_layers):
+            layer = _load_layer(source, config, index, device)
+            inputs = torch.stack([layer.input_layernorm(x.to(device)).cpu() for x in hidden])
+            weights = attention_weights(layer.self_attn, config, rotary)
+            statistics = layer_statistics(weights, inputs.to(device))
+            selection = choose(weights, statistics, layout.qk_rope_head_dim)
+            target = latent_target(weights, statistics, selection, recipe.key_weight)
+            factors = factorise(target, layout.kv_lora_rank)
+            tensors = assemble(weights, statistics, selection, factors, config.attention_bias)
+            prefix = f"model.layers.{index}.{ATTENTION}"
+            origin = source.tensors[f"{prefix}q_proj.weight"]
+            for name, tensor in tensors.items():
+                dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
+                writer.write(prefix + name, tensor.to(dtype), origin.shard)
+            for row in range(hidden.shape[0]):
+                x = hidden[row : row + 1].to(device)
+                hidden[row] = layer(x, position_embeddings=angles, position_ids=positions)[0].cpu()
+            advance()
+
+
+def _load_layer(
+    source: SourceCheckpoint, config: Any, index: int, device: torch.device
+) -> Any:
+    with torch.device("meta"):
+        layer: nn.Module = source.family.decoder_layer(config, index)
+    layer.load_state_dict(source.layer(index, torch.float32), assign=True)
+    return layer.to(device).eval()
+
+
+def _write_rest(
+    source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype | None
+) -> None:
+    for name, info in source.tensors.items():
+        if f".{ATTENTION}" not in name:
+            writer.write(name, source.tensor(name).to(dtype or info.dtype), info.shard)
+
+
+def _shard_sizes(source: SourceCheckpoint) -> dict[str, int]:
+    sizes = Counter(info.shard for info in source.tensors.values())
+    for name, info in source.tensors.items():
+        if name.endswith(f"{ATTENTION}q_proj.weight"):
+            sizes[info.shard] += CONVERTED_TENSORS
+    return dict(sizes)
+
+
+def converted_config(
+    source: SourceCheckpoint,
+    layout: LatentLayout,
+    dtype: torch.dtype | None,
+    provenance: Provenance,
+) -> Any:
+    """The converted model's config: the source's, with the keys of ``vllm_mha2mla.config``."""
+    values = source.config.to_dict()
+    for key in ("architectures", "model_type", "transformers_version", "quantization_config"):
+        values.pop(key, None)
+    rope = values.get("rope_parameters") or {}
+    scaling = _rope_attention_scaling(source)
+    head_dim = source.config.head_dim
+    stored = source.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
+    config = source.family.config_class(
+        **values
+        | {
+            "rope_parameters": rope,
+            "kv_lora_rank": layout.kv_lora_rank,
+            "qk_rope_head_dim": layout.qk_rope_head_dim,
+            "qk_nope_head_dim": head_dim,
+            "v_head_dim": head_dim,
+            "attention_scale": head_dim**-0.5 * scaling**2,
+            "mha2mla": provenance.model_dump(mode="json"),
+        }
+    )
+    config.architectures = [source.family.converted_causal_lm.__name__]
+    config.dtype = dtype or stored
+    return config
+
+
+def _rope_attention_scaling(source: SourceCheckpoint) -> float:
+    return float(source.family.rotary_embedding(source.config).attention_scaling)  # type: ignore
+
+
+def _provenance(source: SourceCheckpoint, recipe: Recipe, windows: Windows) -> Provenance:
+    versions = {
+        package: importlib.metadata.version(package) for package in ("torch", "transformers")
+    }
+    return Provenance(
+        source=SourceInfo(
+            name=source.name,
+            model_type=source.config.model_type,
+            fingerprint=source.fingerprint(),
+            num_key_value_heads=source.config.num_key_value_heads,
+            head_dim=source.config.head_dim,
+        ),
+        recipe=recipe.model_dump(exclude_none=True),
+        calibration=CalibrationInfo(
+            files=windows.files,
+            fingerprint=windows.fingerprint,
+            tokens=windows.tokens,
+            window=windows.ids.shape[1],
+        ),
+        versions={"vllm-mha2mla": __version__, "python": platform.python_version()} | versions,
+    )

@@ -1,0 +1,141 @@
+"""What to do: the typed recipe, written into every checkpoint it makes."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from conversion.errors import RecipeError
+from conversion.latent import LATENT
+from conversion.rotary import ROTARY
+from vllm_mha2mla.config import LatentLayout
+
+
+class Method(BaseModel):
+    """A rotary strategy with a low-rank strategy, and how they share a budget."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rotary: str
+    latent: str
+    rope_share: float
+    """Part of the cache that goes to rotary keys when only the whole budget is given."""
+
+
+METHODS = {
+    "calibrated": Method(rotary="calibrated", latent="calibrated", rope_share=1 / 3),
+    "mha2mla": Method(rotary="2-norm", latent="svd-joint", rope_share=1 / 5),
+}
+
+
+class Recipe(BaseModel):
+    """How a checkpoint is converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["calibrated", "mha2mla"] = Field(
+        "calibrated", description="calibrated (ours) or mha2mla (2-norm and joint SVD, the paper)"
+    )
+    cache_fraction: float | None = Field(
+        None, gt=0, le=1, description="Part of the original's cache to keep, above 0 and up to 1."
+    )
+    kv_lora_rank: int | None = Field(None, ge=1, description="Latent numbers per token and layer.")
+    rope_dim: int | None = Field(
+        None, ge=0, description="Rotary numbers per token and layer, even; shared by all heads."
+    )
+    key_weight: float = Field(
+        0.5, gt=0, description="Weight of key errors against value errors in the joint metric."
+    )
+    calibration: list[str] = Field(
+        default_factory=list, description="Texts, .txt or .jsonl; none: one that Python carries."
+    )
+    calibration_tokens: int = Field(20480, ge=2, description="Tokens of calibration text to use.")
+    window: int = Field(1024, ge=2, description="Tokens per calibration window.")
+
+    @model_validator(mode="after")
+    def _budget_is_whole(self) -> "Recipe":
+        exact = (self.kv_lora_rank is not None, self.rope_dim is not None)
+        if any(exact) and not all(exact):
+            raise ValueError("kv_lora_rank and rope_dim go together")
+        if any(exact) and self.cache_fraction is not None:
+            raise ValueError("give cache_fraction, or kv_lora_rank and rope_dim, not both")
+        if self.rope_dim is not None and self.rope_dim % 2:
+            raise ValueError(
+                f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number"
+            )
+        return self
+
+    def layout(self, kv_heads: int, head_dim: int) -> LatentLayout:
+        """Cache widths for a source of this shape; half the cache if nothing was asked for.
+
+        Raises:
+            RecipeError: the widths do not fit the source.
+        """
+        one_side = kv_heads * head_dim
+        if self.kv_lora_rank is not None and self.rope_dim is not None:
+            layout = LatentLayout(self.kv_lora_rank, self.rope_dim)
+        else:
+            layout = self._split(one_side, kv_heads)
+        if layout.qk_rope_head_dim > one_side:
+            raise RecipeError(
+                f"rope_dim {layout.qk_rope_head_dim} is more than the source's {one_side} key "
+                f"dimensions; give at most {one_side}"
+            )
+        if layout.kv_lora_rank > 2 * one_side:
+            raise RecipeError(
+                f"kv_lora_rank {layout.kv_lora_rank} is more than the source's {2 * one_side} key "
+                f"and value dimensions; give at most {2 * one_side}"
+            )
+        return layout
+
+    def _split(self, one_side: int, kv_heads: int) -> LatentLayout:
+        fraction = 0.5 if self.cache_fraction is None else self.cache_fraction
+        width = int(2 * one_side * fraction + 1e-9)
+        method = METHODS[self.method]
+        if width >= 2 * one_side:
+            return LatentLayout(one_side, one_side)
+        step = 2 * kv_heads if method.rotary == "2-norm" else 2
+        rope = min(one_side, round(width * method.rope_share / step) * step)
+        if width - rope < 1:
+            raise RecipeError(
+                f"cache_fraction {fraction}: leaves {width} numbers per token and layer; give more"
+            )
+        return LatentLayout(width - rope, rope)
+
+    def strategies(self) -> tuple[Any, Any]:
+        """The rotary and the low-rank strategy."""
+        method = METHODS[self.method]
+        return ROTARY[method.rotary], LATENT[method.latent]
+
+
+def make_recipe(file: Path | None, **options: Any) -> Recipe:
+    """A recipe from a YAML file, with options that were given on top.
+
+    Raises:
+        RecipeError: unreadable file, unknown key, or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text("utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise RecipeError(f"{file}: cannot be read as YAML ({reason})") from error
+        if not isinstance(values, dict):
+            raise RecipeError(f"{file}: not a YAML mapping of recipe keys")
+    given = {key: value for key, value in options.items() if value is not None}
+    # A budget given as an option replaces the file's, in whichever way that one was given.
+    if given.keys() & {"cache_fraction", "kv_lora_rank", "rope_dim"}:
+        for key in ("cache_fraction", "kv_lora_rank", "rope_dim"):
+            values.pop(key, None)
+    try:
+        return Recipe.model_validate(values | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        option = f"--{key.replace('_', '-')}: " if key else ""
+        place = f"{file}: " if file is not None else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{place}{option}{message} (got {first['input']!r})" if key
+                          else f"{place}{message}") from error

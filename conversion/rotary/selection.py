@@ -1,0 +1,53 @@
+"""What a rotary strategy returns: linear maps of a layer's queries and keys, before rotation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+
+
+@dataclass(frozen=True)
+class RotarySelection:
+    """A partial-RoPE attention that scores
+
+        (query_rope q) . R(m - n) (key_rope k)  +  (query_nope q) . (key_nope k)
+
+    with ``k`` the keys of all KV heads side by side. Everything float64.
+
+    Attributes:
+        inv_freq: frequency of each kept pair  # [rope/2]
+        key_rope: shared rotary key of all heads  # [rope, kv_heads * d]
+        query_rope: each head's rotary query  # [heads, rope, d]
+        key_nope: what is left of the keys, without rotation  # [kv_heads * d, kv_heads * d]
+        query_nope: each head's query for it  # [heads, d, d]
+    """
+
+    inv_freq: Tensor
+    key_rope: Tensor
+    query_rope: Tensor
+    key_nope: Tensor
+    query_nope: Tensor
+
+
+RotaryStrategy = Callable[[AttentionWeights, LayerStatistics, int], RotarySelection]
+"""``strategy(weights, statistics, rope_dim)`` with ``rope_dim`` an even number of dimensions."""
+
+
+def complex_rows(coefficients: Tensor) -> Tensor:
+    """Real form of complex-linear forms on rotary pairs.
+
+    A complex number c acts on the pair (x[f], x[f + d/2]) as the matrix [[Re, -Im], [Im, Re]].
+
+    Args:
+        coefficients: one form per row, on the pairs of every head  # [rows, heads, d/2]
+
+    Returns:
+        real parts of all forms, then imaginary parts  # [2 * rows, heads * d]
+    """
+    real, imaginary = coefficients.real, coefficients.imag
+    upper = torch.cat((real, -imaginary), dim=-1)  # [rows, heads, d]
+    lower = torch.cat((imaginary, real), dim=-1)
+    return torch.cat((upper, lower)).flatten(1)

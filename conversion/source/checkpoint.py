@@ -1,0 +1,132 @@
+"""What the converter needs of a source checkpoint, whatever its file format."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from conversion.errors import SourceError
+from conversion.families import FAMILIES, Family
+
+# Buffers that old exporters saved; transformers and vLLM compute them.
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is and what it looks like, without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shard: str
+
+
+class SourceCheckpoint(ABC):
+    """A decoder checkpoint, read one tensor at a time.
+
+    Attributes:
+        name: how the user named it.
+        config: its transformers config.
+        tensors: every tensor under its transformers name.
+    """
+
+    name: str
+    config: Any
+    tensors: dict[str, TensorInfo]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the checkpoint's dtype."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the checkpoint does; cheap to compute."""
+
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer."""
+
+    @abstractmethod
+    def write_assets(self, folder: Path) -> None:
+        """Carry over tokenizer, chat template and generation config."""
+
+    @cached_property
+    def family(self) -> Family:
+        """The registered family.
+
+        Raises:
+            SourceError: unknown family, or a variant of it that cannot be converted.
+        """
+        family = FAMILIES.get(self.config.model_type)
+        if family is None:
+            known = ", ".join(sorted(FAMILIES))
+            raise SourceError(
+                f"{self.name}: model family {self.config.model_type!r} is not supported; "
+                f"convert a decoder of one of: {known}"
+            )
+        reason = family.refuse(self.config)
+        if reason:
+            raise SourceError(f"{self.name}: {reason}; this model cannot be converted")
+        return family
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, refused if it is missing or not finite."""
+        if name not in self.tensors:
+            raise SourceError(f"{self.name}: tensor {name} is missing; download the model again")
+        tensor = self.read(name)
+        if not bool(torch.isfinite(tensor).all()):
+            raise SourceError(
+                f"{self.name}: {name} in {self.tensors[name].shard} holds NaN or infinite values; "
+                "download the model again"
+            )
+        return tensor
+
+    def layer(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All tensors of one decoder layer, named relative to it."""
+        prefix = f"model.layers.{index}."
+        return {
+            name.removeprefix(prefix): self.tensor(name).to(dtype)
+            for name in self.tensors
+            if name.startswith(prefix)
+        }
+
+    def check_tensors(self) -> None:
+        """Compare names and shapes with what the config promises, before any work.
+
+        Raises:
+            SourceError: a tensor is missing, unexpected, or of another shape.
+        """
+        with torch.device("meta"):
+            model = self.family.causal_lm(self.config)
+        expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        missing = [n for n in expected if n not in self.tensors and n != "lm_head.weight"]
+        if "lm_head.weight" not in self.tensors and not self.config.tie_word_embeddings:
+            missing.append("lm_head.weight")
+        if missing:
+            raise SourceError(
+                f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}; "
+                "download the model again"
+            )
+        unexpected = [n for n in self.tensors if n not in expected]
+        if unexpected:
+            raise SourceError(
+                f"{self.name}: {len(unexpected)} unexpected tensors, the first is "
+                f"{unexpected[0]}; quantised checkpoints and adapters must be merged to plain "
+                "weights first"
+            )
+        for name, info in self.tensors.items():
+            if info.shape != expected[name]:
+                raise SourceError(
+                    f"{self.name}: {name} has shape {list(info.shape)}, config.json promises "
+                    f"{list(expected[name])}; the two do not belong together"
+                )
+            if not info.dtype.is_floating_point or info.dtype.itemsize < 2:
+                raise SourceError(
+                    f"{self.name}: {name} is stored as {info.dtype}; convert from the "
+                    "unquantised model"
+                )

@@ -1,0 +1,166 @@
+"""Hugging Face folders with safetensors, single or sharded."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from conversion.errors import SourceError
+from conversion.source.checkpoint import IGNORED_SUFFIXES, SourceCheckpoint, TensorInfo
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# Replaced by the converter's own, or weights in formats it does not write.
+NOT_CARRIED_OVER = {"config.json", "README.md", INDEX}
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx"}
+# How much of each shard's head and tail goes into the fingerprint.
+FINGERPRINT_BYTES = 1 << 20
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class FolderCheckpoint(SourceCheckpoint):
+    """A folder with ``config.json`` and safetensors.
+
+    Raises:
+        SourceError: the config or a shard is missing or unreadable.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder = folder
+        self.name = name or str(folder)
+        self.config = _read_config(folder, self.name)
+        self._files: dict[str, Any] = {}
+        self.tensors = {}
+        for shard in _shard_names(folder, self.name):
+            self.tensors.update(self._list_shard(shard))
+        self._check_index()
+
+    def _open(self, shard: str) -> Any:
+        if shard not in self._files:
+            try:
+                self._files[shard] = safe_open(self.folder / shard, framework="pt")
+            except FileNotFoundError as error:
+                raise SourceError(
+                    f"{self.name}: shard {shard} is missing; download the model again"
+                ) from error
+            except (SafetensorError, OSError) as error:
+                raise SourceError(
+                    f"{self.name}: shard {shard} is truncated or not safetensors ({error}); "
+                    "download the model again"
+                ) from error
+        return self._files[shard]
+
+    def _list_shard(self, shard: str) -> dict[str, TensorInfo]:
+        file = self._open(shard)
+        found = {}
+        for key in file.keys():
+            if key.endswith(IGNORED_SUFFIXES):
+                continue
+            part = file.get_slice(key)
+            dtype = DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise SourceError(
+                    f"{self.name}: {key} in {shard} is stored as {part.get_dtype()}; convert "
+                    "from the unquantised model"
+                )
+            found[key] = TensorInfo(tuple(part.get_shape()), dtype, shard)
+        return found
+
+    def _check_index(self) -> None:
+        if not (self.folder / INDEX).exists():
+            return
+        promised = json.loads((self.folder / INDEX).read_text("utf-8"))["weight_map"]
+        for key, shard in promised.items():
+            if key not in self.tensors and not key.endswith(IGNORED_SUFFIXES):
+                raise SourceError(
+                    f"{self.name}: {INDEX} promises {key} in {shard}, which does not hold it; "
+                    "download the model again"
+                )
+
+    def read(self, name: str) -> Tensor:
+        """One tensor from its memory-mapped shard."""
+        tensor: Tensor = self._open(self.tensors[name].shard).get_tensor(name)
+        return tensor
+
+    def fingerprint(self) -> str:
+        """SHA-256 over config, shard sizes, and the head and tail of every shard."""
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for shard in sorted({info.shard for info in self.tensors.values()}):
+            path = self.folder / shard
+            size = path.stat().st_size
+            digest.update(f"{shard}:{size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(FINGERPRINT_BYTES))
+                file.seek(max(0, size - FINGERPRINT_BYTES))
+                digest.update(file.read())
+        return digest.hexdigest()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer."""
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"{self.name}: no usable tokenizer ({_first_line(error)}); put the model's "
+                "tokenizer files into the folder"
+            ) from error
+        return tokenizer
+
+    def write_assets(self, folder: Path) -> None:
+        """Copy every file but weights, config and README, byte for byte."""
+        for path in sorted(self.folder.iterdir()):
+            if path.name in NOT_CARRIED_OVER or path.name.startswith("."):
+                continue
+            if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
+                shutil.copyfile(path, folder / path.name)
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{name}: no config.json; give a Hugging Face model folder")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise SourceError(
+            f"{name}: config.json cannot be read ({_first_line(error)}); give a decoder model "
+            "that this transformers release knows"
+        ) from error
+
+
+def _shard_names(folder: Path, name: str) -> list[str]:
+    if (folder / INDEX).is_file():
+        try:
+            return sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise SourceError(
+                f"{name}: {INDEX} is not a safetensors index; download the model again"
+            ) from error
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    raise SourceError(
+        f"{name}: neither {SINGLE} nor {INDEX} found; only safetensors weights are read"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,102 @@
+"""Writing a checkpoint: under a temporary name, moved into place when it is whole."""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from conversion.errors import OutputError
+from conversion.shards import ShardWriter
+from conversion.source.folder import INDEX, SINGLE
+
+
+@contextmanager
+def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write into that becomes ``out`` when the block ends well.
+
+    Whatever ends it otherwise, an error or Ctrl-C, leaves nothing behind. A killed process leaves
+    ``.OUT.partial`` beside ``out``, without a config.json; the next run removes it.
+
+    Raises:
+        OutputError: ``out`` exists and may not be replaced, or cannot be written.
+    """
+    check_output(out, overwrite)
+    partial = out.parent / f".{out.name}.partial"
+    replaced = out.parent / f".{out.name}.replaced"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        partial.mkdir()
+        yield partial
+        if out.exists():
+            _remove(replaced)
+            out.rename(replaced)
+        partial.rename(out)
+        _remove(replaced)
+    except OSError as error:
+        _remove(partial)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"{out}: the disk is full; free some space or choose another folder"
+            ) from error
+        raise OutputError(f"{out}: cannot be written ({error})") from error
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse an output that is in the way, before any work is done."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: exists and is not a folder; choose another name")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: already exists; choose another folder or pass --overwrite")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise OutputError(
+            f"{out}: holds files but no config.json, so it is no checkpoint to overwrite; "
+            "choose another folder"
+        )
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class CheckpointWriter:
+    """The weights of a checkpoint, spread over shards.
+
+    Args:
+        folder: where to write.
+        shard_sizes: name of each shard, with an upper bound on its tensors.
+    """
+
+    def __init__(self, folder: Path, shard_sizes: dict[str, int]) -> None:
+        self.folder = folder
+        self._shards = {name: ShardWriter(folder / name, n) for name, n in shard_sizes.items()}
+        self._weight_map: dict[str, str] = {}
+
+    def write(self, name: str, tensor: Tensor, shard: str) -> None:
+        """Append one tensor to a shard."""
+        self._shards[shard].write(name, tensor)
+        self._weight_map[name] = shard
+
+    def finish(self, config: Any, model_card: str) -> None:
+        """Close the shards, then write index, model card and, last, config.json."""
+        for shard in self._shards.values():
+            shard.close()
+        if set(self._shards) != {SINGLE}:
+            total = sum(shard.bytes_written for shard in self._shards.values())
+            index = {"metadata": {"total_size": total}, "weight_map": self._weight_map}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        (self.folder / "README.md").write_text(model_card, "utf-8")
+        config.save_pretrained(self.folder)
+
+    def abandon(self) -> None:
+        """Close open files after a failure."""
+        for shard in self._shards.values():
+            shard.abandon()

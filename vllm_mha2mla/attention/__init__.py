@@ -1,0 +1,1 @@
+"""Latent attention inside vLLM: the layer, its backend and the cache it asks the engine for."""

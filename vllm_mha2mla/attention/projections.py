@@ -1,0 +1,121 @@
+"""The attention block of a decoder layer: projections around the latent cache attention."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from vllm.config import CacheConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.attention.backend import AttentionType
+
+from vllm_mha2mla.attention.layer import LatentCacheAttention
+from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.errors import UnsupportedEngineError
+from vllm_mha2mla.rope import apply_rotary, rotary_angles
+
+
+class LatentSelfAttention(nn.Module):
+    """Takes the place of a vLLM decoder block's attention class (``attn_layer_type``).
+
+    The constructor's arguments are those vLLM's ``LlamaDecoderLayer`` passes. Absorption
+    (DeepSeek-V2, arXiv:2405.04434, section 2.1.2):
+
+        q_latent[h] = W_UK[h]^T q_nope[h],     out[h] = W_UV[h] sum_n p(h, n) c[n]
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        max_position_embeddings: int = 8192,
+        quant_config: QuantizationConfig | None = None,
+        bias: bool = False,
+        bias_o_proj: bool = False,
+        cache_config: CacheConfig | None = None,
+        prefix: str = "",
+        attn_type: str = AttentionType.DECODER,
+    ) -> None:
+        super().__init__()
+        ranks = get_tensor_model_parallel_world_size()
+        if num_heads % ranks:
+            raise UnsupportedEngineError(
+                f"--tensor-parallel-size {ranks} does not divide the model's {num_heads} heads"
+            )
+        self.num_heads = num_heads // ranks
+        self.nope: int = config.qk_nope_head_dim
+        self.v: int = config.v_head_dim
+        layout = layer_layouts(config)[extract_layer_index(prefix)]
+        self.rank, self.rope = layout.kv_lora_rank, layout.qk_rope_head_dim
+
+        self.q_proj = ColumnParallelLinear(
+            hidden_size,
+            num_heads * (self.nope + self.rope),
+            bias=bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.q_proj",
+        )
+        self.kv_a_proj_with_mqa = ReplicatedLinear(
+            hidden_size,
+            layout.width,
+            bias=bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.kv_a_proj_with_mqa",
+        )
+        # Read apart into W_UK and W_UV after loading, so it stays unquantised.
+        self.kv_b_proj = ColumnParallelLinear(
+            self.rank,
+            num_heads * (self.nope + self.v),
+            bias=False,
+            prefix=f"{prefix}.kv_b_proj",
+        )
+        self.o_proj = RowParallelLinear(
+            num_heads * self.v,
+            hidden_size,
+            bias=True,
+            quant_config=quant_config,
+            prefix=f"{prefix}.o_proj",
+        )
+        # Rotary angles lose whole turns at long context in 16 bits.
+        self.rope_inv_freq = nn.Parameter(
+            torch.empty(self.rope // 2, dtype=torch.float32), requires_grad=False
+        )
+        self.attn = LatentCacheAttention(
+            self.num_heads, layout, config.attention_scale, cache_config, f"{prefix}.attn"
+        )
+
+    def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
+        """Attention of a flat batch of tokens.
+
+        Args:
+            positions: position of each token in its request  # [tokens]
+            hidden_states: normed input  # [tokens, hidden]
+        """
+        q, _ = self.q_proj(hidden_states)
+        rows, _ = self.kv_a_proj_with_mqa(hidden_states)
+        q_nope, q_rope = q.view(-1, self.num_heads, self.nope + self.rope).split(
+            (self.nope, self.rope), dim=-1
+        )  # [tokens, heads, nope | rope]
+        c, k_rope = rows.split((self.rank, self.rope), dim=-1)  # [tokens, rank | rope]
+
+        cos, sin = rotary_angles(positions, self.rope_inv_freq)  # [tokens, rope/2]
+        q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
+        k_rope = apply_rotary(k_rope, cos, sin)
+
+        w_uk, w_uv = self.kv_b_proj.weight.view(self.num_heads, self.nope + self.v, -1).split(
+            (self.nope, self.v), dim=1
+        )  # [heads, nope | v, rank]
+        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
+        out_latent = self.attn(
+            torch.cat((q_latent, q_rope), dim=-1), torch.cat((c, k_rope), dim=-1)
+        )  # [tokens, heads, rank]
+        out = torch.bmm(out_latent.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
+        output, _ = self.o_proj(out.reshape(-1, self.num_heads * self.v))
+        return output

@@ -1,0 +1,161 @@
+"""The checkpoint contract: what a converted ``config.json`` holds.
+
+Both sides read this file and nothing else of each other: ``conversion`` writes these
+values, ``vllm_mha2mla`` serves them. The key names follow DeepSeek-V2's MLA.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vllm_mha2mla.errors import CheckpointError
+
+FORMAT_VERSION = 1
+
+ROPE_INV_FREQ = "rope_inv_freq"
+"""Name, under ``self_attn.``, of the float32 frequencies of the kept rotary pairs."""
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """What one layer caches per token: ``[c ; k_rope]``, one row for all heads."""
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+
+    @property
+    def width(self) -> int:
+        """Numbers per token in this layer's cache."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+class LatentConfig(Protocol):
+    """The keys a model config of any family carries once it is converted."""
+
+    num_hidden_layers: int
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    kv_lora_rank_per_layer: list[int] | None
+    qk_rope_head_dim_per_layer: list[int] | None
+    mha2mla: dict[str, Any] | None
+
+
+class SourceInfo(BaseModel):
+    """The checkpoint a conversion started from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    model_type: str
+    fingerprint: str
+    num_key_value_heads: int
+    head_dim: int
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers the source caches per token and layer: keys and values of every KV head."""
+        return 2 * self.num_key_value_heads * self.head_dim
+
+
+class CalibrationInfo(BaseModel):
+    """The text the statistics came from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    files: list[str]
+    fingerprint: str
+    tokens: int
+    window: int
+
+
+class Provenance(BaseModel):
+    """How a checkpoint came to be: the ``mha2mla`` block of ``config.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    source: SourceInfo
+    recipe: dict[str, Any]
+    calibration: CalibrationInfo | None = None
+    versions: dict[str, str] = {}
+    figures: dict[str, float] = {}
+
+
+def check_format_version(block: dict[str, Any] | None) -> None:
+    """Refuse a checkpoint this release cannot read.
+
+    Raises:
+        CheckpointError: the ``mha2mla`` block names a newer format, or none.
+    """
+    if block is None:
+        return
+    version = block.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise CheckpointError(
+            f"config.json: mha2mla.format_version is {version!r}; convert the model again"
+        )
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"config.json: format_version {version} is newer than this release reads "
+            f"({FORMAT_VERSION}); upgrade with: pip install -U vllm-mha2mla"
+        )
+
+
+def read_provenance(config: LatentConfig) -> Provenance:
+    """The typed provenance block of a converted model's config.
+
+    Raises:
+        CheckpointError: the block is missing or malformed.
+    """
+    check_format_version(config.mha2mla)
+    if config.mha2mla is None:
+        raise CheckpointError("config.json has no mha2mla block; convert the model again")
+    try:
+        return Provenance.model_validate(config.mha2mla)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"config.json: mha2mla.{where}: {first['msg']}") from error
+
+
+def layer_layouts(config: LatentConfig) -> list[LatentLayout]:
+    """Cache widths of every layer, from the per-layer lists or the uniform keys.
+
+    Raises:
+        CheckpointError: a per-layer list has the wrong length, or a width is impossible.
+    """
+    layers = config.num_hidden_layers
+    ranks = _per_layer(
+        config.kv_lora_rank_per_layer, config.kv_lora_rank, layers, "kv_lora_rank_per_layer"
+    )
+    ropes = _per_layer(
+        config.qk_rope_head_dim_per_layer,
+        config.qk_rope_head_dim,
+        layers,
+        "qk_rope_head_dim_per_layer",
+    )
+    for rank, rope in zip(ranks, ropes, strict=True):
+        if rank < 1 or rope < 0 or rope % 2:
+            raise CheckpointError(
+                f"config.json: kv_lora_rank {rank} must be at least 1 and qk_rope_head_dim "
+                f"{rope} even and not negative; convert the model again"
+            )
+    return [LatentLayout(rank, rope) for rank, rope in zip(ranks, ropes, strict=True)]
+
+
+def _per_layer(values: Sequence[int] | None, uniform: int, layers: int, key: str) -> list[int]:
+    if values is None:
+        return [uniform] * layers
+    if len(values) != layers:
+        raise CheckpointError(
+            f"config.json: {key} has {len(values)} entries for {layers} layers; "
+            "convert the model again"
+        )
+    return list(values)
+
+
+def cache_bytes_per_token(layouts: Sequence[LatentLayout], bytes_per_number: int) -> int:
+    """Bytes the cache of the whole model takes per token."""
+    return sum(layout.width for layout in layouts) * bytes_per_number

