@@ -170,7 +170,9 @@ def _inspection_table(found: Inspection) -> Table:
 
 def _range(values: list[int]) -> str:
     low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}, {sum(values) / len(values):.1f} on average"
+    return (
+        str(low) if low == high else f"{low} to {high}, {sum(values) / len(values):.1f} on average"
+    )
 
 
 def _evaluation_table(result: Evaluation) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conversion.assemble import assemble
 from conversion.calibration.statistics import attention_weights, layer_statistics
@@ -137,11 +137,9 @@ def _write_layers(
             advance()
 
 
-def _load_layer(
-    source: SourceCheckpoint, config: Any, index: int, device: torch.device
-) -> Any:
+def _load_layer(source: SourceCheckpoint, config: Any, index: int, device: torch.device) -> Any:
     with torch.device("meta"):
-        layer: nn.Module = source.family.decoder_layer(config, index)
+        layer = source.family.decoder_layer(config, index)
     layer.load_state_dict(source.layer(index, torch.float32), assign=True)
     return layer.to(device).eval()
 
@@ -194,7 +192,7 @@ def converted_config(
 
 
 def _rope_attention_scaling(source: SourceCheckpoint) -> float:
-    return float(source.family.rotary_embedding(source.config).attention_scaling)  # type: ignore
+    return float(source.family.rotary_embedding(source.config).attention_scaling)
 
 
 def _provenance(source: SourceCheckpoint, recipe: Recipe, windows: Windows) -> Provenance:

@@ -61,9 +61,7 @@ class Recipe(BaseModel):
         if any(exact) and self.cache_fraction is not None:
             raise ValueError("give cache_fraction, or kv_lora_rank and rope_dim, not both")
         if self.rope_dim is not None and self.rope_dim % 2:
-            raise ValueError(
-                f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number"
-            )
+            raise ValueError(f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number")
         return self
 
     def layout(self, kv_heads: int, head_dim: int) -> LatentLayout:
@@ -137,5 +135,6 @@ def make_recipe(file: Path | None, **options: Any) -> Recipe:
         option = f"--{key.replace('_', '-')}: " if key else ""
         place = f"{file}: " if file is not None else ""
         message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{place}{option}{message} (got {first['input']!r})" if key
-                          else f"{place}{message}") from error
+        raise RecipeError(
+            f"{place}{option}{message} (got {first['input']!r})" if key else f"{place}{message}"
+        ) from error

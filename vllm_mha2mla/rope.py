@@ -26,7 +26,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: components to rotate  # [..., rope]
-        cos, sin: broadcastable against the halves of ``x``  # [..., rope/2]
+        cos: broadcastable against the halves of ``x``  # [..., rope/2]
+        sin: of the same angles  # [..., rope/2]
     """
     x1, x2 = x.float().chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)

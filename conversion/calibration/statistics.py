@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_mha2mla.rope import apply_rotary
 
@@ -33,7 +33,7 @@ class AttentionWeights:
     @property
     def group(self) -> int:
         """Query heads per KV head."""
-        return self.query.shape[0] // self.key.shape[0]
+        return int(self.query.shape[0] // self.key.shape[0])
 
 
 @dataclass
@@ -68,10 +68,10 @@ def as_pairs(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attention_weights(attention: nn.Module, config: Any, rotary: nn.Module) -> AttentionWeights:
+def attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWeights:
     """Split a transformers attention module's projections by head."""
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    scaling: float = float(rotary.attention_scaling)  # type: ignore[arg-type]
+    scaling = float(rotary.attention_scaling)
 
     def split(name: str, count: int) -> tuple[Tensor, Tensor]:
         linear = getattr(attention, name)
@@ -82,19 +82,14 @@ def attention_weights(attention: nn.Module, config: Any, rotary: nn.Module) -> A
     query, query_bias = split("q_proj", heads)
     key, key_bias = split("k_proj", kv_heads)
     value, value_bias = split("v_proj", kv_heads)
-    o_proj = attention.o_proj
-    output = o_proj.weight.float().view(-1, heads, d).transpose(0, 1)  # type: ignore
-    bias = o_proj.bias
+    output, output_bias = attention.o_proj.weight.float(), attention.o_proj.bias
     return AttentionWeights(
         query=query,
         key=key,
         value=value,
-        output=output,
-        query_bias=query_bias,
-        key_bias=key_bias,
-        value_bias=value_bias,
-        output_bias=output.new_zeros(output.shape[1]) if bias is None else bias.float(),  # type: ignore
-        inv_freq=rotary.inv_freq.float(),  # type: ignore[operator, union-attr]
+        output=output.view(-1, heads, d).transpose(0, 1),
+        output_bias=output.new_zeros(len(output)) if output_bias is None else output_bias.float(),
+        inv_freq=rotary.inv_freq.float(),
         # YaRN multiplies cosine and sine, of queries and of keys.
         scale=d**-0.5 * scaling**2,
     )
@@ -109,15 +104,16 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
         inputs: its normed input  # [windows, tokens, hidden]
     """
     heads, d, hidden = weights.query.shape
-    double = {"dtype": torch.float64, "device": inputs.device}
-    query_moment = torch.zeros(heads, d, d, **double)  # type: ignore[call-overload]
-    query_norm = torch.zeros(heads, d // 2, **double)  # type: ignore[call-overload]
-    key_norm = torch.zeros(weights.key.shape[0], d // 2, **double)  # type: ignore[call-overload]
-    rho = torch.zeros(heads, d // 2, dtype=torch.complex128, device=inputs.device)
-    first = torch.zeros(hidden, **double)  # type: ignore[call-overload]
-    second = torch.zeros(hidden, hidden, **double)  # type: ignore[call-overload]
-    gamma = torch.zeros(heads, **double)  # type: ignore[call-overload]
-    omega = torch.zeros(heads, **double)  # type: ignore[call-overload]
+    kv_heads = weights.key.shape[0]
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=inputs.device)
+
+    query_moment = zeros(heads, d, d)
+    query_norm, key_norm = zeros(heads, d // 2), zeros(kv_heads, d // 2)
+    rho = zeros(heads, d // 2, dtype=torch.complex128)
+    first, second = zeros(hidden), zeros(hidden, hidden)
+    gamma, omega = zeros(heads), zeros(heads)
 
     windows, tokens, _ = inputs.shape
     positions = torch.arange(tokens, device=inputs.device)

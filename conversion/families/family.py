@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 
 @dataclass(frozen=True)
 class Family:
@@ -26,7 +24,7 @@ class Family:
     config_class: type[Any]
     causal_lm: type[Any]
     converted_causal_lm: type[Any]
-    decoder_layer: Callable[[Any, int], nn.Module]
-    rotary_embedding: Callable[[Any], nn.Module]
+    decoder_layer: Callable[[Any, int], Any]
+    rotary_embedding: Callable[[Any], Any]
     gguf_architecture: str | None
     refuse: Callable[[Any], str | None]

@@ -74,7 +74,7 @@ def _pair_power(moment: Tensor) -> Tensor:
 
 def _key_moment(weights: AttentionWeights, statistics: LayerStatistics) -> Tensor:
     """``Z_f = E[z z^H]`` under the attention received  # [d/2, kv_heads, kv_heads]"""
-    kv_heads, d, hidden = weights.key.shape
+    kv_heads, d, _ = weights.key.shape
     key = weights.key.double().flatten(0, 1)  # [kv_heads * d, hidden]
     mean = key @ statistics.input_mean + weights.key_bias.double().flatten()
     moment = key @ statistics.input_covariance @ key.T + torch.outer(mean, mean)

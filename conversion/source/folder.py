@@ -73,7 +73,7 @@ class FolderCheckpoint(SourceCheckpoint):
     def _list_shard(self, shard: str) -> dict[str, TensorInfo]:
         file = self._open(shard)
         found = {}
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118, not a dict
             if key.endswith(IGNORED_SUFFIXES):
                 continue
             part = file.get_slice(key)
@@ -150,7 +150,9 @@ def _read_config(folder: Path, name: str) -> Any:
 def _shard_names(folder: Path, name: str) -> list[str]:
     if (folder / INDEX).is_file():
         try:
-            return sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+            return sorted(
+                set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError) as error:
             raise SourceError(
                 f"{name}: {INDEX} is not a safetensors index; download the model again"

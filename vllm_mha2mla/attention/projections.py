@@ -11,13 +11,34 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.model_executor.utils import set_weight_attrs
 from vllm.v1.attention.backend import AttentionType
 
 from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.config import layer_layouts
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
+
+
+class UpProjection(nn.Module):
+    """``W_UK`` and ``W_UV`` of the heads on this rank.
+
+    Not one of vLLM's linear layers: those repack or quantise their weight after loading, and this
+    one is never multiplied as a whole but absorbed, half into queries, half into outputs.
+    """
+
+    def __init__(self, num_heads: int, nope: int, v: int, rank: int) -> None:
+        super().__init__()
+        self.num_heads, self.nope, self.v = num_heads, nope, v
+        self.weight = nn.Parameter(torch.empty(num_heads * (nope + v), rank), requires_grad=False)
+        set_weight_attrs(self.weight, {"weight_loader": sharded_weight_loader(0)})
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """``W_UK``  # [heads, nope, rank], and ``W_UV``  # [heads, v, rank]"""
+        both = self.weight.view(self.num_heads, self.nope + self.v, -1)
+        return both[:, : self.nope], both[:, self.nope :]
 
 
 class LatentSelfAttention(nn.Module):
@@ -69,13 +90,7 @@ class LatentSelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
         )
-        # Read apart into W_UK and W_UV after loading, so it stays unquantised.
-        self.kv_b_proj = ColumnParallelLinear(
-            self.rank,
-            num_heads * (self.nope + self.v),
-            bias=False,
-            prefix=f"{prefix}.kv_b_proj",
-        )
+        self.kv_b_proj = UpProjection(self.num_heads, self.nope, self.v, self.rank)
         self.o_proj = RowParallelLinear(
             num_heads * self.v,
             hidden_size,
@@ -109,13 +124,11 @@ class LatentSelfAttention(nn.Module):
         q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
         k_rope = apply_rotary(k_rope, cos, sin)
 
-        w_uk, w_uv = self.kv_b_proj.weight.view(self.num_heads, self.nope + self.v, -1).split(
-            (self.nope, self.v), dim=1
-        )  # [heads, nope | v, rank]
+        w_uk, w_uv = self.kv_b_proj()
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
         out_latent = self.attn(
             torch.cat((q_latent, q_rope), dim=-1), torch.cat((c, k_rope), dim=-1)
         )  # [tokens, heads, rank]
         out = torch.bmm(out_latent.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
-        output, _ = self.o_proj(out.reshape(-1, self.num_heads * self.v))
+        output: Tensor = self.o_proj(out.reshape(-1, self.num_heads * self.v))[0]
         return output

@@ -35,9 +35,7 @@ class LlamaMLAForCausalLM(base.LlamaForCausalLM):
     packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(
-            vllm_config=vllm_config, prefix=prefix, layer_type=LlamaMLADecoderLayer
-        )
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=LlamaMLADecoderLayer)
 
     def _init_model(
         self,
