@@ -85,8 +85,11 @@ def attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWeig
     output, output_bias = attention.o_proj.weight.float(), attention.o_proj.bias
     return AttentionWeights(
         query=query,
+        query_bias=query_bias,
         key=key,
+        key_bias=key_bias,
         value=value,
+        value_bias=value_bias,
         output=output.view(-1, heads, d).transpose(0, 1),
         output_bias=output.new_zeros(len(output)) if output_bias is None else output_bias.float(),
         inv_freq=rotary.inv_freq.float(),
