@@ -1,11 +1,13 @@
 """The ``mha2mla`` command."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
+import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -198,14 +200,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "gguf"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    # A stop from outside is Ctrl-C: the same clean-up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except MHA2MLAError as error:
         err.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         raise SystemExit(USAGE_ERROR) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was left behind")
-        raise SystemExit(INTERRUPTED) from None
+    except SystemExit as stop:
+        # What typer makes of a KeyboardInterrupt.
+        if stop.code == INTERRUPTED:
+            err.print("interrupted; nothing half-written was left behind")
+        raise
 
 
 if __name__ == "__main__":

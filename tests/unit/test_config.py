@@ -1,0 +1,46 @@
+import pytest
+
+from vllm_mha2mla.config import LatentLayout, cache_bytes_per_token, layer_layouts, read_provenance
+from vllm_mha2mla.errors import CheckpointError
+from vllm_mha2mla.hf.llama import LlamaMLAConfig
+
+
+def config(**values):
+    return LlamaMLAConfig(
+        **{"num_hidden_layers": 3, "kv_lora_rank": 24, "qk_rope_head_dim": 8} | values
+    )
+
+
+def test_uniform_widths_apply_to_every_layer():
+    assert layer_layouts(config()) == [LatentLayout(24, 8)] * 3
+
+
+def test_per_layer_widths_win():
+    layouts = layer_layouts(
+        config(kv_lora_rank_per_layer=[10, 20, 30], qk_rope_head_dim_per_layer=[2, 0, 4])
+    )
+    assert [layout.width for layout in layouts] == [12, 20, 34]
+    assert cache_bytes_per_token(layouts, 2) == 2 * (12 + 20 + 34)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kv_lora_rank_per_layer": [1, 2]}, "2 entries for 3 layers"),
+        ({"kv_lora_rank": 0}, "at least 1"),
+        ({"qk_rope_head_dim": 7}, "even"),
+    ],
+)
+def test_impossible_widths_are_refused(values, message):
+    with pytest.raises(CheckpointError, match=message):
+        layer_layouts(config(**values))
+
+
+def test_a_newer_format_is_refused_when_the_config_is_read():
+    with pytest.raises(CheckpointError, match="newer than this release"):
+        config(mha2mla={"format_version": 99})
+
+
+def test_a_malformed_provenance_names_the_key():
+    with pytest.raises(CheckpointError, match="source"):
+        read_provenance(config(mha2mla={"format_version": 1}))

@@ -1,0 +1,76 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conversion.errors import RecipeError
+from conversion.recipe import Recipe, make_recipe
+from vllm_mha2mla.config import LatentLayout
+
+
+@given(
+    fraction=st.floats(0.1, 1),
+    method=st.sampled_from(["calibrated", "mha2mla"]),
+    kv_heads=st.integers(1, 8),
+    head_dim=st.sampled_from([16, 64, 128]),
+)
+def test_a_fraction_is_never_exceeded_and_used_to_the_last_number(
+    fraction, method, kv_heads, head_dim
+):
+    layout = Recipe(method=method, cache_fraction=fraction).layout(kv_heads, head_dim)
+    budget = 2 * kv_heads * head_dim * fraction
+    assert budget - 1 < layout.width <= budget + 1e-6
+    assert layout.qk_rope_head_dim % 2 == 0
+
+
+def test_the_whole_cache_is_every_key_rotated_and_every_value():
+    assert Recipe(cache_fraction=1).layout(3, 64) == LatentLayout(192, 192)
+
+
+def test_options_win_over_the_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("cache_fraction: 0.5\nkey_weight: 0.7\n")
+    recipe = make_recipe(path, kv_lora_rank=80, rope_dim=40, method=None)
+    assert recipe.layout(3, 64) == LatentLayout(80, 40)
+    assert recipe.key_weight == 0.7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_fraction": 0.0}, "--cache-fraction.*greater than 0"),
+        ({"cache_fraction": 1.5}, "--cache-fraction.*less than or equal to 1"),
+        ({"cache_fraction": float("nan")}, "--cache-fraction"),
+        ({"kv_lora_rank": 8}, "go together"),
+        ({"kv_lora_rank": 8, "rope_dim": 3}, "odd"),
+        ({"kv_lora_rank": 8, "rope_dim": 2, "cache_fraction": 0.5}, "not both"),
+        ({"method": "magic"}, "--method"),
+        ({"calibration_tokens": 0}, "--calibration-tokens"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(None, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("cache_fractoin: 0.5", "cache-fractoin"), ("- 1", "not a YAML mapping"), ("a: [", "YAML")],
+)
+def test_a_bad_file_is_named(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=f"recipe.yaml.*{message}"):
+        make_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(kv_lora_rank=8, rope_dim=400), "at most 192"),
+        (Recipe(kv_lora_rank=500, rope_dim=8), "at most 384"),
+        (Recipe(cache_fraction=0.001), "leaves 0 numbers"),
+    ],
+)
+def test_widths_that_do_not_fit_the_source(recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.layout(3, 64)
