@@ -1,0 +1,202 @@
+"""Converts a small real model to half its cache and serves both in vLLM. Run: make demo."""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from openai import DefaultHttpxClient, OpenAI, OpenAIError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from server import Server, ServerError, serve
+
+from conversion.calibration.text import builtin_text
+from conversion.evaluation import PerplexityFigures, evaluate
+from conversion.export import export
+from conversion.inspection import inspect
+from conversion.loading import converted_config
+from conversion.pipeline import Options, convert
+from conversion.progress import Progress
+from conversion.recipe import make_recipe
+from conversion.source import open_source
+from vllm_mha2mla.config import cache_bytes_per_token, layer_layouts, read_provenance
+from vllm_mha2mla.errors import MHA2MLAError
+
+MODEL = "demo:smollm2-135m"
+RECIPE = make_recipe(None, cache_fraction=0.5)
+FOLDER = Path(__file__).resolve().parent.parent / ".demo"
+ORIGINAL = FOLDER / "original"
+CONVERTED = FOLDER / "converted"
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue? Answer in one sentence.",
+    "Name three animals that live in the sea.",
+)
+ANSWER_TOKENS = 60
+WINDOW, WINDOWS = 1024, 8
+CACHE_MIB = 256
+DTYPE, ITEMSIZE = "bfloat16", 2
+SERVE = ("--dtype", DTYPE, "--kv-cache-memory-bytes", f"{CACHE_MIB}M", "--max-model-len", "2048")
+# The converted one needs no such flag: the plugin chooses eager mode on a CPU by itself.
+SERVE_ORIGINAL = (*SERVE, "--enforce-eager")
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a model did in vLLM."""
+
+    answers: list[str]
+    cache_tokens: int
+
+
+def prepare(fresh: bool, progress: Progress) -> None:
+    """Write the original as a folder that vLLM reads, and the converted one beside it."""
+    if fresh or not (ORIGINAL / "config.json").is_file():
+        console.print(f"Exporting {MODEL} to {shown(ORIGINAL)}")
+        export(open_source(MODEL), ORIGINAL, None, True, progress)
+    else:
+        console.print(f"Using {shown(ORIGINAL)} of an earlier run")
+    if fresh or not is_converted():
+        console.print(f"Converting it to {shown(CONVERTED)}, half the cache")
+        convert(open_source(MODEL), CONVERTED, RECIPE, Options(overwrite=True), progress)
+    else:
+        console.print(f"Using {shown(CONVERTED)} of an earlier run (ARGS=--fresh converts anew)")
+
+
+def is_converted() -> bool:
+    """Whether an earlier run left a checkpoint of the same recipe."""
+    try:
+        return inspect(CONVERTED).recipe == RECIPE.model_dump(exclude_none=True)
+    except MHA2MLAError:
+        return False
+
+
+def ask(folder: Path, options: tuple[str, ...]) -> Served:
+    """Serve a folder, put the questions to it, stop it."""
+    log = FOLDER / f"{folder.name}.log"
+    console.print(f"vllm serve {shown(folder)} {' '.join(options)}", soft_wrap=True)
+    start = time.monotonic()
+    with serve(folder, log, *options) as server:
+        console.print(f"  ready after {time.monotonic() - start:.0f} s; asking")
+        return Served([answer(server, question) for question in QUESTIONS], server.cache_tokens)
+
+
+def answer(server: Server, question: str) -> str:
+    """The model's answer, greedy.
+
+    Raises:
+        ServerError: the server died or refused.
+    """
+    # Without the environment's proxy: the server is on this machine.
+    http = DefaultHttpxClient(trust_env=False)
+    try:
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http) as client:
+            reply = client.chat.completions.create(
+                model=client.models.list().data[0].id,
+                messages=[{"role": "user", "content": question}],
+                temperature=0,
+                max_tokens=ANSWER_TOKENS,
+            )
+    except OpenAIError as error:
+        raise server.error(f"the server did not answer ({error})") from error
+    return (reply.choices[0].message.content or "").strip()
+
+
+def answers_table(original: Served, converted: Served) -> Table:
+    """Both models' answers side by side."""
+    table = Table("", "original", "converted", show_lines=True)
+    for row in zip(QUESTIONS, original.answers, converted.answers, strict=True):
+        table.add_row(*map(Text, row))  # as text: brackets in an answer are no markup
+    return table
+
+
+def figures_table(original: Served, converted: Served, quality: PerplexityFigures) -> Table:
+    """What conversion saves and what it costs."""
+    config = converted_config(CONVERTED)
+    layouts = layer_layouts(config)
+    table = Table("", "original", "converted", "ratio")
+    rows = (
+        (
+            f"cache bytes per token in {DTYPE}, as served",
+            read_provenance(config).source.cache_width * len(layouts) * ITEMSIZE,
+            cache_bytes_per_token(layouts, ITEMSIZE),
+        ),
+        (
+            f"tokens in {CACHE_MIB} MiB of cache, as vLLM counts",
+            original.cache_tokens,
+            converted.cache_tokens,
+        ),
+    )
+    for name, before, after in rows:
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
+    table.add_row(
+        f"perplexity on {quality.windows} x {quality.window} tokens, in float32*",
+        f"{quality.baseline:.2f}",
+        f"{quality.converted:.2f}",
+        f"{quality.ratio:.3f}",
+    )
+    return table
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be written here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def run(fresh: bool) -> None:
+    """The whole demo."""
+    progress = Progress(console)
+    FOLDER.mkdir(exist_ok=True)
+    prepare(fresh, progress)
+    console.print("Measuring perplexity")
+    held_out = builtin_text("held-out")
+    quality = evaluate(CONVERTED, str(ORIGINAL), held_out, WINDOW, WINDOWS, progress).perplexity
+    original = ask(ORIGINAL, SERVE_ORIGINAL)
+    converted = ask(CONVERTED, SERVE)
+    console.print(answers_table(original, converted))
+    console.print(figures_table(original, converted, quality))
+    console.print(
+        "* Python's documentation, topics held out of calibration; other text loses more."
+    )
+    console.print(f"Serve it yourself: .venv/bin/vllm serve {shown(CONVERTED)}", soft_wrap=True)
+
+
+def main() -> None:
+    """Parse the command line and end with one line whatever goes wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fresh", action="store_true", help="export and convert again")
+    fresh = parser.parse_args().fresh
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for noisy in ("httpx", "httpx2", "transformers", "gguf"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+    try:
+        run(fresh)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except MHA2MLAError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except ServerError as error:
+        print(error.tail, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def leave(number: int, _frame: object) -> NoReturn:
+    """End as Ctrl-C does, so that the server is stopped and half-written folders removed."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
