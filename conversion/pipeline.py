@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.assemble import assemble
-from conversion.calibration.statistics import attention_weights, layer_statistics
 from conversion.calibration.text import Windows, calibration_windows
 from conversion.errors import CalibrationError
-from conversion.latent.factors import latent_target
+from conversion.layer import LayerConverter, Streams
 from conversion.model_card import model_card
 from conversion.progress import Progress
 from conversion.recipe import Recipe
@@ -27,6 +25,7 @@ from vllm_mha2mla.config import (
     LatentLayout,
     Provenance,
     SourceInfo,
+    layer_layouts,
 )
 from vllm_mha2mla.version import __version__
 
@@ -61,7 +60,8 @@ def convert(
 
     1. Push the calibration text through the source, layer by layer.
     2. Measure each layer's attention on it (``calibration.statistics``).
-    3. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble, write.
+    3. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
+    4. Refit the output projection on the converted stream (``refit``), write, go on.
 
     Memory: the activations of the calibration text and one layer.
 
@@ -86,10 +86,10 @@ def convert(
     with staged_folder(out, options.overwrite) as folder:
         writer = CheckpointWriter(folder, _shard_sizes(source))
         try:
-            _write_layers(source, writer, recipe, layout, options, windows.ids, progress)
+            _write_layers(source, writer, recipe, converted, options, windows.ids, progress)
             _write_rest(source, writer, options.dtype)
             source.write_assets(folder)
-            card = model_card(provenance, [layout] * config.num_hidden_layers, converted.dtype)
+            card = model_card(provenance, layer_layouts(converted), converted.dtype)
             writer.finish(converted, card)
         except BaseException:
             writer.abandon()
@@ -97,43 +97,33 @@ def convert(
     return provenance
 
 
-@torch.no_grad()
 def _write_layers(
     source: SourceCheckpoint,
     writer: CheckpointWriter,
     recipe: Recipe,
-    layout: LatentLayout,
+    converted: Any,
     options: Options,
     ids: Tensor,
     progress: Progress,
 ) -> None:
     config = copy.deepcopy(source.config)
-    config._attn_implementation = "sdpa"
+    # Calibration windows are dense and causal, so no implementation needs a mask here.
+    config._attn_implementation = converted._attn_implementation = "sdpa"
     device = torch.device(options.device)
-    rotary = source.family.rotary_embedding(config).to(device)
-    choose, factorise = recipe.strategies()
-    hidden = source.tensor("model.embed_tokens.weight").float()[ids]  # [windows, tokens, hidden]
-    positions = torch.arange(ids.shape[1], device=device).unsqueeze(0)
-    angles = rotary(hidden[:1].to(device), positions)
-
+    rotary = source.family.rotary_embedding(config)
+    converter = LayerConverter(config, converted, rotary, recipe, ids.shape[1], device)
+    embedded = source.tensor("model.embed_tokens.weight").float()[ids]
+    streams = Streams(embedded, embedded.clone() if recipe.refits_output else None)
+    layouts = layer_layouts(converted)
     with progress.task("Converting layers", config.num_hidden_layers) as advance:
-        for index in range(config.num_hidden_layers):
+        for index, layout in enumerate(layouts):
             layer = _load_layer(source, config, index, device)
-            inputs = torch.stack([layer.input_layernorm(x.to(device)).cpu() for x in hidden])
-            weights = attention_weights(layer.self_attn, config, rotary)
-            statistics = layer_statistics(weights, inputs.to(device))
-            selection = choose(weights, statistics, layout.qk_rope_head_dim)
-            target = latent_target(weights, statistics, selection, recipe.key_weight)
-            factors = factorise(target, layout.kv_lora_rank)
-            tensors = assemble(weights, statistics, selection, factors, config.attention_bias)
+            tensors = converter.convert(layer, index, layout, streams)
             prefix = f"model.layers.{index}.{ATTENTION}"
             origin = source.tensors[f"{prefix}q_proj.weight"]
             for name, tensor in tensors.items():
                 dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
                 writer.write(prefix + name, tensor.to(dtype), origin.shard)
-            for row in range(hidden.shape[0]):
-                x = hidden[row : row + 1].to(device)
-                hidden[row] = layer(x, position_embeddings=angles, position_ids=positions)[0].cpu()
             advance()
 
 

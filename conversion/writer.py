@@ -1,7 +1,9 @@
 """Writing a checkpoint: under a temporary name, moved into place when it is whole."""
 
 import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,25 +31,41 @@ def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     partial = out.parent / f".{out.name}.partial"
     replaced = out.parent / f".{out.name}.replaced"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        partial.mkdir()
-        yield partial
-        if out.exists():
-            _remove(replaced)
-            out.rename(replaced)
-        partial.rename(out)
-        _remove(replaced)
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial, out):
+            try:
+                _empty(partial)
+                yield partial
+                if out.exists():
+                    _remove(replaced)
+                    out.rename(replaced)
+                partial.rename(out)
+                _remove(replaced)
+            except BaseException:
+                _remove(partial)
+                raise
     except OSError as error:
-        _remove(partial)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
                 f"{out}: the disk is full; free some space or choose another folder"
             ) from error
         raise OutputError(f"{out}: cannot be written ({error})") from error
-    except BaseException:
-        _remove(partial)
-        raise
+
+
+@contextmanager
+def _locked(folder: Path, out: Path) -> Iterator[None]:
+    """Keep a second conversion out of a folder; a killed process gives up its lock."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{out}: another conversion is writing it; wait for it or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_output(out: Path, overwrite: bool) -> None:
@@ -61,6 +79,11 @@ def check_output(out: Path, overwrite: bool) -> None:
             f"{out}: holds files but no config.json, so it is no checkpoint to overwrite; "
             "choose another folder"
         )
+
+
+def _empty(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        leftover.unlink()
 
 
 def _remove(folder: Path) -> None:

@@ -2,18 +2,16 @@
 
 import argparse
 import logging
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from openai import DefaultHttpxClient, OpenAI, OpenAIError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from server import Server, ServerError, serve
+from server import Server, ServerError, end_on_signals, serve
 
 from conversion.calibration.text import builtin_text
 from conversion.evaluation import PerplexityFigures, evaluate
@@ -44,6 +42,7 @@ DTYPE, ITEMSIZE = "bfloat16", 2
 SERVE = ("--dtype", DTYPE, "--kv-cache-memory-bytes", f"{CACHE_MIB}M", "--max-model-len", "2048")
 # The converted one needs no such flag: the plugin chooses eager mode on a CPU by itself.
 SERVE_ORIGINAL = (*SERVE, "--enforce-eager")
+NOTE = "* Python's documentation, topics kept out of calibration; other text can lose more."
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 console = Console()
@@ -122,7 +121,7 @@ def figures_table(original: Served, converted: Served, quality: PerplexityFigure
     """What conversion saves and what it costs."""
     config = converted_config(CONVERTED)
     layouts = layer_layouts(config)
-    table = Table("", "original", "converted", "ratio")
+    table = Table("", "original", "converted", "ratio", caption=NOTE)
     rows = (
         (
             f"cache bytes per token in {DTYPE}, as served",
@@ -164,9 +163,6 @@ def run(fresh: bool) -> None:
     converted = ask(CONVERTED, SERVE)
     console.print(answers_table(original, converted))
     console.print(figures_table(original, converted, quality))
-    console.print(
-        "* Python's documentation, topics held out of calibration; other text loses more."
-    )
     console.print(f"Serve it yourself: .venv/bin/vllm serve {shown(CONVERTED)}", soft_wrap=True)
 
 
@@ -178,8 +174,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     for noisy in ("httpx", "httpx2", "transformers", "gguf"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)
+    end_on_signals()
     try:
         run(fresh)
     except KeyboardInterrupt:
@@ -191,11 +186,6 @@ def main() -> None:
         print(error.tail, file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
-
-
-def leave(number: int, _frame: object) -> NoReturn:
-    """End as Ctrl-C does, so that the server is stopped and half-written folders removed."""
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

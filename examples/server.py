@@ -18,8 +18,9 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CACHE_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
 TAIL_LINES = 30
-# What ends the server, and how many seconds each may take.
-STOP_STEPS = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0))
+# What ends the server, and how many seconds each may take. A ready one ends in a second or two;
+# one that is still starting may not listen at all, and has nothing to lose.
+STOP_STEPS = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 
 
 class ServerError(Exception):
@@ -69,8 +70,8 @@ class Server:
 def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Iterator[Server]:
     """Serve the model in ``folder`` on a free port of 127.0.0.1.
 
-    No process is left however the block ends, also on Ctrl-C and, where SIGTERM and SIGHUP
-    raise, on those. Use it in the main thread.
+    No process is left however the block ends, also on Ctrl-C and, after ``end_on_signals()``, on
+    SIGTERM and SIGHUP. Use it in the main thread.
 
     Args:
         folder: Hugging Face model folder.
@@ -129,6 +130,12 @@ def hold_signals() -> Iterator[None]:
             signal.signal(number, handler)
     if held:
         signal.raise_signal(held[0])
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: through every ``finally``."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _free_port() -> int:

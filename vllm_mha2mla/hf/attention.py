@@ -65,7 +65,7 @@ class LatentAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend over the latents cached so far.
+        """The attention block's output.
 
         Args:
             hidden_states: normed input  # [batch, tokens, hidden]
@@ -73,6 +73,20 @@ class LatentAttention(nn.Module):
             attention_mask: as the configured attention implementation expects it.
             past_key_values: cache that is given ``c`` as keys and ``k_rope`` as values.
             kwargs: ``position_ids`` of the tokens  # [batch, tokens], and the rest.
+        """
+        heads, weights = self.attend(hidden_states, attention_mask, past_key_values, **kwargs)
+        return self.o_proj(heads), weights
+
+    def attend(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Every head's output over the latents cached so far, before ``o_proj``.
+
+        Args and shapes as for :meth:`forward`; the result is  # [batch, tokens, heads * v]
         """
         batch, tokens, _ = hidden_states.shape
         position_ids: Tensor = kwargs["position_ids"]
@@ -109,4 +123,4 @@ class LatentAttention(nn.Module):
             **kwargs,
         )  # [batch, tokens, heads, rank + rope]
         out = torch.einsum("bthr,hvr->bthv", out[..., : self.rank], w_uv)
-        return self.o_proj(out.reshape(batch, tokens, -1)), weights
+        return out.reshape(batch, tokens, -1), weights
