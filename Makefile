@@ -23,7 +23,7 @@ format: setup ## Mend formatting and what ruff can mend
 	$(BIN)/ruff format
 
 # Torch's threads otherwise spin while they wait for each other: with one busy core of two, the
-# conversion took eight times as long.
+# a layer's statistics took eight times as long.
 demo: export OMP_WAIT_POLICY := passive
 demo: export HF_HUB_OFFLINE := 1
 demo: export HF_HUB_DISABLE_PROGRESS_BARS := 1

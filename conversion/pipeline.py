@@ -61,7 +61,7 @@ def convert(
     1. Push the calibration text through the source, layer by layer.
     2. Measure each layer's attention on it (``calibration.statistics``).
     3. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
-    4. Refit the output projection on the converted stream (``refit``), write, go on.
+    4. Refit the output projection on the converted stream if the recipe says so, write, go on.
 
     Memory: the activations of the calibration text and one layer.
 
@@ -113,7 +113,7 @@ def _write_layers(
     rotary = source.family.rotary_embedding(config)
     converter = LayerConverter(config, converted, rotary, recipe, ids.shape[1], device)
     embedded = source.tensor("model.embed_tokens.weight").float()[ids]
-    streams = Streams(embedded, embedded.clone() if recipe.refits_output else None)
+    streams = Streams(embedded, embedded.clone() if recipe.refit else None)
     layouts = layer_layouts(converted)
     with progress.task("Converting layers", config.num_hidden_layers) as advance:
         for index, layout in enumerate(layouts):

@@ -21,13 +21,11 @@ class Method(BaseModel):
     latent: str
     rope_share: float
     """Part of the cache that goes to rotary keys when only the whole budget is given."""
-    refit: bool
-    """Whether the output projection is refitted when the recipe does not say."""
 
 
 METHODS = {
-    "calibrated": Method(rotary="calibrated", latent="calibrated", rope_share=1 / 3, refit=True),
-    "mha2mla": Method(rotary="2-norm", latent="svd-joint", rope_share=1 / 5, refit=False),
+    "calibrated": Method(rotary="calibrated", latent="calibrated", rope_share=1 / 3),
+    "mha2mla": Method(rotary="2-norm", latent="svd-joint", rope_share=1 / 5),
 }
 
 
@@ -49,10 +47,8 @@ class Recipe(BaseModel):
     key_weight: float = Field(
         0.5, gt=0, description="Weight of key errors against value errors in the joint metric."
     )
-    refit: bool | None = Field(
-        None,
-        description="Refit the output projection by least squares on the converted stream; "
-        "default: for calibrated only.",
+    refit: bool = Field(
+        False, description="Refit the output projection by least squares on the converted stream."
     )
     ridge: float = Field(
         1e-2, gt=0, description="Pull of a refit towards the unrefitted weights, relative."
@@ -110,11 +106,6 @@ class Recipe(BaseModel):
                 f"cache_fraction {fraction}: leaves {width} numbers per token and layer; give more"
             )
         return LatentLayout(width - rope, rope)
-
-    @property
-    def refits_output(self) -> bool:
-        """Whether the output projection is refitted."""
-        return METHODS[self.method].refit if self.refit is None else self.refit
 
     def strategies(self) -> tuple[Any, Any]:
         """The rotary and the low-rank strategy."""

@@ -60,10 +60,12 @@ def windows():
         ),
     ],
 )
-@pytest.mark.parametrize("method", ["calibrated", "mha2mla"])
-def test_nothing_truncated_is_the_original(tmp_path, variant, changes, method):
+@pytest.mark.parametrize(
+    "recipe", [{}, {"method": "mha2mla"}, {"refit": True}], ids=["calibrated", "mha2mla", "refit"]
+)
+def test_nothing_truncated_is_the_original(tmp_path, variant, changes, recipe):
     source = save_tiny(tmp_path / "source", variant, **changes)
-    converted = run(source, tmp_path / "out", cache_fraction=1, method=method)
+    converted = run(source, tmp_path / "out", cache_fraction=1, **recipe)
     original = LlamaForCausalLM.from_pretrained(source).eval()
     with torch.no_grad():
         expected, actual = original(windows()).logits, converted(windows()).logits
@@ -85,6 +87,18 @@ def test_half_the_cache_beats_the_paper_before_training(tmp_path, variant):
     ours = divergence(run(source, tmp_path / "ours", cache_fraction=0.5))
     paper = divergence(run(source, tmp_path / "paper", cache_fraction=0.5, method="mha2mla"))
     assert 0 < ours < paper
+
+
+def test_a_refit_follows_the_original_more_closely(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    original = LlamaForCausalLM.from_pretrained(source).eval()
+    distance = {}
+    for refit in (False, True):
+        model = run(source, tmp_path / f"{refit}", cache_fraction=0.4, refit=refit)
+        with torch.no_grad():
+            ours, theirs = (m.model(windows()).last_hidden_state for m in (model, original))
+        distance[refit] = float((ours - theirs).square().mean())
+    assert distance[True] < 0.8 * distance[False]
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
