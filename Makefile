@@ -1,6 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Torch's threads otherwise spin while they wait for each other, which starves whatever shares the
+# cores with them.
+export OMP_WAIT_POLICY := passive
+
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format demo
 
@@ -22,9 +26,6 @@ format: setup ## Mend formatting and what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Torch's threads otherwise spin while they wait for each other: with one busy core of two, the
-# a layer's statistics took eight times as long.
-demo: export OMP_WAIT_POLICY := passive
 demo: export HF_HUB_OFFLINE := 1
 demo: export HF_HUB_DISABLE_PROGRESS_BARS := 1
 demo: setup ## Convert a small model and compare it with its original in vLLM (ARGS=--fresh: anew)

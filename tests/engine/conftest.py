@@ -1,0 +1,123 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conversion.calibration.text import builtin_text
+from conversion.loading import load_converted, source_model
+from conversion.pipeline import Options, convert
+from conversion.progress import Progress
+from conversion.recipe import make_recipe
+from conversion.source import SourceCheckpoint, open_source
+from tests.tiny import tiny_tokenizer
+from vllm_mha2mla.config import FORMAT_VERSION
+from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
+
+DEMO = "demo:smollm2-135m"
+# One token to many chunks; 128 is exactly a block.
+PROMPT_LENGTHS = (1, 2, 7, 33, 128, 300, 701, 1500)
+TEXT_CHARACTERS = 20_000  # enough for all of them
+# Past the headline the text begins with.
+FIRST_PROMPT = 50
+NEW_TOKENS = 64
+TINY_LAYOUTS = [(24, 16), (8, 4), (40, 0), (16, 8)]  # (kv_lora_rank, qk_rope_head_dim)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For the reason given at ``harness.ENGINE_ENVIRONMENT``."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def source() -> SourceCheckpoint:
+    return open_source(DEMO)
+
+
+@pytest.fixture(scope="session")
+def prompts(source) -> list[list[int]]:
+    """Consecutive pieces of text that calibration has not seen, one of each length."""
+    ids = source.tokenizer()(builtin_text("held-out")[:TEXT_CHARACTERS])["input_ids"]
+    chosen, start = [], FIRST_PROMPT
+    for length in PROMPT_LENGTHS:
+        chosen.append(ids[start : start + length])
+        start += length
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def original(source) -> Any:
+    """The unconverted model in transformers, float32."""
+    return source_model(source, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def full_width(source, tmp_path_factory) -> Path:
+    """A converted checkpoint that has lost nothing, float32."""
+    return _converted(source, 1.0, tmp_path_factory.mktemp("full") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def half_cache(source, tmp_path_factory) -> Path:
+    """A converted checkpoint with half the original's cache, float32."""
+    return _converted(source, 0.5, tmp_path_factory.mktemp("half") / "checkpoint")
+
+
+def _converted(source: SourceCheckpoint, fraction: float, out: Path) -> Path:
+    recipe = make_recipe(None, cache_fraction=fraction, calibration_tokens=1024)
+    convert(source, out, recipe, Options(dtype=torch.float32), Progress())
+    return out
+
+
+@pytest.fixture(scope="session")
+def half_cache_model(half_cache) -> Any:
+    """The same checkpoint in transformers."""
+    return load_converted(half_cache, torch.float32)[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """Random weights, biases everywhere, another width in every layer (one without RoPE)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = LlamaMLAConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=len(TINY_LAYOUTS),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        attention_bias=True,
+        kv_lora_rank=max(rank for rank, _ in TINY_LAYOUTS),
+        qk_rope_head_dim=max(rope for _, rope in TINY_LAYOUTS),
+        kv_lora_rank_per_layer=[rank for rank, _ in TINY_LAYOUTS],
+        qk_rope_head_dim_per_layer=[rope for _, rope in TINY_LAYOUTS],
+        qk_nope_head_dim=16,
+        v_head_dim=12,
+        attention_scale=0.2,
+        mha2mla={"format_version": FORMAT_VERSION},
+    )
+    model = LlamaMLAForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("rope_inv_freq"):
+                parameter.uniform_(0.02, 1.0, generator=generator)
+            elif "norm" not in name:
+                # Larger than the usual initialisation: attention far from uniform, few near ties.
+                parameter.normal_(std=0.15, generator=generator)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint) -> Any:
+    return load_converted(tiny_checkpoint, torch.float32)[0]

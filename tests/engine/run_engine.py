@@ -1,0 +1,81 @@
+"""Run vLLM engines one after another: a JSON specification on stdin, JSON results to a file.
+
+A process of its own, because an engine leaves global state behind and must know nothing of the
+tests: the plugin is found through its entry point, as a user's engine finds it.
+
+    [{"llm": {LLM arguments},
+      "steps": [{"prompts": [[token ids]], "alone": bool, "reset": bool, "sampling": {...}}]}]
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+
+def run(specification: dict[str, Any]) -> dict[str, Any]:
+    try:
+        llm = LLM(disable_log_stats=False, **specification["llm"])
+    except Exception as error:
+        # What users of the Python API see; whether it was to be expected is the test's to say.
+        return {"error": f"{type(error).__name__}: {error}"}
+    cache = llm.llm_engine.vllm_config.cache_config
+    result = {
+        "error": None,
+        "cache_tokens": cache.num_gpu_blocks * cache.block_size,
+        "cache_tokens_reported": cache.kv_cache_size_tokens,
+        "block_size": cache.block_size,
+        "steps": [run_step(llm, step) for step in specification.get("steps", [])],
+    }
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    cleanup_dist_env_and_memory()
+    gc.collect()
+    return result
+
+
+def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
+    if step.get("reset") and not llm.reset_prefix_cache():
+        raise RuntimeError("prefix cache not reset: blocks are still in use")
+    before = preemptions(llm)
+    params = SamplingParams(**step["sampling"])
+    prompts = [{"prompt_token_ids": ids} for ids in step["prompts"]]
+    batches = [[prompt] for prompt in prompts] if step.get("alone") else [prompts]
+    outputs = [
+        request for batch in batches for request in llm.generate(batch, params, use_tqdm=False)
+    ]
+    return {
+        "outputs": [as_json(request) for request in outputs],
+        "preemptions": preemptions(llm) - before,
+    }
+
+
+def preemptions(llm: LLM) -> int:
+    return sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+
+
+def as_json(request: Any) -> dict[str, Any]:
+    completion = request.outputs[0]
+    return {
+        "tokens": list(completion.token_ids),
+        "logprobs": chosen(completion.token_ids, completion.logprobs),
+        "prompt_logprobs": chosen(request.prompt_token_ids, request.prompt_logprobs),
+        "cached": request.num_cached_tokens,
+    }
+
+
+def chosen(tokens: Any, logprobs: Any) -> list[float | None]:
+    """Log-probability of each token; a prompt's first has none."""
+    if logprobs is None:
+        return []
+    pairs = zip(tokens, logprobs, strict=True)
+    return [entry and float(entry[token].logprob) for token, entry in pairs]
+
+
+if __name__ == "__main__":
+    results = [run(specification) for specification in json.load(sys.stdin)]
+    Path(sys.argv[1]).write_text(json.dumps(results))

@@ -1,0 +1,53 @@
+"""What an engine must refuse, in words its user can act on."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.engine.harness import ENGINE, refusals
+from vllm_mha2mla.config import FORMAT_VERSION
+
+pytestmark = ENGINE
+
+
+@pytest.fixture(scope="module")
+def errors(tiny_checkpoint, tmp_path_factory):
+    newer = tmp_path_factory.mktemp("newer") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, newer)
+    config = json.loads((newer / "config.json").read_text())
+    config["mha2mla"]["format_version"] = FORMAT_VERSION + 1
+    (newer / "config.json").write_text(json.dumps(config))
+    usual = {
+        "model": str(tiny_checkpoint),
+        "dtype": "float32",
+        "kv_cache_memory_bytes": 1 << 24,
+        "max_model_len": 256,
+    }
+    with ThreadPoolExecutor() as pool:
+        plugin = pool.submit(
+            refusals,
+            {"llm": usual | {"model": str(newer)}},
+            {"llm": usual | {"kv_cache_dtype": "fp8"}},
+        )
+        no_plugin = pool.submit(refusals, {"llm": usual}, VLLM_PLUGINS="")
+        names = ("newer format", "fp8 cache", "no plugin")
+        return dict(zip(names, plugin.result() + no_plugin.result(), strict=True))
+
+
+def test_newer_format(errors):
+    assert (
+        f"format_version {FORMAT_VERSION + 1} is newer than this release reads "
+        f"({FORMAT_VERSION}); upgrade with: pip install -U vllm-mha2mla"
+    ) in errors["newer format"]
+
+
+def test_quantised_cache(errors):
+    message = "--kv-cache-dtype fp8: the latent cache is not quantised in this release"
+    assert message in errors["fp8 cache"]
+
+
+def test_engine_without_the_plugin(errors):
+    # Not served as a plain Llama: the model type is one that only the plugin knows.
+    assert "llama_mla" in errors["no plugin"]
