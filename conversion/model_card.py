@@ -10,7 +10,7 @@ from vllm_mha2mla.config import LatentLayout, Provenance, cache_bytes_per_token
 TEMPLATE = """\
 # {name}, with multi-head latent attention
 
-Converted by [vllm-mha2mla](https://pypi.org/project/vllm-mha2mla/) {version} from `{source}`.
+Converted by vllm-mha2mla {version} from `{source}`.
 
 Per token and layer it caches {widths} numbers, where the original caches {original}:
 {bytes} bytes per token for the whole model, {fraction:.2%} of the original.
@@ -18,11 +18,11 @@ Per token and layer it caches {widths} numbers, where the original caches {origi
 ## Serve
 
 ```
-pip install vllm-mha2mla
 vllm serve <this folder>
 ```
 
-An engine without the plugin refuses this checkpoint. In transformers, `import vllm_mha2mla` first.
+vLLM needs the vllm-mha2mla plugin installed beside it; without it, it refuses this checkpoint. In
+transformers, `import vllm_mha2mla` first.
 
 ## Made with
 
