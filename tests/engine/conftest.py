@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,8 @@ import torch
 
 from conversion.calibration.text import builtin_text
 from conversion.loading import load_converted, source_model
-from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import make_recipe
 from conversion.source import SourceCheckpoint, open_source
+from tests.engine.harness import convert
 from tests.tiny import tiny_tokenizer
 from vllm_mha2mla.config import FORMAT_VERSION
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
@@ -27,7 +26,7 @@ TINY_LAYOUTS = [(24, 16), (8, 4), (40, 0), (16, 8)]  # (kv_lora_rank, qk_rope_he
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For the reason given at ``harness.ENGINE_ENVIRONMENT``."""
+    """For the reason given at ``harness.ONE_THREAD``."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,21 +56,26 @@ def original(source) -> Any:
 
 
 @pytest.fixture(scope="session")
-def full_width(source, tmp_path_factory) -> Path:
-    """A converted checkpoint that has lost nothing, float32."""
-    return _converted(source, 1.0, tmp_path_factory.mktemp("full") / "checkpoint")
+def conversions(tmp_path_factory) -> Iterator[dict[str, "Future[Path]"]]:
+    """Converted float32 checkpoints by their share of the original's cache, made side by side."""
+    folder = tmp_path_factory.mktemp("converted")
+    with ThreadPoolExecutor() as pool:
+        yield {
+            fraction: pool.submit(convert, DEMO, folder / fraction, fraction)
+            for fraction in ("1.0", "0.5")
+        }
 
 
 @pytest.fixture(scope="session")
-def half_cache(source, tmp_path_factory) -> Path:
-    """A converted checkpoint with half the original's cache, float32."""
-    return _converted(source, 0.5, tmp_path_factory.mktemp("half") / "checkpoint")
+def full_width(conversions) -> Path:
+    """A converted checkpoint that has lost nothing."""
+    return conversions["1.0"].result()
 
 
-def _converted(source: SourceCheckpoint, fraction: float, out: Path) -> Path:
-    recipe = make_recipe(None, cache_fraction=fraction, calibration_tokens=1024)
-    convert(source, out, recipe, Options(dtype=torch.float32), Progress())
-    return out
+@pytest.fixture(scope="session")
+def half_cache(conversions) -> Path:
+    """A converted checkpoint with half the original's cache."""
+    return conversions["0.5"].result()
 
 
 @pytest.fixture(scope="session")

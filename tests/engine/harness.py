@@ -37,16 +37,29 @@ FLOAT32_TOLERANCE = 4e-4
 BFLOAT16_SUM_TOLERANCE = 0.01
 BFLOAT16_TOKEN_TOLERANCE = 0.15
 
-# One thread each: the tests share the machine's cores with whatever else runs on it, and OpenMP
-# threads that wait for each other on a busy core are slower than one. In-process, because two more
-# processes per engine would double its start; test_server.py has the usual arrangement.
-ENGINE_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+# The tests run several processes side by side, and share the machine's cores with whatever else
+# runs on it: OpenMP threads that wait for each other on a busy core are slower than one.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENGINE_ENVIRONMENT = ONE_THREAD | {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
+    # In this process, because two more per engine would double its start; test_server.py has the
+    # usual arrangement.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# Fewer than by default: conversions need not be good here, only repeatable.
+CALIBRATION_TOKENS = 1024
+
+
+def convert(source: str, out: Path, cache_fraction: str) -> Path:
+    """A float32 checkpoint, made by the command line."""
+    command = [
+        str(Path(sys.executable).with_name("mha2mla")),
+        *("convert", source, str(out), "--cache-fraction", cache_fraction),
+        *("--calibration-tokens", str(CALIBRATION_TOKENS), "--dtype", "float32"),
+    ]
+    _checked(command, ONE_THREAD)
+    return out
 
 
 def run_engines(*specifications: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,18 +79,24 @@ def refusals(*specifications: dict[str, Any], **environment: str) -> list[str]:
 def _run(specifications: Sequence[dict[str, Any]], environment: dict[str, str]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
-        done = subprocess.run(
-            [sys.executable, str(RUNNER), str(results)],
-            input=json.dumps(specifications),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=RUN_TIMEOUT,
-            env=os.environ | ENGINE_ENVIRONMENT | environment,
-            check=False,
-        )
-        assert done.returncode == 0, f"engine process failed:\n{done.stdout[-LOG_TAIL:]}"
+        command = [sys.executable, str(RUNNER), str(results)]
+        _checked(command, ENGINE_ENVIRONMENT | environment, json.dumps(specifications))
         return json.loads(results.read_text())
+
+
+def _checked(command: Sequence[str], environment: dict[str, str], text: str = "") -> None:
+    done = subprocess.run(
+        command,
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=RUN_TIMEOUT,
+        env=os.environ | environment,
+        check=False,
+    )
+    log = done.stdout[-LOG_TAIL:]
+    assert done.returncode == 0, f"{command[0]}: exit code {done.returncode}\n{log}"
 
 
 def greedy_sampling(tokens: int) -> dict[str, Any]:
