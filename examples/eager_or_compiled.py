@@ -12,7 +12,7 @@ NONE, COMPILED = 0, 3  # vLLM's CompilationMode
 
 
 def measure(model: str, mode: int) -> None:
-    """Start one engine and print its figures as JSON, alone on the last line."""
+    """Start one engine and print its figures as one line of JSON."""
     from vllm import LLM, SamplingParams
 
     start = time.monotonic()
@@ -52,7 +52,8 @@ def main() -> None:
     for name, mode in (("eager", NONE), ("compiled", COMPILED)):
         command = [sys.executable, __file__, arguments.model, "--mode", str(mode)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        # The engine's own log lines share the output.
+        found = next(json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{")
         print(f"{name}: start {found['start']:.0f} s, {found['rate']:.1f} output tokens/s")
 
 
