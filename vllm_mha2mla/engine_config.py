@@ -51,7 +51,7 @@ def _prefer_eager_on_cpu(vllm_config: VllmConfig) -> None:
     compilation.mode = CompilationMode.NONE
     compilation.cudagraph_mode = CUDAGraphMode.NONE
     logger.info(
-        "mha2mla: running eagerly for a quick start; -cc.mode=3 compiles, which takes two minutes "
+        "mha2mla: running eagerly for a quick start; -cc.mode=3 compiles, which takes minutes "
         "at every start on a CPU and then generates faster"
     )
 
