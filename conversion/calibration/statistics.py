@@ -47,6 +47,7 @@ class LayerStatistics:
         rho: mean rotation ``E[exp(i theta_f D)]`` over each head's attention  # [heads, d/2]
         input_mean: mean of the layer's normed input, weighted by attention received  # [hidden]
         input_covariance: its covariance under the same weights  # [hidden, hidden]
+        token_moment: ``E[x x^T]`` of that input over tokens, not centred  # [hidden, hidden]
         gamma: value variance each head's output sees, ``E sum_n a ||W_O (v_n - o)||^2``  # [heads]
         omega: ``E sum_n a^2``  # [heads]
     """
@@ -57,6 +58,7 @@ class LayerStatistics:
     rho: Tensor
     input_mean: Tensor
     input_covariance: Tensor
+    token_moment: Tensor
     gamma: Tensor
     omega: Tensor
 
@@ -116,6 +118,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
     query_norm, key_norm = zeros(heads, d // 2), zeros(kv_heads, d // 2)
     rho = zeros(heads, d // 2, dtype=torch.complex128)
     first, second = zeros(hidden), zeros(hidden, hidden)
+    token_moment = zeros(hidden, hidden)
     gamma, omega = zeros(heads), zeros(heads)
 
     windows, tokens, _ = inputs.shape
@@ -152,6 +155,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
         x = x.double()
         first += w @ x
         second += x.T @ (w[:, None] * x)
+        token_moment += x.T @ x / tokens
 
     mean = first / windows
     return LayerStatistics(
@@ -161,6 +165,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
         rho=rho / windows,
         input_mean=mean,
         input_covariance=second / windows - torch.outer(mean, mean),
+        token_moment=token_moment / windows,
         gamma=gamma / windows,
         omega=omega / windows,
     )

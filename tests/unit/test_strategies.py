@@ -60,6 +60,8 @@ def test_statistics_are_what_their_names_say(measured):
     # The product computes in float32.
     close = {"atol": 1e-5, "rtol": 1e-4}
     torch.testing.assert_close(statistics.input_mean, received_mean / 3, **close)
+    tokens = inputs.double().flatten(0, 1)
+    torch.testing.assert_close(statistics.token_moment, tokens.T @ tokens / len(tokens), **close)
     torch.testing.assert_close(statistics.rho, rho / 3, **close)
     torch.testing.assert_close(statistics.omega, omega / 3, **close)
     torch.testing.assert_close(statistics.gamma, gamma / 3, **close)
