@@ -35,6 +35,7 @@ class LatentConfig(Protocol):
     """The keys a model config of any family carries once it is converted."""
 
     num_hidden_layers: int
+    q_lora_rank: int | None
     kv_lora_rank: int
     qk_rope_head_dim: int
     kv_lora_rank_per_layer: list[int] | None

@@ -48,6 +48,8 @@ class LatentSelfAttention(nn.Module):
     (DeepSeek-V2, arXiv:2405.04434, section 2.1.2):
 
         q_latent[h] = W_UK[h]^T q_nope[h],     out[h] = W_UV[h] sum_n p(h, n) c[n]
+
+    With ``q_lora_rank``, the query comes from its own latent (eqs. 37-38, without the norm).
     """
 
     def __init__(
@@ -76,13 +78,32 @@ class LatentSelfAttention(nn.Module):
         layout = layer_layouts(config)[extract_layer_index(prefix)]
         self.rank, self.rope = layout.kv_lora_rank, layout.qk_rope_head_dim
 
-        self.q_proj = ColumnParallelLinear(
-            hidden_size,
-            num_heads * (self.nope + self.rope),
-            bias=bias,
-            quant_config=quant_config,
-            prefix=f"{prefix}.q_proj",
-        )
+        queries = num_heads * (self.nope + self.rope)
+        self.q_rank: int | None = config.q_lora_rank
+        if self.q_rank is None:
+            self.q_proj = ColumnParallelLinear(
+                hidden_size,
+                queries,
+                bias=bias,
+                quant_config=quant_config,
+                prefix=f"{prefix}.q_proj",
+            )
+        else:
+            # Replicated: the heads of every rank read the whole query latent.
+            self.q_a_proj = ReplicatedLinear(
+                hidden_size,
+                self.q_rank,
+                bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.q_a_proj",
+            )
+            self.q_b_proj = ColumnParallelLinear(
+                self.q_rank,
+                queries,
+                bias=bias,
+                quant_config=quant_config,
+                prefix=f"{prefix}.q_b_proj",
+            )
         self.kv_a_proj_with_mqa = ReplicatedLinear(
             hidden_size,
             layout.width,
@@ -113,7 +134,7 @@ class LatentSelfAttention(nn.Module):
             positions: position of each token in its request  # [tokens]
             hidden_states: normed input  # [tokens, hidden]
         """
-        q, _ = self.q_proj(hidden_states)
+        q = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
         rows, _ = self.kv_a_proj_with_mqa(hidden_states)
         q_nope, q_rope = q.view(-1, self.num_heads, self.nope + self.rope).split(
             (self.nope, self.rope), dim=-1
@@ -132,3 +153,11 @@ class LatentSelfAttention(nn.Module):
         out = torch.bmm(out_latent.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
         output: Tensor = self.o_proj(out.reshape(-1, self.num_heads * self.v))[0]
         return output
+
+    def _query(self, hidden_states: Tensor) -> Tensor:
+        if self.q_rank is None:
+            query: Tensor = self.q_proj(hidden_states)[0]
+        else:
+            latent, _ = self.q_a_proj(hidden_states)  # [tokens, q_rank]
+            query = self.q_b_proj(latent)[0]
+        return query

@@ -6,9 +6,10 @@ and their absorbed form, section 2.1.2):
     score(h, n) = scale * ((W_UK[h]^T q_nope[h]) . c[n] + q_rope[h] . k_rope[n])
     out(h)      = W_UV[h] . sum_n p(h, n) c[n]
 
-so the cache holds ``[c ; k_rope]`` and nothing else. Where this deviates from DeepSeek: no norm
-on the latent, a bias on ``o_proj`` (the centred values' mean), and rotary frequencies stored with
-the weights, because partial RoPE keeps a different set in every layer.
+so the cache holds ``[c ; k_rope]`` and nothing else. With ``q_lora_rank``, queries come from a
+latent of their own (eqs. 37-38). Where this deviates from DeepSeek: no norm on the latents, a bias
+on ``o_proj`` (the centred values' mean), and rotary frequencies stored with the weights, because
+partial RoPE keeps a different set in every layer.
 """
 
 from typing import Any
@@ -49,7 +50,13 @@ class LatentAttention(nn.Module):
 
         hidden = config.hidden_size
         bias = config.attention_bias
-        self.q_proj = nn.Linear(hidden, self.num_heads * (self.nope + self.rope), bias=bias)
+        queries = self.num_heads * (self.nope + self.rope)
+        self.q_rank: int | None = config.q_lora_rank
+        if self.q_rank is None:
+            self.q_proj = nn.Linear(hidden, queries, bias=bias)
+        else:
+            self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=False)
+            self.q_b_proj = nn.Linear(self.q_rank, queries, bias=bias)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
         self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope + self.v), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v, hidden, bias=True)
@@ -90,7 +97,7 @@ class LatentAttention(nn.Module):
         """
         batch, tokens, _ = hidden_states.shape
         position_ids: Tensor = kwargs["position_ids"]
-        q = self.q_proj(hidden_states).view(batch, tokens, self.num_heads, self.nope + self.rope)
+        q = self._query(hidden_states).view(batch, tokens, self.num_heads, self.nope + self.rope)
         q_nope, q_rope = q.split((self.nope, self.rope), dim=-1)  # [batch, tokens, heads, *]
         c, k_rope = self.kv_a_proj_with_mqa(hidden_states).split((self.rank, self.rope), dim=-1)
 
@@ -124,3 +131,10 @@ class LatentAttention(nn.Module):
         )  # [batch, tokens, heads, rank + rope]
         out = torch.einsum("bthr,hvr->bthv", out[..., : self.rank], w_uv)
         return out.reshape(batch, tokens, -1), weights
+
+    def _query(self, hidden_states: Tensor) -> Tensor:
+        if self.q_rank is None:
+            query: Tensor = self.q_proj(hidden_states)
+        else:
+            query = self.q_b_proj(self.q_a_proj(hidden_states))
+        return query  # [batch, tokens, heads * (nope + rope)]
