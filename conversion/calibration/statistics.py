@@ -50,6 +50,8 @@ class LayerStatistics:
         token_moment: ``E[x x^T]`` of that input over tokens, not centred  # [hidden, hidden]
         gamma: value variance each head's output sees, ``E sum_n a ||W_O (v_n - o)||^2``  # [heads]
         omega: ``E sum_n a^2``  # [heads]
+        distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
+        token_mean: mean of the normed input over tokens  # [hidden]
     """
 
     query_moment: Tensor
@@ -61,6 +63,8 @@ class LayerStatistics:
     token_moment: Tensor
     gamma: Tensor
     omega: Tensor
+    distance: Tensor
+    token_mean: Tensor
 
 
 def as_pairs(x: Tensor) -> Tensor:
@@ -122,6 +126,8 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
     gamma, omega = zeros(heads), zeros(heads)
 
     windows, tokens, _ = inputs.shape
+    distance = zeros(heads, tokens)
+    token_mean = zeros(hidden)
     positions = torch.arange(tokens, device=inputs.device)
     angles = positions[:, None] * weights.inv_freq  # [tokens, d/2]
     cos, sin = angles.cos(), angles.sin()
@@ -144,6 +150,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
             a = a.masked_fill_(future, float("-inf")).softmax(-1)  # [queries, keys]
             received += a.sum(0)
             omega[h] += a.square().sum().double() / tokens
+            distance[h] += by_distance(a).double()
             # E e^{i theta (m - n)} = mean_m e^{i theta m} conj(sum_n a e^{i theta n})
             seen = torch.complex(a @ turn.real, a @ turn.imag)
             rho[h] += (turn * seen.conj()).mean(0).to(torch.complex128)
@@ -153,6 +160,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
             gamma[h] += ((a @ size) - mean_size).mean().double()
         w = (received / received.sum()).double()
         x = x.double()
+        token_mean += x.mean(0)
         first += w @ x
         second += x.T @ (w[:, None] * x)
         token_moment += x.T @ x / tokens
@@ -168,4 +176,17 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
         token_moment=token_moment / windows,
         gamma=gamma / windows,
         omega=omega / windows,
+        distance=distance / windows,
+        token_mean=token_mean / windows,
     )
+
+
+def by_distance(a: Tensor) -> Tensor:
+    """Causal attention summed by distance, averaged over queries  # [tokens, tokens] -> [tokens]"""
+    tokens = len(a)
+    # Rows one element longer than they are: column tokens - 1 - D of row m is a[m, m - D], and
+    # what wraps in from the row before is its future, zero. Row 0 would start before the storage.
+    shifted = a.contiguous().as_strided((tokens - 1, tokens), (tokens + 1, 1), 2)
+    total = shifted.sum(0).flip(0)
+    total[0] += a[0, 0]
+    return total / tokens
