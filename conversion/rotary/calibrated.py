@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary.selection import RotarySelection, complex_rows
+from conversion.rotary.selection import RotarySelection, complex_rows, pair_power
 
 # Floor of a head's weight, relative to the largest: keeps D_f invertible.
 FLOOR = 1e-6
@@ -34,7 +34,7 @@ def calibrated(
     kv_heads, pairs = weights.key.shape[0], d // 2
     keep = rope_dim // 2
     rho = statistics.rho  # [heads, pairs]
-    power = _pair_power(statistics.query_moment)  # E|u|^2  # [heads, pairs]
+    power = pair_power(statistics.query_moment)  # E|u|^2  # [heads, pairs]
     cost = (power * (1 - rho.abs().square()).clamp_min(0)).view(kv_heads, -1, pairs).sum(1)
     cost = cost.clamp_min(float(cost.max()) * FLOOR).T  # D_f  # [pairs, kv_heads]
 
@@ -64,12 +64,6 @@ def calibrated(
         key_nope=key_nope,
         query_nope=torch.stack([complex_rows(torch.diag(r)[:, None]) for r in rho]),
     )
-
-
-def _pair_power(moment: Tensor) -> Tensor:
-    """``E|u[f]|^2`` from ``E[q q^T]``  # [heads, d, d] -> [heads, d/2]"""
-    real, imaginary = moment.diagonal(dim1=-2, dim2=-1).chunk(2, dim=-1)
-    return real + imaginary
 
 
 def _key_moment(weights: AttentionWeights, statistics: LayerStatistics) -> Tensor:

@@ -35,6 +35,39 @@ class RotarySelection:
 RotaryStrategy = Callable[[AttentionWeights, LayerStatistics, int], RotarySelection]
 """``strategy(weights, statistics, rope_dim)`` with ``rope_dim`` an even number of dimensions."""
 
+RopeStep = Callable[[int, int], int]
+"""``step(kv_heads, head_dim)``: a strategy takes the multiples of this as ``rope_dim``."""
+
+
+def every_pair(kv_heads: int, head_dim: int) -> int:
+    """The step of a strategy that keeps any number of pairs."""
+    return 2
+
+
+@dataclass(frozen=True)
+class RotaryMethod:
+    """A registered strategy, called as the strategy itself.
+
+    Attributes:
+        choose: the strategy.
+        step: which ``rope_dim`` it takes.
+    """
+
+    choose: RotaryStrategy
+    step: RopeStep = every_pair
+
+    def __call__(
+        self, weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int
+    ) -> RotarySelection:
+        """``choose(weights, statistics, rope_dim)``."""
+        return self.choose(weights, statistics, rope_dim)
+
+
+def pair_power(moment: Tensor) -> Tensor:
+    """``E|u[f]|^2`` from ``E[q q^T]``  # [heads, d, d] -> [heads, d/2]"""
+    real, imaginary = moment.diagonal(dim1=-2, dim2=-1).chunk(2, dim=-1)
+    return real + imaginary
+
 
 def complex_rows(coefficients: Tensor) -> Tensor:
     """Real form of complex-linear forms on rotary pairs.
