@@ -19,6 +19,8 @@ class LatentTarget:
         key_metric: ``M_K``, what a key error costs, per KV head  # [kv_heads, d, d]
         value_metric: ``M_V``, what a value error costs, per KV head  # [kv_heads, d, d]
         covariance: of the layer's input, weighted by attention received  # [hidden, hidden]
+        token_moment: ``E[x x^T]`` of the layer's input, uncentred, every token alike; what
+            published methods take  # [hidden, hidden]
     """
 
     key: Tensor
@@ -26,6 +28,7 @@ class LatentTarget:
     key_metric: Tensor
     value_metric: Tensor
     covariance: Tensor
+    token_moment: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,4 +77,5 @@ def latent_target(
         key_metric=key_metric.view(kv_heads, -1, d, d).sum(1),
         value_metric=value_metric.view(kv_heads, -1, d, d).sum(1),
         covariance=statistics.input_covariance,
+        token_moment=statistics.token_moment,
     )

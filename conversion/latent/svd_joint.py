@@ -3,6 +3,7 @@
 import torch
 
 from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.latent.truncation import truncated_svd
 
 
 def svd_joint(target: LatentTarget, rank: int) -> LatentFactors:
@@ -11,9 +12,7 @@ def svd_joint(target: LatentTarget, rank: int) -> LatentFactors:
     ``SVD_joint`` of MHA2MLA (arXiv:2502.14837, section 3.2): ``[W_k; W_v] = U S V^T``, the latent
     is ``S^(1/2) V^T x`` and both up-projections are rows of ``U S^(1/2)``.
     """
-    U, S, Vh = torch.linalg.svd(torch.cat((target.key, target.value)), full_matrices=False)
-    root = S[:rank].sqrt()
-    key_up, value_up = (U[:, :rank] * root).chunk(2)
-    return LatentFactors(
-        down=root[:, None] * Vh[:rank], key_up=key_up, value_up=value_up, centred=False
-    )
+    U, S, Vh = truncated_svd(torch.cat((target.key, target.value)), rank)
+    root = S.sqrt()
+    key_up, value_up = (U * root).chunk(2)
+    return LatentFactors(down=root[:, None] * Vh, key_up=key_up, value_up=value_up, centred=False)
