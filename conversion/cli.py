@@ -65,6 +65,7 @@ def convert_command(
     ] = None,
     kv_lora_rank: Annotated[int | None, typer.Option(help=_help("kv_lora_rank"))] = None,
     rope_dim: Annotated[int | None, typer.Option(help=_help("rope_dim"))] = None,
+    q_lora_rank: Annotated[int | None, typer.Option(help=_help("q_lora_rank"))] = None,
     method: Annotated[
         str | None, typer.Option(help=_help("method") + " Default: calibrated.")
     ] = None,
@@ -84,6 +85,7 @@ def convert_command(
         cache_fraction=cache_fraction,
         kv_lora_rank=kv_lora_rank,
         rope_dim=rope_dim,
+        q_lora_rank=q_lora_rank,
         method=method,
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
@@ -162,6 +164,8 @@ def _inspection_table(found: Inspection) -> Table:
     table.add_row("layers", str(found.layers))
     table.add_row("kv_lora_rank", _range(found.kv_lora_rank))
     table.add_row("qk_rope_head_dim", _range(found.qk_rope_head_dim))
+    if found.q_lora_rank is not None:
+        table.add_row("q_lora_rank", str(found.q_lora_rank))
     table.add_row(
         "cache",
         f"{found.cache_bytes_per_token:,} bytes per token in {found.dtype}, "

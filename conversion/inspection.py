@@ -21,6 +21,7 @@ class Inspection(BaseModel):
     layers: int
     kv_lora_rank: list[int]
     qk_rope_head_dim: list[int]
+    q_lora_rank: int | None
     cache_bytes_per_token: int
     baseline_bytes_per_token: int
     cache_fraction: float
@@ -48,6 +49,7 @@ def inspect(folder: Path) -> Inspection:
         layers=len(layouts),
         kv_lora_rank=[layout.kv_lora_rank for layout in layouts],
         qk_rope_head_dim=[layout.qk_rope_head_dim for layout in layouts],
+        q_lora_rank=config.q_lora_rank,
         cache_bytes_per_token=cache.bytes_per_token,
         baseline_bytes_per_token=cache.baseline_bytes_per_token,
         cache_fraction=cache.fraction,

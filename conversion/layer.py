@@ -9,6 +9,7 @@ from torch import Tensor
 from conversion.assemble import assemble
 from conversion.calibration.statistics import attention_weights, layer_statistics
 from conversion.latent.factors import latent_target
+from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import refit_output
 from vllm_mha2mla.config import LatentLayout
@@ -77,6 +78,8 @@ class LayerConverter:
         target = latent_target(weights, statistics, selection, self._recipe.key_weight)
         factors = factorise(target, layout.kv_lora_rank)
         tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
+        if self._recipe.q_lora_rank is not None:
+            tensors = compress_query(tensors, weights, statistics, layout, self._recipe.q_lora_rank)
         outputs = torch.cat([self._attend(layer, x) for x in inputs.split(1)]).cpu()
         if streams.converted is not None:
             tensors |= self._refit(layer, index, layout, tensors, outputs, streams)

@@ -13,7 +13,7 @@ TEMPLATE = """\
 Converted by vllm-mha2mla {version} from `{source}`.
 
 Per token and layer it caches {widths} numbers, where the original caches {original}:
-{bytes} bytes per token for the whole model, {fraction:.2%} of the original.
+{bytes} bytes per token for the whole model, {fraction:.2%} of the original.{queries}
 
 ## Serve
 
@@ -46,6 +46,7 @@ def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: A
     original = provenance.source.cache_width
     calibration = provenance.calibration
     figures = "\n".join(f"- {key}: {value:.4g}" for key, value in provenance.figures.items())
+    q_lora_rank = provenance.recipe.get("q_lora_rank")
     return TEMPLATE.format(
         name=provenance.source.name.rstrip("/").rsplit("/", 1)[-1],
         version=provenance.versions.get("vllm-mha2mla", ""),
@@ -54,6 +55,7 @@ def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: A
         original=original,
         bytes=cache_bytes_per_token(layouts, dtype.itemsize),
         fraction=sum(layout.width for layout in layouts) / (original * len(layouts)),
+        queries=f" Queries are factorised through {q_lora_rank} numbers." if q_lora_rank else "",
         tokens=calibration.tokens if calibration else 0,
         files=", ".join(calibration.files) if calibration else "no text",
         window=calibration.window if calibration else 0,

@@ -71,6 +71,7 @@ def convert(
     check_output(out, options.overwrite)
     config = source.config
     layout = recipe.layout(config.num_key_value_heads, config.head_dim)
+    q_lora_rank = recipe.query_rank(config.hidden_size)
     files = [Path(name).expanduser() for name in recipe.calibration]
     limit = getattr(config, "max_position_embeddings", recipe.window)
     windows = calibration_windows(
@@ -82,7 +83,7 @@ def convert(
             f"{config.vocab_size}; it belongs to another model"
         )
     provenance = _provenance(source, recipe, windows)
-    converted = converted_config(source, layout, options.dtype, provenance)
+    converted = converted_config(source, layout, q_lora_rank, options.dtype, provenance)
     with staged_folder(out, options.overwrite) as folder:
         writer = CheckpointWriter(folder, _shard_sizes(source))
         try:
@@ -153,6 +154,7 @@ def _shard_sizes(source: SourceCheckpoint) -> dict[str, int]:
 def converted_config(
     source: SourceCheckpoint,
     layout: LatentLayout,
+    q_lora_rank: int | None,
     dtype: torch.dtype | None,
     provenance: Provenance,
 ) -> Any:
@@ -170,6 +172,7 @@ def converted_config(
             "rope_parameters": rope,
             "kv_lora_rank": layout.kv_lora_rank,
             "qk_rope_head_dim": layout.qk_rope_head_dim,
+            "q_lora_rank": q_lora_rank,
             "qk_nope_head_dim": head_dim,
             "v_head_dim": head_dim,
             "attention_scale": head_dim**-0.5 * scaling**2,

@@ -44,6 +44,9 @@ class Recipe(BaseModel):
     rope_dim: int | None = Field(
         None, ge=0, description="Rotary numbers per token and layer, even; shared by all heads."
     )
+    q_lora_rank: int | None = Field(
+        None, ge=1, description="Factorise queries through this many numbers; none: one matrix."
+    )
     key_weight: float = Field(
         0.5, gt=0, description="Weight of key errors against value errors in the joint metric."
     )
@@ -92,6 +95,19 @@ class Recipe(BaseModel):
                 f"and value dimensions; give at most {2 * one_side}"
             )
         return layout
+
+    def query_rank(self, hidden: int) -> int | None:
+        """Numbers per token in the query latent of a source of this width, if queries have one.
+
+        Raises:
+            RecipeError: more than the layer's input holds.
+        """
+        if self.q_lora_rank is not None and self.q_lora_rank > hidden:
+            raise RecipeError(
+                f"q_lora_rank {self.q_lora_rank} is more than the source's hidden size {hidden}; "
+                f"give at most {hidden}"
+            )
+        return self.q_lora_rank
 
     def _split(self, one_side: int, kv_heads: int) -> LatentLayout:
         fraction = 0.5 if self.cache_fraction is None else self.cache_fraction

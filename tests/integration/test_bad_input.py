@@ -175,6 +175,8 @@ def test_not_a_gguf_file(source, refused):
         (("--cache-fraction", "-1"), "--cache-fraction"),
         (("--kv-lora-rank", "8", "--rope-dim", "7"), "odd"),
         (("--kv-lora-rank", "8", "--rope-dim", "200"), "at most 32"),
+        (("--q-lora-rank", "0"), "--q-lora-rank"),
+        (("--q-lora-rank", "65"), "at most 64"),
         (("--method", "magic"), "--method"),
         (("--dtype", "int4"), "--dtype int4"),
         (("--device", "warp"), "--device warp"),

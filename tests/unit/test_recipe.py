@@ -44,6 +44,7 @@ def test_options_win_over_the_file(tmp_path):
         ({"kv_lora_rank": 8, "rope_dim": 3}, "odd"),
         ({"kv_lora_rank": 8, "rope_dim": 2, "cache_fraction": 0.5}, "not both"),
         ({"method": "magic"}, "--method"),
+        ({"q_lora_rank": 0}, "--q-lora-rank.*greater than or equal to 1"),
         ({"calibration_tokens": 0}, "--calibration-tokens"),
     ],
 )
@@ -74,3 +75,10 @@ def test_a_bad_file_is_named(tmp_path, content, message):
 def test_widths_that_do_not_fit_the_source(recipe, message):
     with pytest.raises(RecipeError, match=message):
         recipe.layout(3, 64)
+
+
+def test_a_query_latent_is_at_most_as_wide_as_the_input():
+    assert Recipe().query_rank(64) is None
+    assert Recipe(q_lora_rank=64).query_rank(64) == 64
+    with pytest.raises(RecipeError, match="at most 64"):
+        Recipe(q_lora_rank=65).query_rank(64)
