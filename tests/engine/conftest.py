@@ -87,7 +87,16 @@ def half_cache_model(half_cache) -> Any:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """Random weights, biases everywhere, another width in every layer (one without RoPE)."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return save_tiny_converted(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_query_checkpoint(tmp_path_factory) -> Path:
+    """The same with factorised queries."""
+    return save_tiny_converted(tmp_path_factory.mktemp("tiny-query"), q_lora_rank=20)
+
+
+def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
     config = LlamaMLAConfig(
         vocab_size=256,
         hidden_size=64,
@@ -99,6 +108,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
         bos_token_id=None,
         eos_token_id=None,
         attention_bias=True,
+        q_lora_rank=q_lora_rank,
         kv_lora_rank=max(rank for rank, _ in TINY_LAYOUTS),
         qk_rope_head_dim=max(rope for _, rope in TINY_LAYOUTS),
         kv_lora_rank_per_layer=[rank for rank, _ in TINY_LAYOUTS],

@@ -1,8 +1,10 @@
-"""Another width in every layer, at every block size, with and without room for all requests."""
+"""Another width in every layer, at every block size, with and without room for all requests; and
+the same model with factorised queries."""
 
 import pytest
 import torch
 
+from conversion.loading import load_converted
 from tests.engine.conftest import TINY_LAYOUTS
 from tests.engine.harness import (
     ENGINE,
@@ -35,7 +37,7 @@ def references(tiny_model, tiny_prompts):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_checkpoint, tiny_prompts):
+def runs(tiny_checkpoint, tiny_query_checkpoint, tiny_prompts):
     sampling = greedy_sampling(NEW_TOKENS)
     common = {
         "model": str(tiny_checkpoint),
@@ -55,8 +57,9 @@ def runs(tiny_checkpoint, tiny_prompts):
     small = engine(16, SMALL_CACHE_TOKENS, max_num_batched_tokens=32, max_num_seqs=8)
     alone = {"prompts": tiny_prompts, "sampling": sampling, "alone": True, "reset": True}
     small["steps"].append(alone)
-    results = run_engines(*engines, small)
-    return dict(zip((*BLOCK_SIZES, "small"), results, strict=True))
+    query = engine(16, CACHE_TOKENS, model=str(tiny_query_checkpoint))
+    results = run_engines(*engines, small, query)
+    return dict(zip((*BLOCK_SIZES, "small", "query"), results, strict=True))
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
@@ -79,3 +82,11 @@ def test_preempted_requests(runs, references):
     assert alone["preemptions"] == 0
     assert_same_greedy(batch["outputs"], references)
     assert_same_greedy(alone["outputs"], references)
+
+
+def test_factorised_queries(runs, references, tiny_query_checkpoint, tiny_prompts):
+    model = load_converted(tiny_query_checkpoint, torch.float32)[0]
+    expected = [greedy(model, prompt, NEW_TOKENS) for prompt in tiny_prompts]
+    assert [r.tokens for r in expected] != [r.tokens for r in references]
+    (batch,) = runs["query"]["steps"]
+    assert_same_greedy(batch["outputs"], expected)
