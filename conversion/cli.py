@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversion.errors import RecipeError
-from conversion.evaluation import Evaluation, evaluate
+from conversion.eval_command import eval_command
 from conversion.export import export
 from conversion.inspection import Inspection, inspect
 from conversion.pipeline import Options, convert
@@ -114,22 +114,7 @@ def inspect_command(
         out.print(_inspection_table(found))
 
 
-@app.command("eval")
-def eval_command(
-    checkpoint: Checkpoint,
-    baseline: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
-    text: Annotated[Path, typer.Option(help="Text to measure on, .txt or .jsonl.")],
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024,
-    windows: Annotated[
-        int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
-) -> None:
-    """Compare a converted checkpoint with its original."""
-    result = evaluate(checkpoint, baseline, text, window, windows, Progress(err))
-    if json is not None:
-        json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
-    out.print(_evaluation_table(result))
+app.command("eval")(eval_command)
 
 
 @app.command("export")
@@ -179,24 +164,6 @@ def _range(values: list[int]) -> str:
     return (
         str(low) if low == high else f"{low} to {high}, {sum(values) / len(values):.1f} on average"
     )
-
-
-def _evaluation_table(result: Evaluation) -> Table:
-    figures, cache = result.perplexity, result.cache
-    table = Table("", "original", "converted", "ratio")
-    table.add_row(
-        f"perplexity, {figures.windows} x {figures.window} tokens",
-        f"{figures.baseline:.3f}",
-        f"{figures.converted:.3f}",
-        f"{figures.ratio:.4f}",
-    )
-    table.add_row(
-        "cache bytes per token",
-        f"{cache.baseline_bytes_per_token:,}",
-        f"{cache.bytes_per_token:,}",
-        f"{cache.fraction:.4f}",
-    )
-    return table
 
 
 def main() -> None:

@@ -17,3 +17,7 @@ class RecipeError(MHA2MLAError):
 
 class OutputError(MHA2MLAError):
     """The output cannot be written."""
+
+
+class EvaluationError(MHA2MLAError):
+    """What to measure, or where to write it, cannot be used."""

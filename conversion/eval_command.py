@@ -1,0 +1,88 @@
+"""``mha2mla eval``: a converted checkpoint beside its original."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from conversion.errors import OutputError
+from conversion.eval_tables import tables
+from conversion.evaluation import (
+    Measurement,
+    Report,
+    check_report_path,
+    measure,
+    write_report,
+)
+from conversion.evaluation.report import check_folder
+from conversion.progress import Progress
+
+
+def eval_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
+    ],
+    baseline: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
+    text: Annotated[Path | None, typer.Option(help="Text for perplexity, .txt or .jsonl.")] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window of --text.")] = 1024,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="Task of the EleutherAI harness by name, or a .jsonl file of multiple choice "
+            "or last words. Repeatable.",
+        ),
+    ] = None,
+    long_context: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A .txt for perplexity by position, or a .jsonl of retrieval. Repeatable."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of a long context. Default: what the model takes."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Documents per task, retrieval examples, long windows at most."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
+    ] = None,
+) -> None:
+    """Compare a converted checkpoint with its original."""
+    if report is not None:
+        check_report_path(report)
+    if json is not None:
+        check_folder(json)
+    # The harness warns about its own ways of doing what it was asked for.
+    for noisy in ("lm_eval", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    what = Measurement(
+        text=text,
+        window=window,
+        windows=windows,
+        tasks=tuple(tasks or ()),
+        long_context=tuple(long_context or ()),
+        context=context,
+        limit=limit,
+    )
+    entry = measure(checkpoint, baseline, what, Progress(Console(stderr=True)))
+    if json is not None:
+        try:
+            json.write_text(entry.model_dump_json(indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise OutputError(f"{json}: cannot be written ({error.strerror})") from error
+    if report is not None:
+        title = f"{entry.name} beside its original"
+        write_report(report, Report(title=title, source=baseline, entries=[entry]))
+    out = Console()
+    for table in tables(entry):
+        out.print(table)

@@ -1,0 +1,19 @@
+"""Cache bytes of a converted checkpoint and of its source."""
+
+from typing import Any
+
+from conversion.evaluation.results import CacheFigures
+from vllm_mha2mla.config import cache_bytes_per_token, layer_layouts, read_provenance
+
+
+def cache_figures(config: Any) -> CacheFigures:
+    """Cache bytes per token of a converted checkpoint and of its source."""
+    layouts = layer_layouts(config)
+    itemsize = config.dtype.itemsize
+    baseline = read_provenance(config).source.cache_width * len(layouts) * itemsize
+    converted = cache_bytes_per_token(layouts, itemsize)
+    return CacheFigures(
+        bytes_per_token=converted,
+        baseline_bytes_per_token=baseline,
+        fraction=converted / baseline,
+    )

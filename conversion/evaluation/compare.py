@@ -1,0 +1,141 @@
+"""Measuring a converted checkpoint and its original, one in memory at a time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from conversion.errors import EvaluationError
+from conversion.evaluation.cache import cache_figures
+from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
+from conversion.evaluation.layer_error import attention_outputs, layer_errors
+from conversion.evaluation.perplexity import perplexity, perplexity_figures
+from conversion.evaluation.positions import position_figures, position_losses
+from conversion.evaluation.results import Entry, Evaluation
+from conversion.evaluation.retrieval import answer_all, retrieval_figures
+from conversion.evaluation.tasks import run_tasks, task_figures
+from conversion.loading import converted_config, load_converted, load_source
+from conversion.progress import Progress
+from vllm_mha2mla.config import read_provenance
+
+CONVERTED, ORIGINAL = "Converted", "Original"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one model gave."""
+
+    text: tuple[float, list[Tensor]] | None  # perplexity; [tokens, hidden] per layer
+    positions: list[Tensor]  # [context - 1] per text
+    retrieval: list[list[bool]]
+    tasks: dict[str, Any]
+
+
+def measure(
+    checkpoint: Path, baseline: str, what: Measurement, progress: Progress, name: str | None = None
+) -> Entry:
+    """Everything asked for, of both, in float32.
+
+    Files and tasks are read before any weights: a mistake in them costs no time.
+
+    Args:
+        checkpoint: the converted checkpoint.
+        baseline: its source, as the converter takes it.
+        what: what to measure.
+        progress: told about all of it.
+        name: the entry's; the checkpoint's folder if ``None``.
+
+    Raises:
+        CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
+    """
+    config = converted_config(checkpoint)
+    tokenizer, inputs = read_inputs(what, checkpoint, config)
+    model, _ = load_converted(checkpoint, torch.float32)
+    ours = _run(model, tokenizer, inputs, what.limit, progress, CONVERTED)
+    del model
+    original, _ = load_source(baseline, torch.float32)
+    if original.config.vocab_size != config.vocab_size:
+        raise EvaluationError(
+            f"{baseline}: its vocabulary is not the checkpoint's; give the model it was made from"
+        )
+    theirs = _run(original, tokenizer, inputs, what.limit, progress, ORIGINAL)
+    entry = Entry(
+        name=name or checkpoint.resolve().name,
+        method=str(read_provenance(config).recipe.get("method", "")),
+        cache=cache_figures(config),
+        positions=[
+            position_figures(text, windows, before, after)
+            for (text, windows), before, after in zip(
+                inputs.long_texts, theirs.positions, ours.positions, strict=True
+            )
+        ],
+        retrieval=[
+            retrieval_figures(asked, before, after)
+            for asked, before, after in zip(
+                inputs.retrieval, theirs.retrieval, ours.retrieval, strict=True
+            )
+        ],
+        tasks=task_figures(theirs.tasks, ours.tasks) if inputs.tasks else [],
+    )
+    if inputs.text is not None and theirs.text is not None and ours.text is not None:
+        entry.perplexity = perplexity_figures(inputs.text, theirs.text[0], ours.text[0])
+        entry.layer_error = layer_errors(theirs.text[1], ours.text[1])
+    return entry
+
+
+def evaluate(
+    checkpoint: Path,
+    baseline: str,
+    text: str | Path,
+    window: int,
+    limit: int | None,
+    progress: Progress,
+) -> Evaluation:
+    """Perplexity of both on a text, float32: whole text tokenised once, windows without overlap.
+
+    Args:
+        checkpoint: the converted checkpoint.
+        baseline: its source, as the converter takes it.
+        text: the text itself, or a file with it.
+        window: tokens per window.
+        limit: how many windows at most; ``None`` for all.
+        progress: told about every window.
+
+    Raises:
+        CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
+    """
+    entry = measure(checkpoint, baseline, Measurement(text, window, limit), progress)
+    assert entry.perplexity is not None
+    return Evaluation(perplexity=entry.perplexity, cache=entry.cache)
+
+
+def _run(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
+    limit: int | None,
+    progress: Progress,
+    label: str,
+) -> _Run:
+    text = None
+    if inputs.text is not None:
+        value = perplexity(model, inputs.text, progress, label)
+        text = value, attention_outputs(model, inputs.text[0])
+    return _Run(
+        text=text,
+        positions=[
+            position_losses(model, windows, progress, f"{label}, {name}")
+            for name, windows in inputs.long_texts
+        ],
+        retrieval=[
+            answer_all(model, tokenizer, asked, progress, f"{label}, {asked.name}")
+            for asked in inputs.retrieval
+        ],
+        # Last: the harness may give the tokenizer a padding token.
+        tasks=run_tasks(model, tokenizer, inputs.tasks, limit, progress, f"{label}, tasks")
+        if inputs.tasks
+        else {},
+    )

@@ -1,0 +1,21 @@
+"""What only ``mha2mla eval`` wants and a conversion does not: the extra ``eval``."""
+
+from importlib.util import find_spec
+
+from conversion.errors import EvaluationError
+
+
+def require(module: str, purpose: str) -> None:
+    """Make sure that a module of the extra is there, before any long work.
+
+    Args:
+        module: its import name.
+        purpose: the option that wants it, for the message.
+
+    Raises:
+        EvaluationError: it is not installed.
+    """
+    if find_spec(module) is None:
+        raise EvaluationError(
+            f'{purpose} needs {module}; install with: pip install "vllm-mha2mla[eval]"'
+        )

@@ -1,0 +1,99 @@
+"""What to measure, read and tokenised: the same inputs for both models."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from conversion.calibration.text import evaluation_windows, read_text
+from conversion.errors import EvaluationError
+from conversion.evaluation.questions import read_questions
+from conversion.evaluation.retrieval import Examples, fitting
+from conversion.evaluation.tasks import load_tasks
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What to measure; at least one of ``text``, ``tasks`` and ``long_context``.
+
+    Args:
+        text: a text, or a file with it, for perplexity and the error per layer.
+        window: tokens per window of ``text``.
+        windows: how many windows at most; ``None`` for all.
+        tasks: JSON-lines files or names of harness tasks.
+        long_context: a ``.jsonl`` is retrieval, anything else a text for perplexity by position.
+        context: tokens of a long context; ``None`` for as many as the model takes.
+        limit: documents per task, retrieval examples or long windows at most; ``None`` for all.
+    """
+
+    text: str | Path | None = None
+    window: int = 1024
+    windows: int | None = None
+    tasks: tuple[str, ...] = ()
+    long_context: tuple[Path, ...] = ()
+    context: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both models are given."""
+
+    text: Tensor | None  # [windows, window]
+    long_texts: list[tuple[str, Tensor]]  # [windows, context] each
+    retrieval: list[Examples]
+    tasks: dict[str, Any]
+
+
+def read_inputs(
+    what: Measurement, checkpoint: Path, config: Any
+) -> tuple[PreTrainedTokenizerBase, Inputs]:
+    """The checkpoint's tokenizer, and everything both models are given.
+
+    Args:
+        what: what to measure.
+        checkpoint: the converted checkpoint.
+        config: its config.
+
+    Raises:
+        CalibrationError, EvaluationError: nothing to measure, or something cannot be used.
+    """
+    if what.text is None and not what.tasks and not what.long_context:
+        raise EvaluationError("nothing to measure; give --text, --tasks or --long-context")
+    context = _context(config, what)
+    questions = {path: read_questions(path) for path in what.long_context if _is_jsonl(path)}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+
+    def windows(text: str | Path, window: int, limit: int | None) -> Tensor:
+        if isinstance(text, Path):
+            text = read_text(text, tokenizer)
+        return evaluation_windows(tokenizer, text, window, limit)
+
+    return tokenizer, Inputs(
+        text=None if what.text is None else windows(what.text, what.window, what.windows),
+        long_texts=[
+            (path.name, windows(path, context, what.limit))
+            for path in what.long_context
+            if not _is_jsonl(path)
+        ],
+        retrieval=[
+            fitting(path, asked, tokenizer, context, what.limit)
+            for path, asked in questions.items()
+        ],
+        tasks=load_tasks(what.tasks) if what.tasks else {},
+    )
+
+
+def _context(config: Any, what: Measurement) -> int:
+    longest = int(config.max_position_embeddings)
+    if what.context is not None and what.context > longest:
+        raise EvaluationError(
+            f"--context {what.context}: the model takes {longest} tokens; give at most that"
+        )
+    return what.context or longest
+
+
+def _is_jsonl(path: Path) -> bool:
+    return path.suffix == ".jsonl"

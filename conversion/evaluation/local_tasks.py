@@ -1,0 +1,110 @@
+"""Tasks for the EleutherAI harness from local JSON-lines files, without a hub.
+
+Two forms, told apart by the first record's keys:
+
+- ``{"query", "choices", "gold"}``: multiple choice. Every choice is scored as the continuation of
+  ``query`` after one space; ``acc`` takes the most likely one, ``acc_norm`` the most likely per
+  character. A query that starts with ``Question:`` is closed by a line ``Answer:``, as in the
+  harness's own ``arc_easy`` and ``piqa``.
+- ``{"context", "continuation"}``: the continuation after one space, as in ``lambada_openai``:
+  ``acc`` is whether it is the greedy one, ``perplexity`` is per document, not per token.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conversion.errors import EvaluationError
+from conversion.evaluation.json_lines import form_of, read_json_lines
+
+CHOICE, CONTINUATION = "multiple choice", "continuation"
+FORMS = {CHOICE: ("query", "choices", "gold"), CONTINUATION: ("context", "continuation")}
+QUESTION, ANSWER = "Question:", "Answer:"
+
+MEAN = {"aggregation": "mean", "higher_is_better": True}
+CONFIGS: dict[str, dict[str, Any]] = {
+    CHOICE: {
+        "output_type": "multiple_choice",
+        "doc_to_text": "text",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": " ",
+        "metric_list": [{"metric": "acc"} | MEAN, {"metric": "acc_norm"} | MEAN],
+    },
+    CONTINUATION: {
+        "output_type": "loglikelihood",
+        "doc_to_text": "text",
+        "doc_to_target": "target",
+        "metric_list": [
+            {"metric": "acc"} | MEAN,
+            {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        ],
+    },
+}
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A file as the harness wants it: its task config, and documents with that config's fields."""
+
+    name: str
+    config: dict[str, Any]
+    documents: list[dict[str, Any]]
+
+
+def read_local_task(path: Path) -> LocalTask:
+    """A JSON-lines file as a task named after it.
+
+    Raises:
+        EvaluationError: unreadable, of neither form, or a record that does not fit its form.
+    """
+    records = read_json_lines(path)
+    form = form_of(path, records[0][1], FORMS, "texts go to --text, retrieval to --long-context")
+    document = _choice if form == CHOICE else _continuation
+    documents = []
+    for number, record in records:
+        made = document(record)
+        if made is None:
+            raise EvaluationError(
+                f"{path}: line {number} is not {form} like the first: {_WANTED[form]}"
+            )
+        documents.append(made)
+    config = {"task": path.name, "test_split": "test", "num_fewshot": 0} | CONFIGS[form]
+    return LocalTask(path.name, config, documents)
+
+
+_WANTED = {
+    CHOICE: "query has to be text, choices two or more texts, gold the index of one",
+    CONTINUATION: "context and continuation have to be texts",
+}
+
+
+def _choice(record: dict[str, Any]) -> dict[str, Any] | None:
+    query, choices, gold = (record.get(key) for key in FORMS[CHOICE])
+    fits = (
+        _is_text(query)
+        and isinstance(choices, list)
+        and len(choices) > 1
+        and all(_is_text(choice) for choice in choices)
+        and type(gold) is int
+        and 0 <= gold < len(choices)
+    )
+    return {"text": prompt(str(query)), "choices": choices, "gold": gold} if fits else None
+
+
+def _continuation(record: dict[str, Any]) -> dict[str, Any] | None:
+    context, continuation = (record.get(key) for key in FORMS[CONTINUATION])
+    if not (_is_text(context) and _is_text(continuation)):
+        return None
+    return {"text": context, "target": " " + str(continuation)}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def prompt(query: str) -> str:
+    """What the choices continue: the query, its question closed as the harness's own tasks do."""
+    if query.startswith(QUESTION) and not query.rstrip().endswith(ANSWER):
+        return f"{query.rstrip()}\n{ANSWER}"
+    return query

@@ -1,0 +1,144 @@
+"""The report's plots. Imports matplotlib: itself imported only where a report is written."""
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from conversion.evaluation.results import Entry, MetricFigures
+
+ORIGINAL_COLOUR = "black"
+WIDTH, HEIGHT = 7.5, 4.0  # inches
+LOG_FROM = 10.0  # ratio of the largest to the smallest value
+
+
+def image(figure: Figure, kind: str) -> bytes:
+    """A plot as ``svg`` or ``png``."""
+    buffer = io.BytesIO()
+    # No date: the same figures give the same file.
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=120, metadata=metadata)
+    return buffer.getvalue()
+
+
+def colours(entries: Sequence[Entry]) -> dict[str, str]:
+    """A colour per entry name, the same in every plot."""
+    return {entry.name: f"C{index}" for index, entry in enumerate(entries)}
+
+
+def perplexity_by_cache(entries: Sequence[Entry]) -> Figure:
+    """Perplexity against cache bytes per token: a line per method, and the original."""
+    figure, axes = _axes("cache bytes per token", "perplexity")
+    points: dict[str, list[tuple[int, float]]] = {}
+    values = []
+    for entry in entries:
+        if entry.perplexity is not None:
+            point = (entry.cache.bytes_per_token, entry.perplexity.converted)
+            points.setdefault(entry.method, []).append(point)
+            values += [entry.perplexity.converted, entry.perplexity.baseline]
+    for method, found in points.items():
+        axes.plot(*zip(*sorted(found), strict=True), marker="o", label=method)
+    measured = next(entry for entry in entries if entry.perplexity is not None)
+    assert measured.perplexity is not None
+    baseline = (measured.cache.baseline_bytes_per_token, measured.perplexity.baseline)
+    axes.plot(*baseline, marker="*", markersize=12, linestyle="", color=ORIGINAL_COLOUR,
+              label="original")  # fmt: skip
+    axes.axhline(baseline[1], color=ORIGINAL_COLOUR, linewidth=0.8, linestyle=":")
+    axes.set_xlim(left=0)
+    _log_if_wide(axes, values)
+    axes.legend()
+    return figure
+
+
+def accuracies(
+    rows: Sequence[tuple[str, dict[str, MetricFigures]]], palette: dict[str, str]
+) -> Figure:
+    """Bars with standard errors: the original and every entry.
+
+    Args:
+        rows: what was measured, and its figures by entry name.
+        palette: as :func:`colours` gives it.
+    """
+    figure, axes = _axes("", "accuracy")
+    names = list(dict.fromkeys(name for _, found in rows for name in found))
+    width = 0.8 / (len(names) + 1)
+    for index, name in enumerate(["", *names]):
+        # The original is the same in every entry.
+        figures = [
+            (place, found[name] if name else next(iter(found.values())))
+            for place, (_, found) in enumerate(rows)
+            if not name or name in found
+        ]
+        axes.bar(
+            [place + index * width for place, _ in figures],
+            [one.converted if name else one.original for _, one in figures],
+            width,
+            yerr=[
+                (one.converted_stderr if name else one.original_stderr) or 0.0 for _, one in figures
+            ],
+            capsize=2,
+            color=palette[name] if name else "0.4",
+            label=name or "original",
+        )
+    middle = 0.4 - width / 2
+    labels = [label for label, _ in rows]
+    axes.set_xticks([place + middle for place in range(len(rows))], labels, rotation=20, ha="right")
+    axes.legend()
+    return figure
+
+
+def perplexity_by_position(
+    buckets: Sequence[str],
+    original: Sequence[float],
+    converted: dict[str, list[float]],
+    palette: dict[str, str],
+) -> Figure:
+    """Perplexity per position bucket: the original and a line per entry.
+
+    Args:
+        buckets: labels, such as ``0-512``.
+        original: perplexity per bucket.
+        converted: the same by entry name.
+        palette: as :func:`colours` gives it.
+    """
+    figure, axes = _axes("position in the window, tokens", "perplexity")
+    axes.plot(buckets, original, marker="*", color=ORIGINAL_COLOUR, label="original")
+    for name, values in converted.items():
+        axes.plot(buckets, values, marker="o", color=palette[name], label=name)
+    _log_if_wide(axes, [*original, *(value for row in converted.values() for value in row)])
+    axes.legend()
+    return figure
+
+
+def error_by_layer(errors: dict[str, list[float]], palette: dict[str, str]) -> Figure:
+    """Relative squared error of every layer's attention output, a line per entry.
+
+    Args:
+        errors: one number per layer, by entry name.
+        palette: as :func:`colours` gives it.
+    """
+    figure, axes = _axes("layer", "relative squared error")
+    for name, values in errors.items():
+        axes.plot(range(len(values)), values, marker=".", color=palette[name], label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _log_if_wide(axes, [value for row in errors.values() for value in row])
+    axes.legend()
+    return figure
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+    # Not pyplot: it keeps global state and picks a window system.
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
+    if min(values) > 0 and max(values) > LOG_FROM * min(values):
+        axes.set_yscale("log")

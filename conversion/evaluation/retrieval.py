@@ -1,0 +1,156 @@
+"""Retrieval over long contexts: greedy answers to questions about one thing in the prompt.
+
+An answer is right if it contains the expected one as a whole word. A tokenizer's chat template,
+where it has one, makes the prompt a user's message.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from conversion.errors import EvaluationError
+from conversion.evaluation.chunked import greedy
+from conversion.evaluation.questions import Question
+from conversion.evaluation.results import RetrievalFigures
+from conversion.progress import Progress
+
+# Tokens for words around the answer, which may repeat the question's key.
+ROOM = 64
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question as tokens."""
+
+    ids: Tensor  # [tokens], int64
+    answer: str
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The questions of a file that fit a context."""
+
+    name: str
+    examples: list[Example]
+    skipped: int
+    context: int
+
+
+def fitting(
+    path: Path,
+    questions: list[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    limit: int | None,
+) -> Examples:
+    """The first ``limit`` questions whose prompt and answer fit the context.
+
+    Args:
+        path: the file, for its name.
+        questions: all of them.
+        tokenizer: with its chat template, if it has one.
+        context: tokens of prompt and answer at most.
+        limit: questions to look at, at most; ``None`` for all.
+
+    Raises:
+        EvaluationError: none fits.
+    """
+    examples = []
+    asked = questions[:limit]
+    shortest = 0
+    for question in asked:
+        ids = _encode(tokenizer, question.prompt)
+        answer = tokenizer(question.answer, add_special_tokens=False)["input_ids"]
+        new_tokens = len(answer) + ROOM
+        needed = ids.numel() + new_tokens
+        if needed <= context:
+            examples.append(Example(ids, question.answer, new_tokens))
+        shortest = min(shortest or needed, needed)
+    if not examples:
+        raise EvaluationError(
+            f"{path}: every example is longer than the context of {context} tokens, the shortest "
+            f"needs {shortest}; give shorter ones or, where the model allows it, raise --context"
+        )
+    return Examples(path.name, examples, len(asked) - len(examples), context)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+    if getattr(tokenizer, "chat_template", None):
+        message = [{"role": "user", "content": prompt}]
+        # The template brings its own special tokens.
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        ids = tokenizer(prompt, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Whether a text contains the answer as a whole word, case aside."""
+    word = rf"(?<![0-9A-Za-z]){re.escape(answer)}(?![0-9A-Za-z])"
+    return re.search(word, text, re.IGNORECASE) is not None
+
+
+def answer_all(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Examples,
+    progress: Progress,
+    description: str,
+) -> list[bool]:
+    """Which of the questions a model answers right.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        asked: the questions.
+        progress: told about every question.
+        description: what to call the work.
+    """
+    stop = _stop_tokens(model, tokenizer)
+    right = []
+    with progress.task(description, len(asked.examples)) as advance:
+        for example in asked.examples:
+            found = greedy(model, example.ids, stop, example.new_tokens)
+            right.append(is_right(tokenizer.decode(found), example.answer))
+            advance()
+    return right
+
+
+def _stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    stop: set[int] = set()
+    for ids in (tokenizer.eos_token_id, model.config.eos_token_id):
+        stop.update([ids] if isinstance(ids, int) else ids or [])
+    return stop
+
+
+def retrieval_figures(
+    asked: Examples, original: list[bool], converted: list[bool]
+) -> RetrievalFigures:
+    """Both models' answers as accuracies with standard errors."""
+    return RetrievalFigures(
+        task=asked.name,
+        examples=len(asked.examples),
+        skipped=asked.skipped,
+        context=asked.context,
+        original=_mean(original),
+        original_stderr=_stderr(original),
+        converted=_mean(converted),
+        converted_stderr=_stderr(converted),
+    )
+
+
+def _mean(right: list[bool]) -> float:
+    return sum(right) / len(right)
+
+
+def _stderr(right: list[bool]) -> float | None:
+    # Of the mean, from the unbiased variance, as the harness has it for accuracies.
+    mean, count = _mean(right), len(right)
+    return float((mean * (1 - mean) / (count - 1)) ** 0.5) if count > 1 else None

@@ -1,0 +1,184 @@
+"""The report's sections: figures to tables and plots. Imports matplotlib, through its plots."""
+
+from collections.abc import Sequence
+
+from conversion.evaluation.plots import (
+    accuracies,
+    colours,
+    error_by_layer,
+    image,
+    perplexity_by_cache,
+    perplexity_by_position,
+)
+from conversion.evaluation.render import Plot, Section, Table
+from conversion.evaluation.results import Entry, MetricFigures, PositionFigures
+
+MISSING = "-"
+LAYER_TEXT = (
+    "Squared distance of each attention block's output from the original's, relative to the "
+    "original's square. Each model runs on its own residual stream: a layer's error holds what "
+    "the layers below lost too."
+)
+
+
+def sections(entries: Sequence[Entry], kind: str) -> list[Section]:
+    """Every section there are figures for.
+
+    Args:
+        entries: as in the report.
+        kind: of the plots, ``svg`` or ``png``.
+    """
+    return [
+        _summary(entries, kind),
+        *_accuracy(entries, kind),
+        *_positions(entries, kind),
+        *_layers(entries, kind),
+    ]
+
+
+def _summary(entries: Sequence[Entry], kind: str) -> Section:
+    rows = []
+    for entry in entries:
+        cache, found = entry.cache, entry.perplexity
+        rows.append(
+            [entry.name, entry.method, f"{cache.bytes_per_token:,}", f"{cache.fraction:.2%}"]
+            + (
+                [f"{found.baseline:.3f}", f"{found.converted:.3f}", f"{found.ratio:.4f}"]
+                if found
+                else [MISSING] * 3
+            )
+        )
+    header = ["", "method", "cache bytes per token", "of the original's", "perplexity, original",
+              "converted", "ratio"]  # fmt: skip
+    text = f"The original caches {entries[0].cache.baseline_bytes_per_token:,} bytes per token."
+    measured = [entry for entry in entries if entry.perplexity]
+    if not measured:
+        return Section("Cache", text, [Table(header[:4], [row[:4] for row in rows])])
+    sizes = dict.fromkeys(
+        f"{entry.perplexity.windows} windows of {entry.perplexity.window} tokens"
+        for entry in measured
+        if entry.perplexity
+    )
+    text += f" Perplexity over {', '.join(sizes)}, in float32."
+    plot = Plot(
+        "perplexity",
+        "Perplexity against cache bytes per token",
+        image(perplexity_by_cache(measured), kind),
+    )
+    return Section("Perplexity and cache", text, [Table(header, rows)], [plot])
+
+
+def _accuracy(entries: Sequence[Entry], kind: str) -> list[Section]:
+    """Tasks and retrieval: one row per metric, one column per entry."""
+    found: dict[tuple[str, str, int], dict[str, MetricFigures]] = {}
+    skipped = []
+    for entry in entries:
+        for task in entry.tasks:
+            for one in task.metrics:
+                key = (task.task, one.metric, task.documents)
+                found.setdefault(key, {})[entry.name] = one
+        for asked in entry.retrieval:
+            same = MetricFigures(
+                metric="retrieval",
+                higher_is_better=True,
+                **asked.model_dump(
+                    include={"original", "original_stderr", "converted", "converted_stderr"}
+                ),
+            )
+            found.setdefault((asked.task, "retrieval", asked.examples), {})[entry.name] = same
+            if asked.skipped:
+                skipped.append(
+                    f"{asked.skipped} examples of {asked.task} are longer than the context of "
+                    f"{asked.context} tokens and left out."
+                )
+    if not found:
+        return []
+    names = [entry.name for entry in entries]
+    rows = []
+    for (what, metric, documents), figures in found.items():
+        one = next(iter(figures.values()))
+        cells = [
+            _with_error(figures[name].converted, figures[name].converted_stderr)
+            if name in figures
+            else MISSING
+            for name in names
+        ]
+        original = _with_error(one.original, one.original_stderr)
+        rows.append([what, metric, f"{documents:,}", original, *cells])
+    bars = [
+        (f"{what} {metric}", figures)
+        for (what, metric, _), figures in found.items()
+        if all(_is_share(one) for one in figures.values())
+    ]
+    plots = []
+    if bars:
+        drawn = image(accuracies(bars, colours(entries)), kind)
+        plots.append(Plot("accuracy", "Accuracy with standard errors", drawn))
+    text = "Each figure with its own standard error, in float32. " + " ".join(
+        dict.fromkeys(skipped)
+    )
+    table = Table(["", "metric", "documents", "original", *names], rows)
+    return [Section("Tasks and retrieval", text.strip(), [table], plots)]
+
+
+def _is_share(metric: MetricFigures) -> bool:
+    return metric.higher_is_better and all(
+        0 <= value <= 1 for value in (metric.original, metric.converted)
+    )
+
+
+def _with_error(value: float, error: float | None) -> str:
+    digits = 3 if abs(value) < 10 else 2
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:
+    # One section per text and window length: only those share their buckets.
+    texts: dict[tuple[str, int, int], dict[str, PositionFigures]] = {}
+    for entry in entries:
+        for found in entry.positions:
+            key = (found.text, found.window, found.windows)
+            texts.setdefault(key, {})[entry.name] = found
+    palette = colours(entries)
+    made = []
+    for index, ((text, window, windows), found_by_name) in enumerate(texts.items()):
+        buckets = next(iter(found_by_name.values())).buckets
+        labels = [f"{bucket.start}-{bucket.end}" for bucket in buckets]
+        original = [bucket.original for bucket in buckets]
+        converted = {
+            name: [bucket.converted for bucket in found.buckets]
+            for name, found in found_by_name.items()
+        }
+        rows = [
+            [label, f"{bucket.tokens:,}", f"{bucket.original:.3f}"]
+            + [f"{values[place]:.3f}" for values in converted.values()]
+            for place, (label, bucket) in enumerate(zip(labels, buckets, strict=True))
+        ]
+        plot = Plot(
+            "positions" if index == 0 else f"positions-{index + 1}",
+            f"Perplexity by position, {text}",
+            image(perplexity_by_position(labels, original, converted, palette), kind),
+        )
+        made.append(
+            Section(
+                f"Perplexity by position: {text}",
+                f"{windows} windows of {window} tokens, in float32.",
+                [Table(["position", "tokens", "original", *converted], rows)],
+                [plot],
+            )
+        )
+    return made
+
+
+def _layers(entries: Sequence[Entry], kind: str) -> list[Section]:
+    errors = {entry.name: entry.layer_error for entry in entries if entry.layer_error}
+    if not errors:
+        return []
+    rows = [
+        [name, f"{sum(values) / len(values):.3g}", f"{max(values):.3g}",
+         str(values.index(max(values)))]
+        for name, values in errors.items()
+    ]  # fmt: skip
+    plot = Plot("layers", "Error per layer", image(error_by_layer(errors, colours(entries)), kind))
+    table = Table(["", "mean", "largest", "in layer"], rows)
+    return [Section("Error per layer", LAYER_TEXT, [table], [plot])]
