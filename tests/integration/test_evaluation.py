@@ -1,0 +1,306 @@
+"""``mha2mla eval`` on tiny models: figures against independent ones, and what users get wrong."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from conversion import cli
+from conversion.evaluation import Entry
+from conversion.pipeline import Options, convert
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.source import open_source
+from tests.tiny import TEXT, save_tiny, tiny_tokenizer
+
+WORDS = TEXT.split()[:32]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An original, its conversion at a third of the cache, and texts."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    source = save_tiny(folder / "source", max_position_embeddings=1024)
+    (folder / "text.txt").write_text(TEXT)
+    recipe = Recipe(
+        calibration=[str(folder / "text.txt")],
+        calibration_tokens=512,
+        window=128,
+        cache_fraction=0.34,
+    )
+    convert(open_source(str(source)), folder / "out", recipe, Options(), Progress())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    load = {"original": LlamaForCausalLM, "converted": AutoModelForCausalLM}
+    where = {"original": folder / "source", "converted": folder / "out"}
+    return {
+        name: load[name].from_pretrained(where[name], dtype=torch.float32).eval() for name in load
+    }
+
+
+@pytest.fixture
+def evaluate(folder, monkeypatch, capsys):
+    """The command on the fixture's models: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        command = ["mha2mla", "eval", folder / "out", "--baseline", folder / "source", *arguments]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def figures(evaluate, tmp_path):
+    def run(*arguments):
+        code, _, error = evaluate("--json", tmp_path / "figures.json", *arguments)
+        assert code == 0, error
+        return Entry.model_validate_json((tmp_path / "figures.json").read_text())
+
+    return run
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def continuation_loss(model, context, continuation):
+    """Log-likelihood of a continuation, and whether it is the greedy one."""
+    start, whole = (list(text.encode()) for text in (context, context + continuation))
+    ids = torch.tensor(tiny_tokenizer()(context + continuation)["input_ids"])
+    assert ids.numel() == len(whole)
+    with torch.no_grad():
+        logs = model(ids[None]).logits[0].log_softmax(-1)
+    rows = range(len(start) - 1, len(whole) - 1)
+    targets = ids[len(start) :]
+    return float(logs[rows, targets].sum()), torch.equal(logs[rows].argmax(-1), targets)
+
+
+def stderr(values):
+    # From the unbiased variance.
+    return float(torch.tensor(values, dtype=torch.float64).std()) / len(values) ** 0.5
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def test_multiple_choice_by_the_harness_and_by_hand(tmp_path, models, figures):
+    records = [
+        {
+            "query": f"Question: What follows {word}?\n" if index % 2 else f"After {word}",
+            "choices": [WORDS[index - 1], f"{word} and {WORDS[-index]}", word[:3]],
+            "gold": index % 3,
+        }
+        for index, word in enumerate(WORDS)
+    ]
+    entry = figures("--tasks", write(tmp_path / "mine.jsonl", records), "--limit", 24)
+    (task,) = entry.tasks
+    assert (task.task, task.documents) == ("mine.jsonl", 24)
+    found = {metric.metric: metric for metric in task.metrics}
+    assert list(found) == ["acc", "acc_norm"]
+    for name, model in models.items():
+        right = {"acc": [], "acc_norm": []}
+        for record in records[:24]:
+            query = record["query"]
+            if query.startswith("Question:"):
+                query = query[:-1] + "\nAnswer:"
+            scores = torch.tensor(
+                [continuation_loss(model, query, " " + c)[0] for c in record["choices"]]
+            )
+            lengths = torch.tensor([len(choice) for choice in record["choices"]])
+            right["acc"].append(float(scores.argmax() == record["gold"]))
+            right["acc_norm"].append(float((scores / lengths).argmax() == record["gold"]))
+        # Neither all nor nothing, nor the same twice: each could be told from the others.
+        assert 0 < mean(right["acc"]) < 1
+        assert right["acc"] != right["acc_norm"]
+        for metric, values in right.items():
+            assert getattr(found[metric], name) == mean(values)
+            assert getattr(found[metric], f"{name}_stderr") == pytest.approx(stderr(values))
+
+
+def test_last_words_by_the_harness_and_by_hand(tmp_path, models, figures):
+    records = [
+        {"context": f"The word {word} and", "continuation": WORDS[index - 1]}
+        for index, word in enumerate(WORDS[:10])
+    ]
+    # What the original would say: something for it to be right about.
+    for start in ("Next", "Then", "After that"):
+        record = {"context": start, "continuation": "?"}
+        for code in range(33, 127):
+            if continuation_loss(models["original"], start, " " + chr(code))[1]:
+                record["continuation"] = chr(code)
+        records.append(record)
+    (task,) = figures("--tasks", write(tmp_path / "words.jsonl", records)).tasks
+    found = {metric.metric: metric for metric in task.metrics}
+    for name, model in models.items():
+        answers = [continuation_loss(model, r["context"], " " + r["continuation"]) for r in records]
+        losses = torch.tensor([loss for loss, _ in answers], dtype=torch.float64)
+        expected = float((-losses.mean()).exp())
+        # Losses of about 50 nats in float32: batches are padded, and rounded in another order.
+        assert getattr(found["perplexity"], name) == pytest.approx(expected, rel=1e-3)
+        assert getattr(found["acc"], name) == mean([float(right) for _, right in answers])
+        assert getattr(found["perplexity"], f"{name}_stderr") > 0
+    assert not found["perplexity"].higher_is_better
+
+
+def test_text_long_context_and_report_in_one_go(tmp_path, folder, models, evaluate):
+    json_path, report = tmp_path / "figures.json", tmp_path / "report.html"
+    code, printed, error = evaluate(
+        "--text", folder / "text.txt", "--window", 700, "--windows", 2,
+        "--long-context", folder / "text.txt", "--context", 700, "--limit", 2,
+        "--json", json_path, "--report", report,
+    )  # fmt: skip
+    assert code == 0, error
+    entry = Entry.model_validate_json(json_path.read_text())
+    (found,) = entry.positions
+    assert (found.text, found.window, found.windows) == ("text.txt", 700, 2)
+    assert [(b.start, b.end) for b in found.buckets] == [(0, 512), (512, 700)]
+    tokens = torch.tensor([bucket.tokens for bucket in found.buckets])
+    for name, whole in (
+        ("original", entry.perplexity.baseline),
+        ("converted", entry.perplexity.converted),
+    ):
+        values = torch.tensor([getattr(bucket, name) for bucket in found.buckets])
+        average = float(((values.log() * tokens).sum() / tokens.sum()).exp())
+        assert average == pytest.approx(whole, rel=1e-4)
+    assert entry.perplexity.converted != entry.perplexity.baseline
+    assert f"{entry.perplexity.converted:.3f}" in printed
+    assert f"{found.buckets[1].converted:.3f}" in printed
+    assert f"{entry.perplexity.converted:.3f}" in report.read_text()
+
+    outputs = {}
+    for name, model in models.items():
+        kept = outputs[name] = []
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.register_forward_hook(
+                lambda _module, _inputs, output, kept=kept: kept.append(output)
+            )
+        with torch.no_grad():
+            model(tiny_tokenizer()(TEXT[:700], return_tensors="pt")["input_ids"])
+    expected = [
+        float(torch.dist(b, a) ** 2 / a.norm() ** 2)
+        for a, b in zip(outputs["original"], outputs["converted"], strict=True)
+    ]
+    assert entry.layer_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_retrieval_by_hand(tmp_path, models, figures):
+    tokenizer = tiny_tokenizer()
+
+    def said(model, prompt):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        kept = model.generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)
+        return tokenizer.decode(kept[0, ids.shape[1] :])
+
+    records = []
+    for index in range(4):
+        prompt = " ".join(WORDS[index : index + 12])
+        words = re.findall(r"(?<![0-9A-Za-z])[0-9A-Za-z]+(?=[^0-9A-Za-z])",
+                           said(models["original"], prompt))  # fmt: skip
+        records.append({"prompt": prompt, "expected_number": words[0]})
+    records.append({"prompt": WORDS[0], "expected_number": "unheardof"})
+    records.append({"prompt": TEXT[:1000], "expected_number": "toolong"})
+    (found,) = figures("--long-context", write(tmp_path / "lines.jsonl", records)).retrieval
+    assert (found.examples, found.skipped, found.context) == (5, 1, 1024)
+    assert found.original == 4 / 5
+    assert found.original_stderr == pytest.approx(stderr([1.0] * 4 + [0.0]))
+    converted = []
+    for record in records[:5]:
+        text = said(models["converted"], record["prompt"])
+        word = rf"\b{record['expected_number']}\b"
+        converted.append(float(re.search(word, text, re.IGNORECASE) is not None))
+    assert found.converted == mean(converted)
+    assert found.converted < found.original
+
+
+def wrong(evaluate, *arguments):
+    code, _, error = evaluate(*arguments)
+    line = error.strip().splitlines()[-1]
+    assert code == 2, error
+    assert line.startswith("error: ")
+    assert "Traceback" not in error
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --text, --tasks or --long-context"),
+        (("--tasks", "nowhere.jsonl"), "nowhere.jsonl: cannot be read (No such file"),
+        (("--tasks", "{bad}"), "records with text; accepted are {query, choices, gold} or"),
+        (("--tasks", "{good}", "--tasks", "{good}"), "given twice"),
+        (("--long-context", "{bad}"), "records with text; accepted are {prompt, expected_number}"),
+        (("--long-context", "nowhere.txt"), "nowhere.txt: cannot be read"),
+        (("--long-context", "{text}", "--context", "2048"), "--context 2048: the model takes 1024"),
+        (("--text", "{text}", "--report", "out.pdf"), "out.pdf: give a name that ends in .html"),
+        (("--text", "{text}", "--report", "nowhere/out.md"), "no folder nowhere"),
+        (("--text", "{text}", "--json", "nowhere/out.json"), "no folder nowhere"),
+    ],
+)
+def test_mistakes(tmp_path, folder, evaluate, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    good = {"context": "a", "continuation": "b"}
+    names = {
+        "{bad}": write(tmp_path / "bad.jsonl", [{"text": "hello"}]),
+        "{good}": write(tmp_path / "good.jsonl", [good]),
+        "{text}": folder / "text.txt",
+    }
+    # A mistake is found before any weights are read.
+    monkeypatch.setattr("conversion.evaluation.compare.load_converted", None)
+    assert message in wrong(evaluate, *(names.get(part, part) for part in arguments))
+
+
+def test_an_unknown_task(evaluate, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    # The index of the harness's own 15,000 tasks takes 10 s to build.
+    built = TaskManager(include_defaults=False)
+    monkeypatch.setattr("conversion.evaluation.harness.TaskManager", lambda **_: built)
+    line = wrong(evaluate, "--tasks", "arc_eazy")
+    assert "--tasks arc_eazy: no such file, and the harness has no task of that name" in line
+
+
+def test_a_task_whose_data_cannot_be_had(evaluate, tmp_path, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        "doc_to_text: query\ndoc_to_target: gold\ndoc_to_choice: choices\n"
+        f"dataset_kwargs:\n  data_files:\n    test: {tmp_path}/nowhere.jsonl\n"
+    )
+    built = TaskManager(include_defaults=False, include_path=str(tmp_path))
+    monkeypatch.setattr("conversion.evaluation.harness.TaskManager", lambda **_: built)
+    line = wrong(evaluate, "--tasks", "mine")
+    assert "--tasks mine: its data cannot be loaded" in line
+    assert "local .jsonl file" in line
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [("lm_eval", ("--tasks", "arc_easy")), ("matplotlib", ("--tasks", "x", "--report", "a.html"))],
+)
+def test_without_the_extra(evaluate, monkeypatch, missing, arguments):
+    monkeypatch.setattr("conversion.evaluation.extra.find_spec", lambda _: None)
+    line = wrong(evaluate, *arguments)
+    assert f'needs {missing}; install with: pip install "vllm-mha2mla[eval]"' in line
+
+
+def test_another_model_is_not_the_baseline(tmp_path, folder, evaluate):
+    other = save_tiny(tmp_path / "other", vocab_size=300)
+    code, _, error = evaluate("--text", folder / "text.txt", "--windows", 1, "--baseline", other)
+    assert code == 2
+    assert "its vocabulary is not the checkpoint's" in error
