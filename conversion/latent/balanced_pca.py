@@ -12,7 +12,7 @@ NOTHING = 1e-6
 def balanced_pca(target: LatentTarget, rank: int) -> LatentFactors:
     """Uncentred PCA of the activations ``[k_nope / alpha; v]``.
 
-    Balanced key-value PCA (BKV) of TransMLA (arXiv:2502.07864, section 4.3): unrotated keys are
+    Balanced key-value PCA (BKV) of TransMLA (arXiv:2502.07864): unrotated keys are
     larger than values and would take the principal components, so they are divided by
 
         alpha = E||k_nope|| / E||v||

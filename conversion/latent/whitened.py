@@ -12,7 +12,7 @@ SHRINKAGE = 0.1
 def whitened(target: LatentTarget, rank: int) -> LatentFactors:
     """Truncated SVD of ``W C^(1/2)`` with ``W = [W_k; W_v]``: least error of the activations.
 
-    CARE (arXiv:2603.17946, section 3; ``cwsvd_decompose`` of its release): with
+    CARE (arXiv:2603.17946; ``cwsvd_decompose`` of its release, after RoRoPE): with
     ``W C^(1/2) = U S V^T`` the up-projections are ``U`` and the latent is
     ``S V^T C^(-1/2) x``. ``C`` is the uncentred second moment of the input, every token alike,
     shrunk towards the identity as in the release: ``C = E[x x^T] + 0.1 mean(diag E[x x^T])``.

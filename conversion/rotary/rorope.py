@@ -24,7 +24,7 @@ def rorope(
 ) -> RotarySelection:
     """Keep the same number of principal components of the keys in every group of frequencies.
 
-    RoRoPE and FreqFold of TransMLA (arXiv:2502.07864, section 4.2; ``partial_rope.py`` of its
+    RoRoPE and FreqFold of TransMLA (arXiv:2502.07864; ``partial_rope.py`` of its
     release). ``M = fold`` adjacent frequencies of all KV heads form one group, as if they were
     one frequency. RoPE multiplies a group's pairs by one complex number, so it commutes with any
     real orthogonal ``U`` across them, the same for real and imaginary parts. ``U`` holds the
@@ -35,7 +35,7 @@ def rorope(
     The j-th kept component of a group turns with the group's frequency number ``floor(j M / r)``,
     as in the release: with ``r = 1`` the group's highest, with ``M = 1`` its own, then exactly.
 
-    The paper tries folds and keeps the one of least perplexity. One layer cannot know that, so
+    The release doubles the fold while perplexity falls. One layer cannot know that, so
     without ``fold`` this takes the fold from 1, 2, 4, 8 of least ``rotary_error``: narrow folds
     lose rotation of what they drop, wide ones turn what they keep with a neighbour's frequency.
 
@@ -90,8 +90,8 @@ def rotary_error(
     error = 0.0
     for b in range(groups):
         turn = (theta[b, :, None] - phi[b])[..., None] * D  # [fold, components, tokens]
-        chi = torch.einsum("ht,fkt->hfk", statistics.distance, turn.cos())
-        error += float(torch.einsum("hf,hfk,hfk->", query[:, b], share[b], 1 - chi))
+        lost = torch.einsum("ht,fkt->hfk", statistics.distance, 1 - turn.cos())  # 1 - chi
+        error += float(torch.einsum("hf,hfk,hfk->", query[:, b], share[b], lost))
     return error
 
 

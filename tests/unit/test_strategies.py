@@ -67,7 +67,7 @@ def test_statistics_are_what_their_names_say(measured):
     torch.testing.assert_close(statistics.gamma, gamma / 3, **close)
 
 
-@pytest.mark.parametrize("strategy", ["calibrated", "2-norm"])
+@pytest.mark.parametrize("strategy", ROTARY)
 @pytest.mark.parametrize("rope", [0, 16, 32, "all"])
 def test_scores_split_into_rotary_and_unrotated_parts(measured, strategy, rope):
     """At distance zero nothing turns: both parts together are the original score."""
@@ -97,7 +97,7 @@ def test_scores_split_into_rotary_and_unrotated_parts(measured, strategy, rope):
         torch.testing.assert_close(rest, torch.zeros_like(rest), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("strategy", ["calibrated", "2-norm"])
+@pytest.mark.parametrize("strategy", ROTARY)
 def test_kept_components_turn_as_the_original_does(measured, strategy):
     weights, statistics, _ = measured
     heads, d, _ = weights.query.shape
