@@ -17,6 +17,7 @@ from conversion.eval_command import eval_command
 from conversion.export import export
 from conversion.inspection import Inspection, inspect
 from conversion.pipeline import Options, convert
+from conversion.presets import presets
 from conversion.progress import Progress
 from conversion.recipe import Recipe, make_recipe
 from conversion.source import open_source
@@ -58,7 +59,10 @@ def convert_command(
     source: Source,
     output: Output,
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML recipe; options given here win over it.")
+        Path | None,
+        typer.Option(
+            help=f"YAML recipe, or one of {', '.join(presets())}; options given here win over it."
+        ),
     ] = None,
     cache_fraction: Annotated[
         float | None, typer.Option(help=_help("cache_fraction") + " Default: 0.5.")
@@ -69,6 +73,8 @@ def convert_command(
     method: Annotated[
         str | None, typer.Option(help=_help("method") + " Default: calibrated.")
     ] = None,
+    rotary: Annotated[str | None, typer.Option(help=_help("rotary"))] = None,
+    latent: Annotated[str | None, typer.Option(help=_help("latent"))] = None,
     calibration: Annotated[
         list[Path] | None, typer.Option(help=_help("calibration") + " Repeatable.")
     ] = None,
@@ -87,6 +93,8 @@ def convert_command(
         rope_dim=rope_dim,
         q_lora_rank=q_lora_rank,
         method=method,
+        rotary=rotary,
+        latent=latent,
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
     )

@@ -1,14 +1,24 @@
 """What to do: the typed recipe, written into every checkpoint it makes."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from conversion.errors import RecipeError
 from conversion.latent import LATENT
-from conversion.rotary import ROTARY
+from conversion.presets import recipe_file
+from conversion.rotary import ROTARY, RotaryMethod
 from vllm_mha2mla.config import LatentLayout
 
 
@@ -23,10 +33,15 @@ class Method(BaseModel):
     """Part of the cache that goes to rotary keys when only the whole budget is given."""
 
 
+# CARE's release removes RoPE as TransMLA does, on whose code it is built, and then factorises; the
+# published shares are 64 of 576 numbers (TransMLA) and 64 of 320 (CARE).
 METHODS = {
     "calibrated": Method(rotary="calibrated", latent="calibrated", rope_share=1 / 3),
     "mha2mla": Method(rotary="2-norm", latent="svd-joint", rope_share=1 / 5),
+    "transmla": Method(rotary="rorope", latent="balanced-pca", rope_share=1 / 9),
+    "care": Method(rotary="rorope", latent="whitened", rope_share=1 / 5),
 }
+CHOICES: dict[str, Collection[str]] = {"method": METHODS, "rotary": ROTARY, "latent": LATENT}
 
 
 class Recipe(BaseModel):
@@ -34,8 +49,16 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["calibrated", "mha2mla"] = Field(
-        "calibrated", description="calibrated (ours) or mha2mla (2-norm and joint SVD, the paper)"
+    method: str = Field(
+        "calibrated",
+        description="calibrated (ours), or as published: mha2mla, transmla, care.",
+    )
+    rotary: str | None = Field(
+        None,
+        description=f"Which rotary components stay: {', '.join(ROTARY)}. None: the method's.",
+    )
+    latent: str | None = Field(
+        None, description=f"Low-rank factors: {', '.join(LATENT)}. None: the method's."
     )
     cache_fraction: float | None = Field(
         None, gt=0, le=1, description="Part of the original's cache to keep, above 0 and up to 1."
@@ -62,6 +85,14 @@ class Recipe(BaseModel):
     calibration_tokens: int = Field(20480, ge=2, description="Tokens of calibration text to use.")
     window: int = Field(1024, ge=2, description="Tokens per calibration window.")
 
+    @field_validator(*CHOICES)
+    @classmethod
+    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        choices = CHOICES[str(info.field_name)]
+        if value is not None and value not in choices:
+            raise ValueError(f"choose one of {', '.join(choices)}")
+        return value
+
     @model_validator(mode="after")
     def _budget_is_whole(self) -> "Recipe":
         exact = (self.kv_lora_rank is not None, self.rope_dim is not None)
@@ -83,7 +114,13 @@ class Recipe(BaseModel):
         if self.kv_lora_rank is not None and self.rope_dim is not None:
             layout = LatentLayout(self.kv_lora_rank, self.rope_dim)
         else:
-            layout = self._split(one_side, kv_heads)
+            layout = self._split(kv_heads, head_dim)
+        step = self._rotary.step(kv_heads, head_dim)
+        if layout.qk_rope_head_dim % step:
+            raise RecipeError(
+                f"rope_dim {layout.qk_rope_head_dim}: this rotary strategy on {kv_heads} KV heads "
+                f"of {head_dim} dimensions takes multiples of {step}"
+            )
         if layout.qk_rope_head_dim > one_side:
             raise RecipeError(
                 f"rope_dim {layout.qk_rope_head_dim} is more than the source's {one_side} key "
@@ -109,13 +146,14 @@ class Recipe(BaseModel):
             )
         return self.q_lora_rank
 
-    def _split(self, one_side: int, kv_heads: int) -> LatentLayout:
+    def _split(self, kv_heads: int, head_dim: int) -> LatentLayout:
+        one_side = kv_heads * head_dim
         fraction = 0.5 if self.cache_fraction is None else self.cache_fraction
         width = int(2 * one_side * fraction + 1e-9)
         method = METHODS[self.method]
         if width >= 2 * one_side:
             return LatentLayout(one_side, one_side)
-        step = 2 * kv_heads if method.rotary == "2-norm" else 2
+        step = self._rotary.step(kv_heads, head_dim)
         rope = min(one_side, round(width * method.rope_share / step) * step)
         if width - rope < 1:
             raise RecipeError(
@@ -123,20 +161,24 @@ class Recipe(BaseModel):
             )
         return LatentLayout(width - rope, rope)
 
+    @property
+    def _rotary(self) -> RotaryMethod:
+        return ROTARY[self.rotary or METHODS[self.method].rotary]
+
     def strategies(self) -> tuple[Any, Any]:
-        """The rotary and the low-rank strategy."""
-        method = METHODS[self.method]
-        return ROTARY[method.rotary], LATENT[method.latent]
+        """The rotary and the low-rank strategy: the method's, unless the recipe names others."""
+        return self._rotary, LATENT[self.latent or METHODS[self.method].latent]
 
 
 def make_recipe(file: Path | None, **options: Any) -> Recipe:
-    """A recipe from a YAML file, with options that were given on top.
+    """A recipe from a YAML file or a preset's name, with options that were given on top.
 
     Raises:
-        RecipeError: unreadable file, unknown key, or a value out of range.
+        RecipeError: unreadable file, unknown preset or key, or a value out of range.
     """
     values: dict[str, Any] = {}
     if file is not None:
+        file = recipe_file(file)
         try:
             values = yaml.safe_load(file.read_text("utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
