@@ -9,8 +9,8 @@ def low(weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int) -
     """Keep the same pairs of lowest frequency in every KV head; drop rotation from the rest.
 
     ``S_low`` of MHA2MLA (arXiv:2502.14837, section 3.1): ``{f | d/2 - r <= f < d/2}`` with ``r``
-    pairs per head, frequencies falling with ``f``. The paper's worst choice: slow pairs hardly
-    turn within a text, so keeping their rotation keeps little.
+    pairs per head, frequencies falling with ``f``. Slow pairs hardly turn within a text, so
+    keeping their rotation keeps little.
 
     Raises:
         RecipeError: ``rope_dim`` is no multiple of two dimensions per KV head.
