@@ -1,8 +1,9 @@
 """The figures of ``mha2mla eval`` for a terminal."""
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from conversion.evaluation import Entry
+from conversion.evaluation.render import with_error
 
 
 def tables(entry: Entry) -> list[Table]:
@@ -44,15 +45,15 @@ def _summary(entry: Entry) -> Table:
 
 
 def _accuracy(entry: Entry) -> Table:
-    table = Table("task", "documents", "metric", "original", "converted")
+    table = Table(Column("task", overflow="fold"), "documents", "metric", "original", "converted")
     for task in entry.tasks:
         for metric in task.metrics:
             table.add_row(
                 task.task,
                 str(task.documents),
                 metric.metric,
-                _with_error(metric.original, metric.original_stderr),
-                _with_error(metric.converted, metric.converted_stderr),
+                with_error(metric.original, metric.original_stderr),
+                with_error(metric.converted, metric.converted_stderr),
             )
     for asked in entry.retrieval:
         skipped = f" ({asked.skipped} too long)" if asked.skipped else ""
@@ -60,11 +61,7 @@ def _accuracy(entry: Entry) -> Table:
             asked.task,
             f"{asked.examples}{skipped}",
             "retrieval",
-            _with_error(asked.original, asked.original_stderr),
-            _with_error(asked.converted, asked.converted_stderr),
+            with_error(asked.original, asked.original_stderr),
+            with_error(asked.converted, asked.converted_stderr),
         )
     return table
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -64,7 +64,7 @@ def measure(
     theirs = _run(original, tokenizer, inputs, what.limit, progress, ORIGINAL)
     entry = Entry(
         name=name or checkpoint.resolve().name,
-        method=str(read_provenance(config).recipe.get("method", "")),
+        method=_method(read_provenance(config).recipe),
         cache=cache_figures(config),
         positions=[
             position_figures(text, windows, before, after)
@@ -110,6 +110,12 @@ def evaluate(
     entry = measure(checkpoint, baseline, Measurement(text, window, limit), progress)
     assert entry.perplexity is not None
     return Evaluation(perplexity=entry.perplexity, cache=entry.cache)
+
+
+def _method(recipe: dict[str, Any]) -> str:
+    # A recipe may replace a method's parts: that is another method in a plot.
+    parts = [recipe.get(key) for key in ("method", "rotary", "latent")]
+    return " + ".join(str(part) for part in parts if part)
 
 
 def _run(

@@ -50,6 +50,12 @@ class Page:
     sections: list[Section]
 
 
+def with_error(value: float, error: float | None) -> str:
+    """A figure and its standard error, to as many digits as a reader can use."""
+    digits = 3 if abs(value) < 10 else 2
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
 def to_html(page: Page) -> str:
     """One self-contained page; its plots have to be SVG."""
     parts = [f"<h1>{html.escape(page.title)}</h1>", *map(_paragraph, page.paragraphs)]

@@ -10,7 +10,7 @@ from conversion.evaluation.plots import (
     perplexity_by_cache,
     perplexity_by_position,
 )
-from conversion.evaluation.render import Plot, Section, Table
+from conversion.evaluation.render import Plot, Section, Table, with_error
 from conversion.evaluation.results import Entry, MetricFigures, PositionFigures
 
 MISSING = "-"
@@ -98,12 +98,12 @@ def _accuracy(entries: Sequence[Entry], kind: str) -> list[Section]:
     for (what, metric, documents), figures in found.items():
         one = next(iter(figures.values()))
         cells = [
-            _with_error(figures[name].converted, figures[name].converted_stderr)
+            with_error(figures[name].converted, figures[name].converted_stderr)
             if name in figures
             else MISSING
             for name in names
         ]
-        original = _with_error(one.original, one.original_stderr)
+        original = with_error(one.original, one.original_stderr)
         rows.append([what, metric, f"{documents:,}", original, *cells])
     bars = [
         (f"{what} {metric}", figures)
@@ -125,11 +125,6 @@ def _is_share(metric: MetricFigures) -> bool:
     return metric.higher_is_better and all(
         0 <= value <= 1 for value in (metric.original, metric.converted)
     )
-
-
-def _with_error(value: float, error: float | None) -> str:
-    digits = 3 if abs(value) < 10 else 2
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:

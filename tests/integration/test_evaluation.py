@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
         calibration_tokens=512,
         window=128,
         cache_fraction=0.34,
+        rotary="high",
     )
     convert(open_source(str(source)), folder / "out", recipe, Options(), Progress())
     return folder
@@ -166,6 +167,7 @@ def test_text_long_context_and_report_in_one_go(tmp_path, folder, models, evalua
     )  # fmt: skip
     assert code == 0, error
     entry = Entry.model_validate_json(json_path.read_text())
+    assert (entry.name, entry.method) == ("out", "calibrated + high")
     (found,) = entry.positions
     assert (found.text, found.window, found.windows) == ("text.txt", 700, 2)
     assert [(b.start, b.end) for b in found.buckets] == [(0, 512), (512, 700)]
