@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from conversion.calibration.held_out import held_out_starts
 from conversion.errors import CalibrationError
 
 BUILTIN_NAME = "pydoc_data.topics"
@@ -24,15 +25,24 @@ COMPLETION_FIELDS = ("completion", "response", "answer", "output")
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows of equal length, and where they came from."""
+    """Token windows of equal length, and where they came from.
 
-    ids: Tensor  # [windows, window], int64
+    Attributes:
+        ids: to calibrate on  # [windows, window], int64
+        held_out: of the same texts, to choose on; none of their tokens are in ``ids``, and there
+            are none if the texts are too short for that  # [held-out windows, window], int64
+        files: names of the texts.
+        fingerprint: of ``ids``.
+    """
+
+    ids: Tensor
+    held_out: Tensor
     files: list[str]
     fingerprint: str
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in all windows."""
+        """Number of tokens in all calibration windows."""
         return self.ids.numel()
 
 
@@ -110,7 +120,11 @@ def _record_text(record: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def calibration_windows(
-    tokenizer: PreTrainedTokenizerBase, files: Sequence[Path], tokens: int, window: int
+    tokenizer: PreTrainedTokenizerBase,
+    files: Sequence[Path],
+    tokens: int,
+    window: int,
+    held_out_tokens: int = 0,
 ) -> Windows:
     """About ``tokens`` tokens in windows spread evenly over the files.
 
@@ -119,6 +133,7 @@ def calibration_windows(
         files: texts; none means the built-in one.
         tokens: how many tokens in all, at least.
         window: tokens per window; a shorter text gives one window of its own length.
+        held_out_tokens: how many tokens between those windows to hold out, at least.
 
     Raises:
         CalibrationError: a file cannot be used, or there is less than two tokens of text.
@@ -130,18 +145,37 @@ def calibration_windows(
         texts, names = [builtin_text("calibration")], [BUILTIN_NAME]
     wanted = max(1, -(-tokens // window))
     share = -(-wanted // len(texts))
-    chosen: list[Tensor] = []
-    for text in texts:
-        ids = tokenize(tokenizer, text)
-        count = max(1, ids.numel() // window)
-        starts = torch.linspace(0, max(0, ids.numel() - window), min(share, count)).long().tolist()
-        chosen.extend(ids[start : start + window] for start in starts)
+    tokenised = [tokenize(tokenizer, text) for text in texts]
+    starts = [_spread(ids.numel(), window, share) for ids in tokenised]
+    chosen = [
+        ids[start : start + window]
+        for ids, taken in zip(tokenised, starts, strict=True)
+        for start in taken
+    ]
     length = min(window, max(ids.numel() for ids in chosen))
     full = [ids for ids in chosen if ids.numel() >= length][:wanted]
     if length < 2:
         raise CalibrationError("calibration text: fewer than two tokens; give more text")
     stacked = torch.stack([ids[:length] for ids in full])
-    return Windows(stacked, names, hashlib.sha256(stacked.numpy().tobytes()).hexdigest())
+    lengths = [(ids.numel(), taken) for ids, taken in zip(tokenised, starts, strict=True)]
+    places = held_out_starts(lengths, window, -(-held_out_tokens // window))
+    return Windows(
+        ids=stacked,
+        held_out=torch.stack([tokenised[text][at : at + window] for text, at in places])
+        if places
+        else stacked.new_empty(0, length),
+        files=names,
+        fingerprint=hashlib.sha256(stacked.numpy().tobytes()).hexdigest(),
+    )
+
+
+def _spread(length: int, window: int, count: int) -> list[int]:
+    """Starts of at most ``count`` windows without overlap, from a text's first token to its last"""
+    fitting = max(1, length // window)
+    starts: list[int] = (
+        torch.linspace(0, max(0, length - window), min(count, fitting)).long().tolist()
+    )
+    return starts
 
 
 def evaluation_windows(

@@ -1,7 +1,11 @@
 import json
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from conversion.calibration.held_out import held_out_starts
 from conversion.calibration.text import (
     builtin_text,
     calibration_windows,
@@ -32,6 +36,72 @@ def test_a_short_text_is_one_short_window(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("only this")
     assert calibration_windows(tiny_tokenizer(), [path], 1000, 100).ids.shape == (1, 9)
+
+
+def test_held_out_windows_are_of_the_text_and_not_of_calibration(tmp_path):
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    # Every five bytes name their own place in the files.
+    files[0].write_text("".join(f"{number:04};" for number in range(300)))
+    files[1].write_text("".join(f"{number:04};" for number in range(300, 700)))
+    windows = calibration_windows(tiny_tokenizer(), files, 500, 100, held_out_tokens=350)
+    assert windows.ids.shape == (5, 100)
+    assert windows.held_out.shape == (4, 100)
+
+    def places(ids):
+        # The whole numbers of a window: at least 19 of its 100 bytes' 20.
+        text = tiny_tokenizer().decode(ids.tolist())
+        return {int(part) for part in text.split(";") if len(part) == 4}
+
+    calibration = set().union(*map(places, windows.ids))
+    held_out = [places(ids) for ids in windows.held_out]
+    assert all(len(found) >= 19 for found in held_out)
+    assert not calibration & set().union(*held_out)
+    # From all over the text.
+    assert min(map(min, held_out)) < 300 <= max(map(max, held_out))
+    again = calibration_windows(tiny_tokenizer(), files, 500, 100)
+    assert torch.equal(again.ids, windows.ids)
+    assert again.held_out.shape == (0, 100)
+
+
+def test_a_text_that_calibration_fills_has_nothing_to_hold_out(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("a" * 399)
+    windows = calibration_windows(tiny_tokenizer(), [path], 400, 100, held_out_tokens=100)
+    assert windows.ids.shape == (3, 100)
+    assert windows.held_out.shape == (0, 100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=3),
+    tokens=st.integers(1, 600),
+    window=st.integers(2, 50),
+    count=st.integers(1, 6),
+)
+def test_held_out_windows_overlap_nothing(tmp_path_factory, lengths, tokens, window, count):
+    folder = tmp_path_factory.mktemp("texts")
+    files = [folder / f"{index}.txt" for index in range(len(lengths))]
+    # A character of its own for every place there is.
+    letters = iter(range(0x4E00, 0x9FFF))
+    for path, length in zip(files, lengths, strict=True):
+        path.write_text("".join(chr(next(letters)) for _ in range(length)))
+    if sum(lengths) < 2 or max(lengths) < 2:
+        return
+    windows = calibration_windows(by_character, files, tokens, window, count * window)
+    seen = torch.cat((windows.ids.flatten(), windows.held_out.flatten()))
+    assert len(seen.unique()) == len(seen)
+    assert len(windows.held_out) <= count
+
+
+def by_character(text, **_options):
+    return {"input_ids": torch.tensor([[ord(character) for character in text]])}
+
+
+def test_held_out_windows_are_spread_over_the_room_there_is():
+    # Free: 10 to 50 and 60 to 100.
+    assert held_out_starts([(100, (0, 50))], 10, 2) == [(0, 30), (0, 80)]
+    assert held_out_starts([(100, (0, 50)), (15, (0,))], 10, 1) == [(0, 60)]
+    assert held_out_starts([(35, (0, 25))], 10, 3) == [(0, 12)]
 
 
 def test_evaluation_windows_do_not_overlap():
