@@ -21,3 +21,7 @@ class OutputError(MHA2MLAError):
 
 class EvaluationError(MHA2MLAError):
     """What to measure, or where to write it, cannot be used."""
+
+
+class OffloadError(MHA2MLAError):
+    """The calibration activations cannot be kept where they should be."""

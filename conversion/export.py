@@ -17,7 +17,7 @@ def export(
     overwrite: bool,
     progress: Progress,
 ) -> None:
-    """Write ``source`` to ``out``, one tensor at a time.
+    """Write ``source`` to ``out``, a piece of a tensor at a time.
 
     Args:
         source: the checkpoint.
@@ -35,7 +35,8 @@ def export(
         try:
             with progress.task("Writing", len(source.tensors)) as advance:
                 for name, info in source.tensors.items():
-                    writer.write(name, source.tensor(name).to(dtype or info.dtype), info.shard)
+                    pieces = source.pieces(name)
+                    writer.write_pieces(name, pieces, info.shape, dtype or info.dtype, info.shard)
                     advance()
             config = type(source.config).from_dict(source.config.to_dict())
             config.architectures = [source.family.causal_lm.__name__]

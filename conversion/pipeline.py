@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.calibration.activations import Activations
+from conversion.calibration.store import StatisticsStore
 from conversion.calibration.text import Windows, calibration_windows
 from conversion.errors import CalibrationError
-from conversion.layer import LayerConverter, Streams
+from conversion.layer import LayerConverter, RefitStreams, Streams
 from conversion.model_card import model_card
 from conversion.progress import Progress
 from conversion.recipe import Recipe
@@ -30,6 +32,7 @@ from vllm_mha2mla.config import (
 from vllm_mha2mla.version import __version__
 
 ATTENTION = "self_attn."
+EMBEDDING = "model.embed_tokens.weight"
 # Tensors a converted layer has at most, above what its source's attention had.
 CONVERTED_TENSORS = 8
 
@@ -42,11 +45,13 @@ class Options:
         device: where a layer is computed; only the current layer moves there.
         dtype: of the written weights; the source's if ``None``.
         overwrite: whether an existing checkpoint may be replaced.
+        offload: folder whose disk holds the calibration activations; ``None``: memory does.
     """
 
     device: str = "cpu"
     dtype: torch.dtype | None = None
     overwrite: bool = False
+    offload: Path | None = None
 
 
 def convert(
@@ -55,6 +60,7 @@ def convert(
     recipe: Recipe,
     options: Options,
     progress: Progress,
+    statistics: StatisticsStore | None = None,
 ) -> Provenance:
     """Convert ``source`` and write the checkpoint to ``out``.
 
@@ -63,10 +69,20 @@ def convert(
     3. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
     4. Refit the output projection on the converted stream if the recipe says so, write, go on.
 
-    Memory: the activations of the calibration text and one layer.
+    Memory: the activations of the calibration text, unless they are offloaded, and one layer.
+
+    Args:
+        source: the checkpoint to convert.
+        out: the folder to create.
+        recipe: what to make.
+        options: how to run.
+        progress: told about every layer.
+        statistics: of the same source and text, from a conversion before; what is missing is
+            measured and put there. When nothing is missing and nothing is refitted, the text is
+            not pushed through the source at all.
 
     Raises:
-        OutputError, SourceError, CalibrationError, RecipeError: with the way out.
+        OutputError, SourceError, CalibrationError, RecipeError, OffloadError: with the way out.
     """
     check_output(out, options.overwrite)
     config = source.config
@@ -84,10 +100,15 @@ def convert(
         )
     provenance = _provenance(source, recipe, windows)
     converted = converted_config(source, layout, q_lora_rank, options.dtype, provenance)
+    if statistics is not None:
+        shape = "x".join(map(str, windows.ids.shape))
+        statistics.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
     with staged_folder(out, options.overwrite) as folder:
         writer = CheckpointWriter(folder, _shard_sizes(source))
         try:
-            _write_layers(source, writer, recipe, converted, options, windows.ids, progress)
+            streams = _streams(source, converted, recipe, windows.ids, options, statistics)
+            converter = _converter(source, converted, recipe, windows, options, statistics)
+            _write_layers(source, writer, converter, converted, streams, options, progress)
             _write_rest(source, writer, options.dtype)
             source.write_assets(folder)
             card = model_card(provenance, layer_layouts(converted), converted.dtype)
@@ -98,25 +119,77 @@ def convert(
     return provenance
 
 
+def _streams(
+    source: SourceCheckpoint,
+    converted: Any,
+    recipe: Recipe,
+    ids: Tensor,
+    options: Options,
+    statistics: StatisticsStore | None,
+) -> Streams | None:
+    """The embedded calibration text, and room for what a refit needs; ``None`` if nothing does."""
+    layers = range(source.config.num_hidden_layers)
+    if not recipe.refit and statistics is not None and all(i in statistics for i in layers):
+        return None
+    windows, tokens = ids.shape
+    width = source.config.hidden_size
+    original = Activations(windows, tokens, width, options.offload)
+    refitted = None
+    if recipe.refit:
+        heads = converted.num_attention_heads * converted.v_head_dim
+        refitted = RefitStreams(
+            converted=Activations(windows, tokens, width, options.offload),
+            heads=Activations(windows, tokens, heads, options.offload),
+        )
+    # As stored, and only the rows in use: the whole table in float32 can be larger than a layer.
+    used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
+    table = torch.empty(len(used), width, dtype=source.tensors[EMBEDDING].dtype)
+    start = 0
+    for piece in source.pieces(EMBEDDING):
+        here = (used >= start) & (used < start + len(piece))
+        table[here] = piece[used[here] - start]
+        start += len(piece)
+    for window in range(windows):
+        x = table[rows[window]].float()  # [tokens, hidden]
+        original[window] = x
+        if refitted is not None:
+            refitted.converted[window] = x
+    return Streams(original, refitted)
+
+
+def _converter(
+    source: SourceCheckpoint,
+    converted: Any,
+    recipe: Recipe,
+    windows: Windows,
+    options: Options,
+    statistics: StatisticsStore | None,
+) -> LayerConverter:
+    config, converted = _for_calibration(source.config), _for_calibration(converted)
+    rotary = source.family.rotary_embedding(config)
+    device, tokens = torch.device(options.device), windows.ids.shape[1]
+    return LayerConverter(config, converted, rotary, recipe, tokens, device, statistics)
+
+
+def _for_calibration(config: Any) -> Any:
+    config = copy.deepcopy(config)
+    # Calibration windows are dense and causal, so no implementation needs a mask here.
+    config._attn_implementation = "sdpa"
+    return config
+
+
 def _write_layers(
     source: SourceCheckpoint,
     writer: CheckpointWriter,
-    recipe: Recipe,
+    converter: LayerConverter,
     converted: Any,
+    streams: Streams | None,
     options: Options,
-    ids: Tensor,
     progress: Progress,
 ) -> None:
-    config = copy.deepcopy(source.config)
-    # Calibration windows are dense and causal, so no implementation needs a mask here.
-    config._attn_implementation = converted._attn_implementation = "sdpa"
+    config, layouts = _for_calibration(source.config), layer_layouts(converted)
     device = torch.device(options.device)
-    rotary = source.family.rotary_embedding(config)
-    converter = LayerConverter(config, converted, rotary, recipe, ids.shape[1], device)
-    embedded = source.tensor("model.embed_tokens.weight").float()[ids]
-    streams = Streams(embedded, embedded.clone() if recipe.refit else None)
-    layouts = layer_layouts(converted)
-    with progress.task("Converting layers", config.num_hidden_layers) as advance:
+    with progress.task("Converting layers", len(layouts)) as advance:
         for index, layout in enumerate(layouts):
             layer = _load_layer(source, config, index, device)
             tensors = converter.convert(layer, index, layout, streams)
@@ -125,6 +198,8 @@ def _write_layers(
             for name, tensor in tensors.items():
                 dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
                 writer.write(prefix + name, tensor.to(dtype), origin.shard)
+            # Else they would be there until the next layer has been loaded and converted.
+            del layer, tensors, tensor
             advance()
 
 
@@ -140,7 +215,8 @@ def _write_rest(
 ) -> None:
     for name, info in source.tensors.items():
         if f".{ATTENTION}" not in name:
-            writer.write(name, source.tensor(name).to(dtype or info.dtype), info.shard)
+            pieces = source.pieces(name)
+            writer.write_pieces(name, pieces, info.shape, dtype or info.dtype, info.shard)
 
 
 def _shard_sizes(source: SourceCheckpoint) -> dict[str, int]:

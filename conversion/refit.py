@@ -3,14 +3,9 @@
 import torch
 from torch import Tensor
 
-from vllm_mha2mla.hf.attention import LatentAttention
 
-
-@torch.no_grad()
-def refit_output(
-    attention: LatentAttention, heads: Tensor, targets: Tensor, ridge: float
-) -> dict[str, Tensor]:
-    """Least squares for ``o_proj``, drawn towards what it is now.
+class OutputRefit:
+    """Least squares for ``o_proj``, drawn towards what it is now; fed window by window.
 
     With ``X`` the heads' outputs of the converted layer on the converted stream, one column more
     for the bias, and ``T`` what they should add to that stream:
@@ -20,27 +15,45 @@ def refit_output(
     The target holds the original attention's output and the drift of the residual stream, so a
     layer also repairs what the layers before it lost. The bias is not drawn anywhere.
 
-    Args:
-        attention: the converted attention; its ``o_proj`` is ``W_0``.
-        heads: its heads' outputs  # [tokens, heads * v]
-        targets: ``attention_original + (stream_original - stream_converted)``  # [tokens, hidden]
-        ridge: strength of the pull, relative to the mean power of a head's output.
+    ``X^T X`` and ``X^T T`` of a window are float32 products, summed over windows in float64. Within
+    a window rounding errs by about 1e-6 of the mean power that ``ridge`` multiplies, so it matters
+    only to directions whose power is that small, and there a ridge above 1e-5 decides, not the
+    data. Double products would take most of a refit's time.
 
-    Returns:
-        ``o_proj.weight`` and ``o_proj.bias``, float32.
+    Args:
+        weight: ``o_proj.weight`` of the converted attention  # [hidden, heads * v]
+        bias: ``o_proj.bias``  # [hidden]
+        ridge: strength of the pull, relative to the mean power of a head's output.
     """
-    W_0 = torch.cat((attention.o_proj.weight.T, attention.o_proj.bias[None])).double()
-    gram = torch.zeros(len(W_0), len(W_0), dtype=torch.float64, device=heads.device)
-    cross = torch.zeros_like(W_0)
-    for x, t in zip(heads.split(4096), targets.split(4096), strict=True):
-        X = torch.cat((x, x.new_ones(len(x), 1)), dim=1).double()
-        gram += X.T @ X
-        cross += X.T @ t.double()
-    pull = torch.full_like(gram.diagonal(), ridge * float(gram.diagonal()[:-1].mean()))
-    pull[-1] = 0
-    gram += torch.diag(pull)
-    W = torch.linalg.solve(gram, cross + pull[:, None] * W_0)
-    return {
-        "o_proj.weight": W[:-1].T.float().contiguous(),
-        "o_proj.bias": W[-1].float().contiguous(),
-    }
+
+    def __init__(self, weight: Tensor, bias: Tensor, ridge: float) -> None:
+        self._before = torch.cat((weight.T, bias[None])).float()  # W_0  # [heads * v + 1, hidden]
+        width = len(self._before)
+        self._gram = self._before.new_zeros(width, width, dtype=torch.float64)
+        self._cross = torch.zeros_like(self._before, dtype=torch.float64)
+        self._ridge = ridge
+
+    def add(self, heads: Tensor, targets: Tensor) -> None:
+        """Count one window.
+
+        Args:
+            heads: the converted heads' outputs, float32  # [tokens, heads * v]
+            targets: ``attention_original + (stream_original - stream_converted)``, float32
+                # [tokens, hidden]
+        """
+        X = torch.cat((heads, heads.new_ones(len(heads), 1)), dim=1)
+        self._gram += X.T @ X
+        self._cross += X.T @ targets
+
+    def solve(self) -> dict[str, Tensor]:
+        """``o_proj.weight`` and ``o_proj.bias``, float32. Uses the sums up: call it once."""
+        gram, cross = self._gram, self._cross
+        pull = (self._ridge * gram.diagonal()[:-1].mean()).repeat(len(gram))
+        pull[-1] = 0
+        gram.diagonal().add_(pull)
+        cross.addcmul_(pull[:, None], self._before.double())
+        W = torch.linalg.solve(gram, cross)
+        return {
+            "o_proj.weight": W[:-1].T.float().contiguous(),
+            "o_proj.bias": W[-1].float().contiguous(),
+        }

@@ -6,7 +6,9 @@ room for it is reserved and padded with spaces, which the format allows.
 """
 
 import json
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,17 +45,30 @@ class ShardWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append one tensor, in its own dtype."""
+        self.write_pieces(name, (tensor,), tuple(tensor.shape), tensor.dtype)
+
+    def write_pieces(
+        self, name: str, pieces: Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        """Append one tensor that comes in consecutive blocks of its rows, converted to ``dtype``.
+
+        Raises:
+            ValueError: the name was written before, or the blocks are not the whole tensor.
+        """
         if name in self._entries:
             raise ValueError(f"tensor {name} was written twice")
-        tensor = tensor.detach().cpu().contiguous()
-        data = tensor.flatten().view(torch.uint8).numpy()
-        self._file.write(data.data)
+        start = self._end
+        for piece in pieces:
+            block = piece.detach().to(device="cpu", dtype=dtype).contiguous()
+            self._file.write(block.flatten().view(torch.uint8).numpy().data)
+            self._end += block.nbytes
+        if self._end - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"tensor {name}: its pieces do not make up {list(shape)}")
         self._entries[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [self._end, self._end + data.nbytes],
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, self._end],
         }
-        self._end += data.nbytes
 
     @property
     def bytes_written(self) -> int:

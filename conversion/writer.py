@@ -5,11 +5,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from conversion.errors import OutputError
@@ -105,7 +106,18 @@ class CheckpointWriter:
 
     def write(self, name: str, tensor: Tensor, shard: str) -> None:
         """Append one tensor to a shard."""
-        self._shards[shard].write(name, tensor)
+        self.write_pieces(name, (tensor,), tuple(tensor.shape), tensor.dtype, shard)
+
+    def write_pieces(
+        self,
+        name: str,
+        pieces: Iterable[Tensor],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        shard: str,
+    ) -> None:
+        """Append one tensor to a shard, given as consecutive blocks of its rows, in any dtype."""
+        self._shards[shard].write_pieces(name, pieces, shape, dtype)
         self._weight_map[name] = shard
 
     def finish(self, config: Any, model_card: str) -> None:

@@ -6,7 +6,9 @@ position n; D = m - n. The first tokens of a text are attention sinks: few token
 attention. So keys and values are averaged with the attention they receive, not by token.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -66,6 +68,11 @@ class LayerStatistics:
     distance: Tensor
     token_mean: Tensor
 
+    def to(self, device: torch.device | str) -> "LayerStatistics":
+        """The same statistics on another device."""
+        values = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return LayerStatistics(**values)
+
 
 def as_pairs(x: Tensor) -> Tensor:
     """Rotary pairs ``(x[f], x[f + d/2])`` as complex numbers  # [..., d] -> [..., d/2]"""
@@ -105,18 +112,20 @@ def attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWeig
 
 
 @torch.no_grad()
-def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatistics:
+def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> LayerStatistics:
     """Measure one layer.
 
     Args:
         weights: the layer's attention.
-        inputs: its normed input  # [windows, tokens, hidden]
+        inputs: its normed input, at least one window, all as long as the first; taken one after
+            the other, so that a generator needs memory for one  # each [tokens, hidden]
     """
     heads, d, hidden = weights.query.shape
     kv_heads = weights.key.shape[0]
+    device = weights.query.device
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=inputs.device)
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     query_moment = zeros(heads, d, d)
     query_norm, key_norm = zeros(heads, d // 2), zeros(kv_heads, d // 2)
@@ -125,17 +134,21 @@ def layer_statistics(weights: AttentionWeights, inputs: Tensor) -> LayerStatisti
     token_moment = zeros(hidden, hidden)
     gamma, omega = zeros(heads), zeros(heads)
 
-    windows, tokens, _ = inputs.shape
+    remaining = iter(inputs)
+    first_window = next(remaining)
+    windows, tokens = 0, len(first_window)
     distance = zeros(heads, tokens)
     token_mean = zeros(hidden)
-    positions = torch.arange(tokens, device=inputs.device)
+    positions = torch.arange(tokens, device=device)
     angles = positions[:, None] * weights.inv_freq  # [tokens, d/2]
     cos, sin = angles.cos(), angles.sin()
     turn = torch.polar(torch.ones_like(angles), angles)  # e^{i theta m}  # [tokens, d/2]
     future = positions[None, :] > positions[:, None]
     gram = torch.einsum("hed,hef->hdf", weights.output, weights.output)  # W_O^T W_O
 
-    for x in inputs.float():
+    for window in itertools.chain((first_window,), remaining):
+        windows += 1
+        x = window.float()
         q = torch.einsum("te,hde->htd", x, weights.query) + weights.query_bias[:, None]
         k = torch.einsum("te,gde->gtd", x, weights.key) + weights.key_bias[:, None]
         v = torch.einsum("te,gde->gtd", x, weights.value) + weights.value_bias[:, None]

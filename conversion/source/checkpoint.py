@@ -1,6 +1,8 @@
 """What the converter needs of a source checkpoint, whatever its file format."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,9 @@ from conversion.families import FAMILIES, Family
 
 # Buffers that old exporters saved; transformers and vLLM compute them.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+ALL_ROWS = slice(None)
+# An embedding table passes through memory in pieces of at most this size, as stored.
+PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,11 @@ class SourceCheckpoint(ABC):
     tensors: dict[str, TensorInfo]
 
     @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the checkpoint's dtype."""
+    def read(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
+        """One tensor, or some of its rows, on the CPU, in the checkpoint's dtype.
+
+        Its memory is its own: nothing stays resident once it is dropped.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -74,17 +82,26 @@ class SourceCheckpoint(ABC):
             raise SourceError(f"{self.name}: {reason}; this model cannot be converted")
         return family
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, refused if it is missing or not finite."""
+    def tensor(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
+        """One tensor, or some of its rows, refused if it is missing or not finite."""
         if name not in self.tensors:
             raise SourceError(f"{self.name}: tensor {name} is missing; download the model again")
-        tensor = self.read(name)
-        if not bool(torch.isfinite(tensor).all()):
+        tensor = self.read(name, rows)
+        # NaN is its own smallest and largest value. Unlike isfinite, this takes no more memory.
+        if not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
             raise SourceError(
                 f"{self.name}: {name} in {self.tensors[name].shard} holds NaN or infinite values; "
                 "download the model again"
             )
         return tensor
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor in consecutive blocks of rows, each of at most ``PIECE_BYTES``, or one row."""
+        info = self.tensors[name]
+        row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
+        step = max(1, PIECE_BYTES // row_bytes)
+        for start in range(0, info.shape[0], step):
+            yield self.tensor(name, slice(start, start + step))
 
     def layer(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """All tensors of one decoder layer, named relative to it."""

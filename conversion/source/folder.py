@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from conversion.errors import SourceError
-from conversion.source.checkpoint import IGNORED_SUFFIXES, SourceCheckpoint, TensorInfo
+from conversion.source.checkpoint import ALL_ROWS, IGNORED_SUFFIXES, SourceCheckpoint, TensorInfo
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -49,26 +49,23 @@ class FolderCheckpoint(SourceCheckpoint):
         self.folder = folder
         self.name = name or str(folder)
         self.config = _read_config(folder, self.name)
-        self._files: dict[str, Any] = {}
         self.tensors = {}
         for shard in _shard_names(folder, self.name):
             self.tensors.update(self._list_shard(shard))
         self._check_index()
 
     def _open(self, shard: str) -> Any:
-        if shard not in self._files:
-            try:
-                self._files[shard] = safe_open(self.folder / shard, framework="pt")
-            except FileNotFoundError as error:
-                raise SourceError(
-                    f"{self.name}: shard {shard} is missing; download the model again"
-                ) from error
-            except (SafetensorError, OSError) as error:
-                raise SourceError(
-                    f"{self.name}: shard {shard} is truncated or not safetensors ({error}); "
-                    "download the model again"
-                ) from error
-        return self._files[shard]
+        try:
+            return safe_open(self.folder / shard, framework="pt")
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"{self.name}: shard {shard} is missing; download the model again"
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise SourceError(
+                f"{self.name}: shard {shard} is truncated or not safetensors ({error}); "
+                "download the model again"
+            ) from error
 
     def _list_shard(self, shard: str) -> dict[str, TensorInfo]:
         file = self._open(shard)
@@ -97,9 +94,14 @@ class FolderCheckpoint(SourceCheckpoint):
                     "download the model again"
                 )
 
-    def read(self, name: str) -> Tensor:
-        """One tensor from its memory-mapped shard."""
-        tensor: Tensor = self._open(self.tensors[name].shard).get_tensor(name)
+    def read(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
+        """One tensor, or some of its rows, from its shard.
+
+        The shard is mapped anew for every tensor: a mapping that stayed would keep all that was
+        ever read of it resident.
+        """
+        shard = self._open(self.tensors[name].shard)
+        tensor: Tensor = shard.get_tensor(name) if rows == ALL_ROWS else shard.get_slice(name)[rows]
         return tensor
 
     def fingerprint(self) -> str:

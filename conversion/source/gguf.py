@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES
-from conversion.source.checkpoint import SourceCheckpoint, TensorInfo
+from conversion.source.checkpoint import ALL_ROWS, SourceCheckpoint, TensorInfo
 from conversion.source.folder import FINGERPRINT_BYTES, SINGLE
 
 TOP_LEVEL = {
@@ -75,16 +76,23 @@ class GgufCheckpoint(SourceCheckpoint):
             "Hugging Face folder"
         )
 
-    def read(self, name: str) -> Tensor:
-        """One dequantised tensor, with llama.cpp's reordering of rotary rows undone."""
+    def read(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
+        """One dequantised tensor, or some of its rows, as transformers orders them.
+
+        The file is mapped anew for every tensor: the reader's own mapping would keep all that was
+        ever read of it resident.
+        """
         stored = self._stored[name]
-        values: Any = gguf.quants.dequantize(stored.data, stored.tensor_type)
-        tensor = torch.from_numpy(values.copy()).float().view(self.tensors[name].shape)
+        data = np.memmap(self.path, stored.data.dtype, "r", stored.data_offset, stored.data.shape)
         if ".q_proj." in name:
-            return _pairs_to_halves(tensor, self.config.num_attention_heads)
+            return _pairs_to_halves(_dequantised(data, stored), self.config.num_attention_heads)[
+                rows
+            ]
         if ".k_proj." in name:
-            return _pairs_to_halves(tensor, self.config.num_key_value_heads)
-        return tensor
+            return _pairs_to_halves(_dequantised(data, stored), self.config.num_key_value_heads)[
+                rows
+            ]
+        return _dequantised(data[rows], stored)
 
     def fingerprint(self) -> str:
         """SHA-256 over the file's size, head and tail."""
@@ -111,6 +119,12 @@ class GgufCheckpoint(SourceCheckpoint):
             eos_token_id=self.config.eos_token_id,
             pad_token_id=self.config.pad_token_id,
         ).save_pretrained(folder)
+
+
+def _dequantised(data: Any, stored: Any) -> Tensor:
+    values: Any = gguf.quants.dequantize(data, stored.tensor_type)
+    # What was stored as float32 is still the read-only file; the rest is a new array already.
+    return torch.from_numpy(np.require(values, np.float32, "W"))
 
 
 def _pairs_to_halves(weight: Tensor, heads: int) -> Tensor:

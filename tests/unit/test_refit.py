@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from conversion.refit import refit_output
+from conversion.refit import OutputRefit
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.llama import LlamaMLAConfig
@@ -16,7 +16,11 @@ def test_the_refit_is_ridge_regression_towards_the_weights_it_found(ridge):
     )  # fmt: skip
     attention = LatentAttention(config, 0, LatentLayout(6, 2))
     heads, targets = torch.randn(5000, 10), torch.randn(5000, 12)
-    found = refit_output(attention, heads, targets, ridge)
+    with torch.no_grad():
+        refit = OutputRefit(attention.o_proj.weight, attention.o_proj.bias, ridge)
+        for window in zip(heads.split(1000), targets.split(1000), strict=True):
+            refit.add(*window)
+        found = refit.solve()
 
     # The same problem as one stacked least squares: the pull is 10 more rows per output.
     X = torch.cat((heads, torch.ones(5000, 1)), 1).double()

@@ -1,0 +1,105 @@
+"""Statistics of layers, kept for further conversions of the same model on the same text."""
+
+import dataclasses
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from conversion.calibration.statistics import LayerStatistics
+from conversion.errors import CalibrationError, OutputError
+
+ORIGIN = "origin.txt"
+
+
+class StatisticsStore:
+    """Layer statistics by layer index, on the CPU.
+
+    They belong to one source and one calibration text; :meth:`claim` holds a store to them.
+
+    Args:
+        folder: one file per layer goes there, so that they need no memory and outlive the
+            process; created when needed. ``None`` keeps them in memory: about
+            ``16 * hidden^2`` bytes per layer.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._layers: dict[int, LayerStatistics] = {}
+        self._origin: str | None = None
+
+    def claim(self, origin: str) -> None:
+        """Say what the statistics are of, one line of text; the first to say so decides.
+
+        Raises:
+            CalibrationError: the store holds statistics of something else.
+            OutputError: the folder cannot be written.
+        """
+        if self._origin is None:
+            self._origin = self._stored_origin() or origin
+            if self.folder is not None:
+                with self._writing(self.folder / ORIGIN) as partial:
+                    partial.write_text(self._origin, "utf-8")
+        if self._origin != origin:
+            where = f"{self.folder}: these" if self.folder else "the stored"
+            raise CalibrationError(
+                f"{where} statistics are of another model or calibration text; use an empty store"
+            )
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._layers if self.folder is None else self._path(index).is_file()
+
+    def get(self, index: int) -> LayerStatistics | None:
+        """A layer's statistics, or ``None`` if there are none yet.
+
+        Raises:
+            CalibrationError: its file is damaged.
+        """
+        if self.folder is None or index not in self:
+            return self._layers.get(index)
+        path = self._path(index)
+        try:
+            return LayerStatistics(**torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CalibrationError(
+                f"{path}: not the statistics of a layer ({reason}); delete the file"
+            ) from error
+
+    def put(self, index: int, statistics: LayerStatistics) -> None:
+        """Keep a layer's statistics.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        statistics = statistics.to("cpu")
+        if self.folder is None:
+            self._layers[index] = statistics
+            return
+        values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
+        with self._writing(self._path(index)) as partial:
+            torch.save(values, partial)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[Path]:
+        """A temporary name that becomes ``path`` when the block ends well."""
+        partial = path.with_suffix(".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            partial.replace(path)
+        # torch.save makes a RuntimeError of a full disk.
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot be written ({error})") from error
+
+    def _path(self, index: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"layer-{index:04}.pt"
+
+    def _stored_origin(self) -> str | None:
+        if self.folder is None or not (self.folder / ORIGIN).is_file():
+            return None
+        return (self.folder / ORIGIN).read_text("utf-8").strip()
