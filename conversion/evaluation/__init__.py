@@ -1,7 +1,7 @@
 """Measuring a converted checkpoint beside its original: perplexity, tasks, long context."""
 
 from conversion.evaluation.cache import cache_figures
-from conversion.evaluation.compare import evaluate, measure
+from conversion.evaluation.compare import Comparison, evaluate, measure
 from conversion.evaluation.inputs import Measurement
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.report import check_report_path, write_report
@@ -18,6 +18,7 @@ from conversion.evaluation.results import (
 
 __all__ = [
     "CacheFigures",
+    "Comparison",
     "Entry",
     "Evaluation",
     "Measurement",

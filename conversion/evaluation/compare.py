@@ -1,4 +1,4 @@
-"""Measuring a converted checkpoint and its original, one in memory at a time."""
+"""Measuring converted checkpoints and their original, one in memory at a time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,56 +34,85 @@ class _Run:
     tasks: dict[str, Any]
 
 
+class Comparison:
+    """Checkpoints beside one original, which is measured once, at the first of them.
+
+    They share a tokenizer: all are conversions of that original. Everything in float32.
+
+    Args:
+        baseline: the original, as the converter takes it.
+        what: what to measure.
+        progress: told about all of it.
+    """
+
+    def __init__(self, baseline: str, what: Measurement, progress: Progress) -> None:
+        self._baseline = baseline
+        self._what = what
+        self._progress = progress
+        self._original: _Run | None = None
+
+    def measure(self, checkpoint: Path, name: str | None = None) -> Entry:
+        """Everything asked for, of one checkpoint and the original.
+
+        Files and tasks are read before any weights: a mistake in them costs no time.
+
+        Args:
+            checkpoint: the converted checkpoint.
+            name: the entry's; the checkpoint's folder if ``None``.
+
+        Raises:
+            CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
+        """
+        config = converted_config(checkpoint)
+        tokenizer, inputs = read_inputs(self._what, checkpoint, config)
+        model, _ = load_converted(checkpoint, torch.float32)
+        ours = _run(model, tokenizer, inputs, self._what.limit, self._progress, CONVERTED)
+        del model
+        theirs = self._measured_original(tokenizer, inputs, config.vocab_size)
+        entry = Entry(
+            name=name or checkpoint.resolve().name,
+            method=_method(read_provenance(config).recipe),
+            cache=cache_figures(config),
+            positions=[
+                position_figures(text, windows, before, after)
+                for (text, windows), before, after in zip(
+                    inputs.long_texts, theirs.positions, ours.positions, strict=True
+                )
+            ],
+            retrieval=[
+                retrieval_figures(asked, before, after)
+                for asked, before, after in zip(
+                    inputs.retrieval, theirs.retrieval, ours.retrieval, strict=True
+                )
+            ],
+            tasks=task_figures(theirs.tasks, ours.tasks) if inputs.tasks else [],
+        )
+        if inputs.text is not None and theirs.text is not None and ours.text is not None:
+            entry.perplexity = perplexity_figures(inputs.text, theirs.text[0], ours.text[0])
+            entry.layer_error = layer_errors(theirs.text[1], ours.text[1])
+        return entry
+
+    def _measured_original(
+        self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, vocab_size: int
+    ) -> _Run:
+        if self._original is None:
+            model, _ = load_source(self._baseline, torch.float32)
+            if model.config.vocab_size != vocab_size:
+                raise EvaluationError(
+                    f"{self._baseline}: its vocabulary is not the checkpoint's; give the model it "
+                    "was made from"
+                )
+            self._original = _run(
+                model, tokenizer, inputs, self._what.limit, self._progress, ORIGINAL
+            )
+        return self._original
+
+
 def measure(
     checkpoint: Path, baseline: str, what: Measurement, progress: Progress, name: str | None = None
 ) -> Entry:
-    """Everything asked for, of both, in float32.
-
-    Files and tasks are read before any weights: a mistake in them costs no time.
-
-    Args:
-        checkpoint: the converted checkpoint.
-        baseline: its source, as the converter takes it.
-        what: what to measure.
-        progress: told about all of it.
-        name: the entry's; the checkpoint's folder if ``None``.
-
-    Raises:
-        CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
-    """
-    config = converted_config(checkpoint)
-    tokenizer, inputs = read_inputs(what, checkpoint, config)
-    model, _ = load_converted(checkpoint, torch.float32)
-    ours = _run(model, tokenizer, inputs, what.limit, progress, CONVERTED)
-    del model
-    original, _ = load_source(baseline, torch.float32)
-    if original.config.vocab_size != config.vocab_size:
-        raise EvaluationError(
-            f"{baseline}: its vocabulary is not the checkpoint's; give the model it was made from"
-        )
-    theirs = _run(original, tokenizer, inputs, what.limit, progress, ORIGINAL)
-    entry = Entry(
-        name=name or checkpoint.resolve().name,
-        method=_method(read_provenance(config).recipe),
-        cache=cache_figures(config),
-        positions=[
-            position_figures(text, windows, before, after)
-            for (text, windows), before, after in zip(
-                inputs.long_texts, theirs.positions, ours.positions, strict=True
-            )
-        ],
-        retrieval=[
-            retrieval_figures(asked, before, after)
-            for asked, before, after in zip(
-                inputs.retrieval, theirs.retrieval, ours.retrieval, strict=True
-            )
-        ],
-        tasks=task_figures(theirs.tasks, ours.tasks) if inputs.tasks else [],
-    )
-    if inputs.text is not None and theirs.text is not None and ours.text is not None:
-        entry.perplexity = perplexity_figures(inputs.text, theirs.text[0], ours.text[0])
-        entry.layer_error = layer_errors(theirs.text[1], ours.text[1])
-    return entry
+    """One checkpoint beside its original; arguments and errors as for :class:`Comparison`."""
+    return Comparison(baseline, what, progress).measure(checkpoint, name)
 
 
 def evaluate(

@@ -5,6 +5,8 @@ tokens, documents or examples. Standard errors are those of each figure on its o
 difference, which is smaller because the documents are the same.
 """
 
+import math
+
 from pydantic import BaseModel, Field
 
 
@@ -16,6 +18,11 @@ class PerplexityFigures(BaseModel):
     ratio: float
     window: int
     windows: int
+
+    @property
+    def excess_loss(self) -> float:
+        """What conversion adds to the mean loss per token, ``log(converted / baseline)``, nats."""
+        return math.log(self.ratio)
 
 
 class CacheFigures(BaseModel):

@@ -43,13 +43,18 @@ def _summary(entries: Sequence[Entry], kind: str) -> Section:
         rows.append(
             [entry.name, entry.method, f"{cache.bytes_per_token:,}", f"{cache.fraction:.2%}"]
             + (
-                [f"{found.baseline:.3f}", f"{found.converted:.3f}", f"{found.ratio:.4f}"]
+                [
+                    f"{found.baseline:.3f}",
+                    f"{found.converted:.3f}",
+                    f"{found.ratio:.4f}",
+                    f"{found.excess_loss:.4f}",
+                ]
                 if found
-                else [MISSING] * 3
+                else [MISSING] * 4
             )
         )
     header = ["", "method", "cache bytes per token", "of the original's", "perplexity, original",
-              "converted", "ratio"]  # fmt: skip
+              "converted", "ratio", "excess loss"]  # fmt: skip
     text = f"The original caches {entries[0].cache.baseline_bytes_per_token:,} bytes per token."
     measured = [entry for entry in entries if entry.perplexity]
     if not measured:
@@ -60,6 +65,7 @@ def _summary(entries: Sequence[Entry], kind: str) -> Section:
         if entry.perplexity
     )
     text += f" Perplexity over {', '.join(sizes)}, in float32."
+    text += " Excess loss is the logarithm of the ratio, nats per token."
     plot = Plot(
         "perplexity",
         "Perplexity against cache bytes per token",
