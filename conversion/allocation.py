@@ -1,0 +1,110 @@
+"""How a cache budget is spread over layers, rotary and latent widths together."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from conversion.errors import RecipeError
+from vllm_mha2mla.config import LatentLayout
+
+# Latent widths are chosen in these steps; rotary widths in pairs.
+RANK_STEP = 4
+# Cost below which a layer counts as exact: logarithms of measured zeros.
+COST_FLOOR = 1e-9
+BISECTIONS = 60
+
+LayerCosts = Mapping[LatentLayout, float]
+"""Measured loss of one layer at some widths: a full grid of ranks and rotary widths."""
+
+
+def allocate(costs: Sequence[LayerCosts], budget: int) -> list[LatentLayout]:
+    """Widths of every layer that lose least together within ``budget`` numbers per token.
+
+        min  sum_i cost_i(rank_i, rope_i)   subject to   sum_i rank_i + rope_i <= budget
+
+    Each layer's cost is interpolated between its measured widths, linearly in its logarithm
+    (errors fall about exponentially with width), and continued beyond the ranks measured. One
+    multiplier prices a number of cache the same in all layers; each layer takes what is best at
+    that price, and the price is bisected until the budget is met. What rounding leaves over goes
+    to the layers it helps most.
+
+    Args:
+        costs: per layer, losses that add up over layers.
+        budget: numbers per token in all layers' caches together.
+
+    Raises:
+        RecipeError: the budget is below the least widths of all layers.
+    """
+    tables = [_Table(layer) for layer in costs]
+    low, high = 1e-12, 1e6
+    least = sum(table.choose(high).width for table in tables)
+    if least > budget:
+        raise RecipeError(
+            f"a cache of {budget} numbers per token is below {least}, the least that can be "
+            "spread over layers; give a larger cache_fraction, or spread: false"
+        )
+    for _ in range(BISECTIONS):
+        price = (low * high) ** 0.5
+        if sum(table.choose(price).width for table in tables) > budget:
+            low = price
+        else:
+            high = price
+    return _use_up([table.choose(high) for table in tables], tables, budget)
+
+
+def _use_up(layouts: list[LatentLayout], tables: list["_Table"], budget: int) -> list[LatentLayout]:
+    """Spend what is left on latent columns, one at a time, where each saves most."""
+    left = budget - sum(layout.width for layout in layouts)
+    gains = [table.gain(layout) for table, layout in zip(tables, layouts, strict=True)]
+    layouts = list(layouts)
+    for _ in range(left):
+        best = max(range(len(layouts)), key=gains.__getitem__)
+        if gains[best] == 0:
+            break
+        layouts[best] = LatentLayout(layouts[best].kv_lora_rank + 1, layouts[best].qk_rope_head_dim)
+        gains[best] = tables[best].gain(layouts[best])
+    return layouts
+
+
+class _Table:
+    """One layer's costs on a fine grid of widths."""
+
+    def __init__(self, costs: LayerCosts) -> None:
+        ranks = sorted({layout.kv_lora_rank for layout in costs})
+        ropes = sorted({layout.qk_rope_head_dim for layout in costs})
+        logs = torch.tensor(
+            [[max(costs[LatentLayout(r, p)], COST_FLOOR) for r in ranks] for p in ropes],
+            dtype=torch.float64,
+        ).log()  # [ropes, ranks]
+        # More cache never hurts; where a measurement says so it is noise.
+        logs = logs.cummin(0).values.cummin(1).values
+        self._ranks = torch.arange(ranks[0], ranks[-1] + 1, RANK_STEP)
+        self._ropes = torch.arange(ropes[0], ropes[-1] + 1, 2)
+        logs = _interpolate(logs, torch.tensor(ranks), self._ranks)
+        logs = _interpolate(logs.T, torch.tensor(ropes), self._ropes).T
+        self._cost = logs.exp()  # [fine ropes, fine ranks]
+        self._width = self._ropes[:, None] + self._ranks[None]
+
+    def choose(self, price: float) -> LatentLayout:
+        """The widths of least cost plus ``price`` per number of cache."""
+        flat = int((self._cost + price * self._width).argmin())
+        rope, rank = divmod(flat, len(self._ranks))
+        return LatentLayout(int(self._ranks[rank]), int(self._ropes[rope]))
+
+    def gain(self, layout: LatentLayout) -> float:
+        """What one more latent column saves, by the slope of the fine grid; 0 at its end."""
+        row = (layout.qk_rope_head_dim - int(self._ropes[0])) // 2
+        column = (layout.kv_lora_rank - int(self._ranks[0])) // RANK_STEP
+        if column + 1 >= len(self._ranks):
+            return 0.0
+        return float(self._cost[row, column] - self._cost[row, column + 1]) / RANK_STEP
+
+
+def _interpolate(values: Tensor, at: Tensor, to: Tensor) -> Tensor:
+    """Piecewise linear along the last axis  # [n, len(at)] -> [n, len(to)]"""
+    if len(at) == 1:
+        return values.expand(-1, len(to))
+    right = torch.searchsorted(at, to).clamp(1, len(at) - 1)
+    share = (to - at[right - 1]) / (at[right] - at[right - 1])
+    return values[:, right - 1] * (1 - share) + values[:, right] * share
