@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -67,6 +67,14 @@ class Recipe(BaseModel):
     rope_dim: int | None = Field(
         None, ge=0, description="Rotary numbers per token and layer, even; shared by all heads."
     )
+    split: Literal["auto", "fixed"] = Field(
+        "auto",
+        description="How a cache_fraction is split between the two: auto chooses on held-out "
+        "calibration text, fixed takes the method's own share.",
+    )
+    held_out_tokens: int = Field(
+        2048, ge=2, description="Tokens of calibration text to choose on, never calibrated on."
+    )
     q_lora_rank: int | None = Field(
         None, ge=1, description="Factorise queries through this many numbers; none: one matrix."
     )
@@ -106,6 +114,8 @@ class Recipe(BaseModel):
 
     def layout(self, kv_heads: int, head_dim: int) -> LatentLayout:
         """Cache widths for a source of this shape; half the cache if nothing was asked for.
+
+        Of a fraction, rotary keys get the method's own share.
 
         Raises:
             RecipeError: the widths do not fit the source.
