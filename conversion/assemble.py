@@ -34,11 +34,14 @@ def assemble(
     """
     heads, d, hidden = weights.query.shape
     kv_heads = weights.key.shape[0]
-    query, key = weights.query.double(), weights.key.double().flatten(0, 1)
+    key = weights.key.double().flatten(0, 1)
     query_map = torch.cat((selection.query_nope, selection.query_rope), dim=1)
     up = torch.cat(
         (factors.key_up.view(kv_heads, d, -1), factors.value_up.view(kv_heads, d, -1)), dim=1
     )  # [kv_heads, nope + v, rank]
+
+    # The largest tensor here: in float64 for one head at a time only.
+    query = [(m @ w.double()).float() for m, w in zip(query_map, weights.query, strict=True)]
 
     value_constant = weights.value_bias.double().flatten()
     if factors.centred:
@@ -49,7 +52,7 @@ def assemble(
         "hed,hd->e", weights.output.double(), per_head
     )
     tensors = {
-        "q_proj.weight": (query_map @ query).reshape(-1, hidden),
+        "q_proj.weight": torch.cat(query),  # [heads * (nope + rope), hidden]
         "kv_a_proj_with_mqa.weight": torch.cat((factors.down, selection.key_rope @ key)),
         "kv_b_proj.weight": up.repeat_interleave(weights.group, dim=0).flatten(0, 1),
         "o_proj.weight": weights.output.permute(1, 0, 2).reshape(hidden, heads * d),

@@ -82,6 +82,12 @@ def convert_command(
         int | None, typer.Option(help=_help("calibration_tokens") + " Default: 20480.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where a layer is computed: cpu, cuda, ...")] = "cpu",
+    offload: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder on a disk that holds the calibration activations instead of memory."
+        ),
+    ] = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -98,7 +104,7 @@ def convert_command(
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
     )
-    options = Options(_device(device), _dtype(dtype), overwrite)
+    options = Options(_device(device), _dtype(dtype), overwrite, offload)
     if not what.calibration:
         err.print(
             "No --calibration text given: using Python's own documentation. Text like the "

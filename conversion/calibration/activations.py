@@ -43,6 +43,18 @@ class Activations:
         """Size of all windows in bytes."""
         return self._values.nbytes
 
+    def copy(self, offload: Path | None = None) -> "Activations":
+        """The same numbers in a place of their own.
+
+        Raises:
+            OffloadError: as for a new one.
+        """
+        windows, tokens, width = self._values.shape
+        other = Activations(windows, tokens, width, offload)
+        for window, values in enumerate(self):
+            other[window] = values
+        return other
+
     def __len__(self) -> int:
         return len(self._values)
 
@@ -73,8 +85,11 @@ class Activations:
 def _mapped_file(nbytes: int, folder: Path) -> mmap.mmap:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Taken at once: a disk that fills up later would end the process with a bus error.
-            os.posix_fallocate(file.fileno(), 0, nbytes)
+            if hasattr(os, "posix_fallocate"):
+                # A disk that fills up later would end the process with a bus error.
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            else:
+                file.truncate(nbytes)
             return mmap.mmap(file.fileno(), nbytes)
     except OSError as error:
         raise OffloadError(

@@ -1,0 +1,92 @@
+"""The calibration text's hidden states on their way through the layers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conversion.calibration.activations import Activations
+from conversion.source import SourceCheckpoint
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class RefitStreams:
+    """What a refit needs besides the original stream.
+
+    Attributes:
+        converted: hidden states in the converted model  # [windows, tokens, hidden]
+        heads: outputs of the current layer's converted heads  # [windows, tokens, heads * v]
+    """
+
+    converted: Activations
+    heads: Activations
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Hidden states before a layer; their windows are replaced in place, layer by layer.
+
+    Attributes:
+        original: in the source  # [windows, tokens, hidden]
+        refit: what a refit needs besides, or ``None`` if nothing is refitted.
+    """
+
+    original: Activations
+    refit: RefitStreams | None = None
+
+
+def embedded_text(
+    source: SourceCheckpoint, ids: Tensor, refit_width: int | None, offload: Path | None
+) -> Streams:
+    """The text before the first layer.
+
+    Args:
+        source: whose embeddings to take.
+        ids: token ids, inside the vocabulary  # [windows, tokens]
+        refit_width: numbers per token of the converted heads' outputs; ``None``: no refit.
+        offload: folder for the activations; ``None``: memory.
+
+    Raises:
+        OffloadError: the folder cannot hold them.
+        SourceError: the embedding is missing or not finite.
+    """
+    windows, tokens = ids.shape
+    _, hidden = source.tensors[EMBEDDING].shape
+    original = Activations(windows, tokens, hidden, offload)
+    refit = None
+    if refit_width is not None:
+        refit = RefitStreams(
+            converted=Activations(windows, tokens, hidden, offload),
+            heads=Activations(windows, tokens, refit_width, offload),
+        )
+    used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
+    table = _embedding_rows(source, used)
+    for window in range(windows):
+        x = table[rows[window]].float()  # [tokens, hidden]
+        original[window] = x
+        if refit is not None:
+            refit.converted[window] = x
+    return Streams(original, refit)
+
+
+def _embedding_rows(source: SourceCheckpoint, ids: Tensor) -> Tensor:
+    """Rows of the embedding, as stored: all of it in float32 can be larger than a layer.
+
+    Args:
+        source: whose embedding.
+        ids: which rows, rising  # [rows]
+
+    Returns:
+        the rows, in the same order  # [rows, hidden]
+    """
+    info = source.tensors[EMBEDDING]
+    table = torch.empty(len(ids), info.shape[1], dtype=info.dtype)
+    start = 0
+    for piece in source.pieces(EMBEDDING):
+        here = (ids >= start) & (ids < start + len(piece))
+        table[here] = piece[ids[here] - start]
+        start += len(piece)
+    return table

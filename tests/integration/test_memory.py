@@ -1,0 +1,78 @@
+"""A conversion needs the activations and three times its largest layer, however many there are."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conversion.source import open_source
+from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
+
+TOKENS, WINDOW = 4096, 256
+WIDE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 6,
+    # In float32 more than the whole bound.
+    "vocab_size": 65536,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide") / "source"
+    tiny_llama(**WIDE).to(torch.bfloat16).save_pretrained(folder, max_shard_size="64MB")
+    tiny_tokenizer().save_pretrained(folder)
+    (folder.parent / "text.txt").write_text(TEXT * 8)
+    return folder
+
+
+def layer_bytes(source):
+    layer = open_source(str(source)).layer(0, torch.float32)
+    return sum(tensor.nbytes for tensor in layer.values())
+
+
+def activation_bytes(refit):
+    hidden = WIDE["hidden_size"]
+    # The original stream; with a refit the converted one and the heads' outputs.
+    return TOKENS * 4 * hidden * (3 if refit else 1)
+
+
+def peak(source, out, refit=False, offload=None, keep=False):
+    recipe = {
+        "calibration": [str(source.parent / "text.txt")],
+        "calibration_tokens": TOKENS,
+        "window": WINDOW,
+        "refit": refit,
+    }
+    arguments = json.dumps([str(source), str(out), recipe, offload and str(offload), keep])
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.peak_memory", arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_memory_is_the_activations_and_three_layers(source, tmp_path, refit):
+    bound = activation_bytes(refit) + 3 * layer_bytes(source)
+    assert peak(source, tmp_path / "out", refit) <= bound
+
+
+def test_offloaded_activations_need_no_memory(source, tmp_path):
+    found = peak(source, tmp_path / "out", refit=True, offload=tmp_path)
+    assert found <= 3 * layer_bytes(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_bound_is_broken_when_layers_stay(source, tmp_path):
+    bound = activation_bytes(False) + 3 * layer_bytes(source)
+    assert peak(source, tmp_path / "out", keep=True) > bound

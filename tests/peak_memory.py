@@ -1,0 +1,54 @@
+"""Run as a script: one conversion, and by how much it raised the resident memory of its process."""
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from conversion import pipeline
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.source import open_source
+from tests.tiny import save_tiny
+
+
+def resident(field):
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes.
+
+    Not getrusage: its maximum begins with the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def keep_all_layers():
+    load, kept = pipeline._load_layer, []
+
+    def load_and_keep(*arguments):
+        kept.append(load(*arguments))
+        return kept[-1]
+
+    pipeline._load_layer = load_and_keep
+
+
+def main():
+    source, out, recipe, offload, keep = json.loads(sys.argv[1])
+    recipe = Recipe(**recipe)
+    # Code of libraries becomes resident when it first runs; that is no memory of a model.
+    with tempfile.TemporaryDirectory() as folder:
+        convert(save_tiny(Path(folder) / "tiny"), Path(folder) / "out", recipe, None)
+    before = resident("VmRSS")
+    if keep:
+        keep_all_layers()
+    convert(source, out, recipe, offload)
+    sys.stdout.write(str(resident("VmHWM") - before))
+
+
+def convert(source, out, recipe, offload):
+    options = pipeline.Options(offload=offload and Path(offload))
+    pipeline.convert(open_source(str(source)), Path(out), recipe, options, Progress())
+
+
+if __name__ == "__main__":
+    main()
