@@ -88,11 +88,13 @@ class StatisticsStore:
         partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            partial.replace(path)
+            try:
+                yield partial
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
         # torch.save makes a RuntimeError of a full disk.
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written ({error})") from error
 
     def _path(self, index: int) -> Path:
