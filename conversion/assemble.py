@@ -40,8 +40,10 @@ def assemble(
         (factors.key_up.view(kv_heads, d, -1), factors.value_up.view(kv_heads, d, -1)), dim=1
     )  # [kv_heads, nope + v, rank]
 
-    # The largest tensor here: in float64 for one head at a time only.
-    query = [(m @ w.double()).float() for m, w in zip(query_map, weights.query, strict=True)]
+    # The largest tensor of a converted layer: in float64 for one head at a time only.
+    query = weights.query.new_empty(heads, query_map.shape[1], hidden)
+    for h in range(heads):
+        query[h] = query_map[h] @ weights.query[h].double()
 
     value_constant = weights.value_bias.double().flatten()
     if factors.centred:
@@ -52,7 +54,7 @@ def assemble(
         "hed,hd->e", weights.output.double(), per_head
     )
     tensors = {
-        "q_proj.weight": torch.cat(query),  # [heads * (nope + rope), hidden]
+        "q_proj.weight": query.flatten(0, 1),  # [heads * (nope + rope), hidden]
         "kv_a_proj_with_mqa.weight": torch.cat((factors.down, selection.key_rope @ key)),
         "kv_b_proj.weight": up.repeat_interleave(weights.group, dim=0).flatten(0, 1),
         "o_proj.weight": weights.output.permute(1, 0, 2).reshape(hidden, heads * d),

@@ -19,19 +19,30 @@ def calibrated(target: LatentTarget, rank: int) -> LatentFactors:
     ``M^(1/2) W C W^T M^(1/2)``, then ``A = U^T M^(1/2) W`` and ``B = M^(-1/2) U``
     (Eckart-Young under a weighted norm). Centring is free: a constant added to all unrotated keys
     cancels in the softmax, and the values' mean leaves through the output bias.
+
+    Under MHA ``W`` has more rows than columns. Then ``M^(1/2) W = Q R`` and ``U = Q U_R`` with
+    the eigenvectors ``U_R`` of the smaller ``R C R^T``; the other eigenvalues are zero.
     """
-    W = torch.cat((target.key, target.value))  # [2 * kv_heads * d, hidden]
     roots, inverses = _block_roots(torch.cat((target.key_metric, target.value_metric)))
     C = target.covariance
     C = C + torch.eye(C.shape[0], dtype=C.dtype, device=C.device) * (
         C.diagonal().mean() * COVARIANCE_FLOOR
     )
-    weighted = _apply_blocks(roots, W)  # M^(1/2) W
-    _, vectors = torch.linalg.eigh(weighted @ C @ weighted.T)
-    U = vectors[:, -rank:].flip(-1)
+    # M^(1/2) W  # [2 * kv_heads * d, hidden]
+    weighted = _apply_blocks(roots, torch.cat((target.key, target.value)))
+    U = _principal(weighted, C, rank)
     up = _apply_blocks(inverses, U)
     key_up, value_up = up.chunk(2)
     return LatentFactors(down=U.T @ weighted, key_up=key_up, value_up=value_up, centred=True)
+
+
+def _principal(x: Tensor, covariance: Tensor, rank: int) -> Tensor:
+    """Top eigenvectors of ``x C x^T``, as columns; zeros beyond its rank  # [len(x), rank]"""
+    Q, R = torch.linalg.qr(x) if len(x) > x.shape[1] else (None, x)
+    _, vectors = torch.linalg.eigh(R @ covariance @ R.T)
+    top = vectors[:, -rank:].flip(-1)
+    top = torch.nn.functional.pad(top, (0, rank - top.shape[1]))
+    return top if Q is None else Q @ top
 
 
 def _block_roots(blocks: Tensor) -> tuple[Tensor, Tensor]:
