@@ -1,6 +1,7 @@
 """Converting one layer, and carrying the calibration text through it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,38 +16,14 @@ from conversion.calibration.statistics import (
     layer_statistics,
 )
 from conversion.calibration.store import StatisticsStore
-from conversion.latent.factors import latent_target
+from conversion.calibration.streams import RefitStreams, Streams
+from conversion.latent.factors import LatentFactors, latent_target
 from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import OutputRefit
+from conversion.rotary import RotarySelection
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
-
-
-@dataclass
-class Streams:
-    """The calibration text's hidden states before a layer; updated in place, layer by layer.
-
-    Attributes:
-        original: in the source  # [windows, tokens, hidden]
-        refitted: what a refit needs besides, or ``None`` if nothing is refitted.
-    """
-
-    original: Activations
-    refitted: "RefitStreams | None" = None
-
-
-@dataclass
-class RefitStreams:
-    """What a refit needs besides the original stream.
-
-    Attributes:
-        converted: hidden states in the converted model  # [windows, tokens, hidden]
-        heads: outputs of the layer's converted heads  # [windows, tokens, heads * v]
-    """
-
-    converted: Activations
-    heads: Activations
 
 
 class LayerConverter:
@@ -98,31 +75,87 @@ class LayerConverter:
                 neither this layer nor a later one needs them: all statistics are in the store and
                 nothing is refitted.
         """
-        tensors = self._attention(layer, index, layout, streams)
-        if streams is not None and streams.refitted is not None:
-            tensors |= self._refit(
-                layer, index, layout, tensors, streams.original, streams.refitted
-            )
+        (tensors,) = self._attentions(layer, index, [layout], streams)
+        if streams is not None and streams.refit is not None:
+            tensors |= self._refit(layer, index, layout, tensors, streams.original, streams.refit)
         elif streams is not None:
-            for window, x in enumerate(streams.original):
-                x = x.to(self._device)
-                streams.original[window] = self._pushed(layer, x + self._attend(layer, x))
+            self.push(layer, streams.original)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
-    def _attention(
-        self, layer: Any, index: int, layout: LatentLayout, streams: Streams | None
-    ) -> dict[str, Tensor]:
-        choose, factorise = self._recipe.strategies()
+    @torch.no_grad()
+    def measure(self, layer: Any, index: int, streams: Streams | None) -> None:
+        """Put the layer's statistics in the store; moves ``streams`` past the layer."""
+        weights = attention_weights(layer.self_attn, self._config, self._rotary)
+        self._statistics(layer, index, weights, streams)
+        if streams is not None:
+            self.push(layer, streams.original)
+
+    @torch.no_grad()
+    def push(self, layer: Any, hidden: Activations) -> None:
+        """Move hidden states past a layer with whatever attention it has, window by window."""
+        for window, x in enumerate(hidden):
+            x = x.to(self._device)
+            hidden[window] = self._pushed(layer, x + self.attend(layer, x))
+
+    @torch.no_grad()
+    def candidates(
+        self, layer: Any, index: int, layouts: Sequence[LatentLayout]
+    ) -> Iterator[tuple[LatentLayout, LatentAttention]]:
+        """The layer's attention converted at several widths, one after the other, not refitted.
+
+        Args:
+            layer: the source's decoder layer, float32, on the device.
+            index: which layer it is; its statistics are in the store.
+            layouts: the cache widths.
+        """
+        attentions = self._attentions(layer, index, layouts, None)
+        for layout, tensors in zip(layouts, attentions, strict=True):
+            yield layout, self.latent_attention(index, layout, tensors)
+
+    def latent_attention(
+        self, index: int, layout: LatentLayout, tensors: dict[str, Tensor]
+    ) -> LatentAttention:
+        """The converted attention as a module, on the device."""
+        with torch.device("meta"):
+            attention = LatentAttention(self._converted_config, index, layout)
+        attention.load_state_dict(
+            {name: tensor.to(self._device) for name, tensor in tensors.items()}, assign=True
+        )
+        return attention
+
+    def _attentions(
+        self, layer: Any, index: int, layouts: Sequence[LatentLayout], streams: Streams | None
+    ) -> Iterator[dict[str, Tensor]]:
         weights = attention_weights(layer.self_attn, self._config, self._rotary)
         statistics = self._statistics(layer, index, weights, streams)
-        selection = choose(weights, statistics, layout.qk_rope_head_dim)
-        target = latent_target(weights, statistics, selection, self._recipe.key_weight)
-        factors = factorise(target, layout.kv_lora_rank)
-        del target
-        tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
-        if self._recipe.q_lora_rank is not None:
-            tensors = compress_query(tensors, weights, statistics, layout, self._recipe.q_lora_rank)
-        return tensors
+        for layout, selection, factors in self._factors(weights, statistics, layouts):
+            tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
+            rank = self._recipe.q_lora_rank
+            if rank is not None:
+                tensors = compress_query(tensors, weights, statistics, layout, rank)
+            yield tensors
+
+    def _factors(
+        self,
+        weights: AttentionWeights,
+        statistics: LayerStatistics,
+        layouts: Sequence[LatentLayout],
+    ) -> Iterator[tuple[LatentLayout, RotarySelection, LatentFactors]]:
+        """Selection and factors at each layout; worked out once where rotary widths repeat."""
+        choose, factorise = self._recipe.strategies()
+        for rope, group in groupby(layouts, key=lambda layout: layout.qk_rope_head_dim):
+            same_rope = list(group)
+            ranks = [layout.kv_lora_rank for layout in same_rope]
+            selection = choose(weights, statistics, rope)
+            target = latent_target(weights, statistics, selection, self._recipe.key_weight)
+            if self._recipe.factors_in_order:
+                largest = factorise(target, max(ranks))
+                of_rank = {rank: largest.truncated(rank) for rank in ranks}
+            else:
+                of_rank = {rank: factorise(target, rank) for rank in ranks}
+            del target
+            for layout in same_rope:
+                yield layout, selection, of_rank[layout.kv_lora_rank]
 
     def _statistics(
         self, layer: Any, index: int, weights: AttentionWeights, streams: Streams | None
@@ -144,38 +177,39 @@ class LayerConverter:
         layout: LatentLayout,
         tensors: dict[str, Tensor],
         original: Activations,
-        refitted: RefitStreams,
+        buffers: RefitStreams,
     ) -> dict[str, Tensor]:
-        with torch.device("meta"):
-            attention = LatentAttention(self._converted_config, index, layout)
-        attention.load_state_dict(tensors, assign=True)
+        attention = self.latent_attention(index, layout, tensors)
         weight, bias = tensors["o_proj.weight"], tensors["o_proj.bias"]
         refit = OutputRefit(weight, bias, self._recipe.ridge)
         for window in range(len(original)):
             x = original[window].to(self._device)  # [tokens, hidden]
-            y = refitted.converted[window].to(self._device)
+            y = buffers.converted[window].to(self._device)
             normed = self._normed(layer, y)[None]
             heads = attention.attend(normed, position_ids=self._positions)[0][0]
-            refitted.heads[window] = heads
-            x = x + self._attend(layer, x)
+            buffers.heads[window] = heads
+            x = x + self.attend(layer, x)
             refit.add(heads, x - y)
             original[window] = self._pushed(layer, x)
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for window in range(len(original)):
-            y = refitted.converted[window].to(self._device)
-            heads = refitted.heads[window].to(self._device)
-            refitted.converted[window] = self._pushed(layer, y + heads @ weight.T + bias)
+            y = buffers.converted[window].to(self._device)
+            heads = buffers.heads[window].to(self._device)
+            buffers.converted[window] = self._pushed(layer, y + heads @ weight.T + bias)
         return solution
 
     def _normed(self, layer: Any, x: Tensor) -> Tensor:
         normed: Tensor = layer.input_layernorm(x)
         return normed
 
-    def _attend(self, layer: Any, x: Tensor) -> Tensor:
-        """What the original attention adds to one window  # [tokens, hidden]"""
+    def attend(self, layer: Any, x: Tensor) -> Tensor:
+        """What a layer's attention adds to one window  # [tokens, hidden]"""
         output: Tensor = layer.self_attn(
-            self._normed(layer, x)[None], position_embeddings=self._angles, attention_mask=None
+            self._normed(layer, x)[None],
+            position_embeddings=self._angles,
+            position_ids=self._positions,
+            attention_mask=None,
         )[0]
         return output[0]
 

@@ -4,21 +4,27 @@ import copy
 import importlib.metadata
 import platform
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conversion.calibration.activations import Activations
 from conversion.calibration.store import StatisticsStore
+from conversion.calibration.streams import Streams, embedded_text
 from conversion.calibration.text import Windows, calibration_windows
+from conversion.converted_config import converted_config
 from conversion.errors import CalibrationError
-from conversion.layer import LayerConverter, RefitStreams, Streams
+from conversion.layer import LayerConverter
+from conversion.layouts import choose_layouts
+from conversion.memory import return_freed_memory
 from conversion.model_card import model_card
 from conversion.progress import Progress
 from conversion.recipe import Recipe
+from conversion.refine import refine, refinement_windows
 from conversion.source import SourceCheckpoint
 from conversion.writer import CheckpointWriter, check_output, staged_folder
 from vllm_mha2mla.config import (
@@ -32,7 +38,6 @@ from vllm_mha2mla.config import (
 from vllm_mha2mla.version import __version__
 
 ATTENTION = "self_attn."
-EMBEDDING = "model.embed_tokens.weight"
 # Tensors a converted layer has at most, above what its source's attention had.
 CONVERTED_TENSORS = 8
 
@@ -66,8 +71,10 @@ def convert(
 
     1. Push the calibration text through the source, layer by layer.
     2. Measure each layer's attention on it (``calibration.statistics``).
-    3. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
-    4. Refit the output projection on the converted stream if the recipe says so, write, go on.
+    3. Choose every layer's cache widths on held-out text, unless they are given (``layouts``).
+    4. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
+    5. Refit the output projection on the converted stream if the recipe says so.
+    6. Refine all layers together if the recipe says so (``refine``); write.
 
     Memory: the activations of the calibration text, unless they are offloaded, and one layer.
 
@@ -84,31 +91,36 @@ def convert(
     Raises:
         OutputError, SourceError, CalibrationError, RecipeError, OffloadError: with the way out.
     """
+    return_freed_memory()
     check_output(out, options.overwrite)
     config = source.config
     layout = recipe.layout(config.num_key_value_heads, config.head_dim)
     q_lora_rank = recipe.query_rank(config.hidden_size)
-    files = [Path(name).expanduser() for name in recipe.calibration]
-    limit = getattr(config, "max_position_embeddings", recipe.window)
-    windows = calibration_windows(
-        source.tokenizer(), files, recipe.calibration_tokens, min(recipe.window, limit)
-    )
-    if int(windows.ids.max()) >= config.vocab_size:
-        raise CalibrationError(
-            f"{source.name}: the tokenizer makes ids beyond the vocabulary of "
-            f"{config.vocab_size}; it belongs to another model"
-        )
+    windows = calibration_text(source, recipe)
     provenance = _provenance(source, recipe, windows)
-    converted = converted_config(source, layout, q_lora_rank, options.dtype, provenance)
-    if statistics is not None:
-        shape = "x".join(map(str, windows.ids.shape))
-        statistics.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
+    store = StatisticsStore() if statistics is None else statistics
+    shape = "x".join(map(str, windows.ids.shape))
+    store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
+    uniform = [layout] * config.num_hidden_layers
+    converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
+    converter = _converter(source, converted, recipe, windows, options, store)
+    load = partial(_load_layer, source, _for_calibration(config), torch.device(options.device))
     with staged_folder(out, options.overwrite) as folder:
         writer = CheckpointWriter(folder, _shard_sizes(source))
         try:
-            streams = _streams(source, converted, recipe, windows.ids, options, statistics)
-            converter = _converter(source, converted, recipe, windows, options, statistics)
-            _write_layers(source, writer, converter, converted, streams, options, progress)
+            layouts, figures = choose_layouts(
+                source, recipe, converter, load, windows, store, options.offload, progress
+            )
+            provenance = provenance.model_copy(update={"figures": figures})
+            converted = converted_config(source, layouts, q_lora_rank, options.dtype, provenance)
+            streams = _streams(source, converted, recipe, windows.ids, options, store)
+            layers: Iterable[dict[str, Tensor]] = _converted_layers(
+                converter, load, layouts, streams, progress
+            )
+            if recipe.refine_steps:
+                text = refinement_windows(source.tokenizer(), _files(recipe), recipe)
+                layers = refine(source, converted, list(layers), text, recipe, progress)
+            _write_layers(source, writer, layers, options)
             _write_rest(source, writer, options.dtype)
             source.write_assets(folder)
             card = model_card(provenance, layer_layouts(converted), converted.dtype)
@@ -119,42 +131,47 @@ def convert(
     return provenance
 
 
+def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
+    """The calibration text as a recipe takes it, and what it holds out.
+
+    Raises:
+        CalibrationError: it cannot be used, or the tokenizer is not this model's.
+    """
+    config = source.config
+    limit = getattr(config, "max_position_embeddings", recipe.window)
+    windows = calibration_windows(
+        source.tokenizer(),
+        _files(recipe),
+        recipe.calibration_tokens,
+        min(recipe.window, limit),
+        recipe.held_out_tokens,
+    )
+    if int(windows.ids.max()) >= config.vocab_size:
+        raise CalibrationError(
+            f"{source.name}: the tokenizer makes ids beyond the vocabulary of "
+            f"{config.vocab_size}; it belongs to another model"
+        )
+    return windows
+
+
+def _files(recipe: Recipe) -> list[Path]:
+    return [Path(name).expanduser() for name in recipe.calibration]
+
+
 def _streams(
     source: SourceCheckpoint,
     converted: Any,
     recipe: Recipe,
     ids: Tensor,
     options: Options,
-    statistics: StatisticsStore | None,
+    store: StatisticsStore,
 ) -> Streams | None:
-    """The embedded calibration text, and room for what a refit needs; ``None`` if nothing does."""
+    """The embedded calibration text; ``None`` if no layer has a use for it."""
     layers = range(source.config.num_hidden_layers)
-    if not recipe.refit and statistics is not None and all(i in statistics for i in layers):
+    if not recipe.refits and all(index in store for index in layers):
         return None
-    windows, tokens = ids.shape
-    width = source.config.hidden_size
-    original = Activations(windows, tokens, width, options.offload)
-    refitted = None
-    if recipe.refit:
-        heads = converted.num_attention_heads * converted.v_head_dim
-        refitted = RefitStreams(
-            converted=Activations(windows, tokens, width, options.offload),
-            heads=Activations(windows, tokens, heads, options.offload),
-        )
-    # As stored, and only the rows in use: the whole table in float32 can be larger than a layer.
-    used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
-    table = torch.empty(len(used), width, dtype=source.tensors[EMBEDDING].dtype)
-    start = 0
-    for piece in source.pieces(EMBEDDING):
-        here = (used >= start) & (used < start + len(piece))
-        table[here] = piece[used[here] - start]
-        start += len(piece)
-    for window in range(windows):
-        x = table[rows[window]].float()  # [tokens, hidden]
-        original[window] = x
-        if refitted is not None:
-            refitted.converted[window] = x
-    return Streams(original, refitted)
+    width = converted.num_attention_heads * converted.v_head_dim if recipe.refits else None
+    return embedded_text(source, ids, width, options.offload)
 
 
 def _converter(
@@ -163,12 +180,12 @@ def _converter(
     recipe: Recipe,
     windows: Windows,
     options: Options,
-    statistics: StatisticsStore | None,
+    store: StatisticsStore,
 ) -> LayerConverter:
     config, converted = _for_calibration(source.config), _for_calibration(converted)
     rotary = source.family.rotary_embedding(config)
     device, tokens = torch.device(options.device), windows.ids.shape[1]
-    return LayerConverter(config, converted, rotary, recipe, tokens, device, statistics)
+    return LayerConverter(config, converted, rotary, recipe, tokens, device, store)
 
 
 def _for_calibration(config: Any) -> Any:
@@ -178,32 +195,39 @@ def _for_calibration(config: Any) -> Any:
     return config
 
 
-def _write_layers(
-    source: SourceCheckpoint,
-    writer: CheckpointWriter,
+def _converted_layers(
     converter: LayerConverter,
-    converted: Any,
+    load: Callable[[int], Any],
+    layouts: Sequence[LatentLayout],
     streams: Streams | None,
-    options: Options,
     progress: Progress,
-) -> None:
-    config, layouts = _for_calibration(source.config), layer_layouts(converted)
-    device = torch.device(options.device)
+) -> Iterator[dict[str, Tensor]]:
     with progress.task("Converting layers", len(layouts)) as advance:
         for index, layout in enumerate(layouts):
-            layer = _load_layer(source, config, index, device)
+            layer = load(index)
             tensors = converter.convert(layer, index, layout, streams)
-            prefix = f"model.layers.{index}.{ATTENTION}"
-            origin = source.tensors[f"{prefix}q_proj.weight"]
-            for name, tensor in tensors.items():
-                dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
-                writer.write(prefix + name, tensor.to(dtype), origin.shard)
             # Else they would be there until the next layer has been loaded and converted.
-            del layer, tensors, tensor
+            del layer
+            yield tensors
+            del tensors
             advance()
 
 
-def _load_layer(source: SourceCheckpoint, config: Any, index: int, device: torch.device) -> Any:
+def _write_layers(
+    source: SourceCheckpoint,
+    writer: CheckpointWriter,
+    layers: Iterable[dict[str, Tensor]],
+    options: Options,
+) -> None:
+    for index, tensors in enumerate(layers):
+        prefix = f"model.layers.{index}.{ATTENTION}"
+        origin = source.tensors[f"{prefix}q_proj.weight"]
+        for name in list(tensors):
+            dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
+            writer.write(prefix + name, tensors.pop(name).to(dtype), origin.shard)
+
+
+def _load_layer(source: SourceCheckpoint, config: Any, device: torch.device, index: int) -> Any:
     with torch.device("meta"):
         layer = source.family.decoder_layer(config, index)
     layer.load_state_dict(source.layer(index, torch.float32), assign=True)
@@ -225,43 +249,6 @@ def _shard_sizes(source: SourceCheckpoint) -> dict[str, int]:
         if name.endswith(f"{ATTENTION}q_proj.weight"):
             sizes[info.shard] += CONVERTED_TENSORS
     return dict(sizes)
-
-
-def converted_config(
-    source: SourceCheckpoint,
-    layout: LatentLayout,
-    q_lora_rank: int | None,
-    dtype: torch.dtype | None,
-    provenance: Provenance,
-) -> Any:
-    """The converted model's config: the source's, with the keys of ``vllm_mha2mla.config``."""
-    values = source.config.to_dict()
-    for key in ("architectures", "model_type", "transformers_version", "quantization_config"):
-        values.pop(key, None)
-    rope = values.get("rope_parameters") or {}
-    scaling = _rope_attention_scaling(source)
-    head_dim = source.config.head_dim
-    stored = source.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
-    config = source.family.config_class(
-        **values
-        | {
-            "rope_parameters": rope,
-            "kv_lora_rank": layout.kv_lora_rank,
-            "qk_rope_head_dim": layout.qk_rope_head_dim,
-            "q_lora_rank": q_lora_rank,
-            "qk_nope_head_dim": head_dim,
-            "v_head_dim": head_dim,
-            "attention_scale": head_dim**-0.5 * scaling**2,
-            "mha2mla": provenance.model_dump(mode="json"),
-        }
-    )
-    config.architectures = [source.family.converted_causal_lm.__name__]
-    config.dtype = dtype or stored
-    return config
-
-
-def _rope_attention_scaling(source: SourceCheckpoint) -> float:
-    return float(source.family.rotary_embedding(source.config).attention_scaling)
 
 
 def _provenance(source: SourceCheckpoint, recipe: Recipe, windows: Windows) -> Provenance:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from conversion.errors import RecipeError
-from conversion.latent import LATENT
+from conversion.latent import IN_ORDER, LATENT
 from conversion.presets import recipe_file
 from conversion.rotary import ROTARY, RotaryMethod
 from vllm_mha2mla.config import LatentLayout
@@ -31,12 +31,18 @@ class Method(BaseModel):
     latent: str
     rope_share: float
     """Part of the cache that goes to rotary keys when only the whole budget is given."""
+    spread: bool = False
+    """Whether layers get different widths when only the whole budget is given."""
+    refit: bool = False
+    """Whether the output projection is refitted."""
 
 
 # CARE's release removes RoPE as TransMLA does, on whose code it is built, and then factorises; the
 # published shares are 64 of 576 numbers (TransMLA) and 64 of 320 (CARE).
 METHODS = {
-    "calibrated": Method(rotary="calibrated", latent="calibrated", rope_share=1 / 3),
+    "calibrated": Method(
+        rotary="calibrated", latent="calibrated", rope_share=1 / 3, spread=True, refit=True
+    ),
     "mha2mla": Method(rotary="2-norm", latent="svd-joint", rope_share=1 / 5),
     "transmla": Method(rotary="rorope", latent="balanced-pca", rope_share=1 / 9),
     "care": Method(rotary="rorope", latent="whitened", rope_share=1 / 5),
@@ -75,18 +81,33 @@ class Recipe(BaseModel):
     held_out_tokens: int = Field(
         2048, ge=2, description="Tokens of calibration text to choose on, never calibrated on."
     )
+    spread: bool | None = Field(
+        None,
+        description="Spread a cache_fraction over layers by what each loses on held-out "
+        "calibration text, rotary and latent widths together. None: calibrated does.",
+    )
     q_lora_rank: int | None = Field(
         None, ge=1, description="Factorise queries through this many numbers; none: one matrix."
     )
     key_weight: float = Field(
         0.5, gt=0, description="Weight of key errors against value errors in the joint metric."
     )
-    refit: bool = Field(
-        False, description="Refit the output projection by least squares on the converted stream."
+    refit: bool | None = Field(
+        None,
+        description="Refit the output projection by least squares on the converted stream. "
+        "None: calibrated does.",
     )
     ridge: float = Field(
-        1e-2, gt=0, description="Pull of a refit towards the unrefitted weights, relative."
+        3e-2, gt=0, description="Pull of a refit towards the unrefitted weights, relative."
     )
+    refine_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps of distillation of the attention weights from the original, one window "
+        "of calibration text each; needs the whole model in memory.",
+    )
+    refine_lr: float = Field(1e-4, gt=0, description="Learning rate of the distillation.")
+    refine_window: int = Field(512, ge=2, description="Tokens per window of the distillation.")
     calibration: list[str] = Field(
         default_factory=list, description="Texts, .txt or .jsonl; none: one that Python carries."
     )
@@ -174,6 +195,23 @@ class Recipe(BaseModel):
     @property
     def _rotary(self) -> RotaryMethod:
         return ROTARY[self.rotary or METHODS[self.method].rotary]
+
+    @property
+    def spreads(self) -> bool:
+        """Whether layers get different widths."""
+        asked = METHODS[self.method].spread if self.spread is None else self.spread
+        whole = self.cache_fraction == 1
+        return asked and self.split == "auto" and self.kv_lora_rank is None and not whole
+
+    @property
+    def refits(self) -> bool:
+        """Whether output projections are refitted."""
+        return METHODS[self.method].refit if self.refit is None else self.refit
+
+    @property
+    def factors_in_order(self) -> bool:
+        """Whether low-rank factors of a lower rank are part of those of a higher one."""
+        return (self.latent or METHODS[self.method].latent) in IN_ORDER
 
     def strategies(self) -> tuple[Any, Any]:
         """The rotary and the low-rank strategy: the method's, unless the recipe names others."""

@@ -1,6 +1,6 @@
 """What each layer loses at some cache widths, in nats of the model's predictions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ SAMPLES = 2
 # Positions whose logits are held at once.
 POSITIONS = 128
 # Measured widths, as parts of the mean width a layer may have.
-ROPE_PARTS = (0.0, 0.1, 0.2, 0.35, 0.55)
-RANK_PARTS = (0.12, 0.4, 0.7, 1.1)
+ROPE_PARTS = (0.0, 0.12, 0.3, 0.55)
+RANK_PARTS = (0.12, 0.5, 1.05)
 
 
 def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
@@ -68,8 +68,8 @@ def label_gradients(
 def layer_costs(
     layer: Any,
     attend: Callable[[Tensor], Tensor],
-    converted: Sequence[tuple[LatentLayout, LatentAttention]],
-    windows: Sequence[Tensor],
+    converted: Iterable[tuple[LatentLayout, LatentAttention]],
+    windows: Iterable[Tensor],
     gradients: list[list[Tensor]],
 ) -> dict[LatentLayout, float]:
     """KL per token of converting this layer alone, to second order; moves ``gradients`` below it.
@@ -82,28 +82,32 @@ def layer_costs(
     Args:
         layer: the source's decoder layer, float32.
         attend: its attention block, norm included  # [tokens, hidden] -> [tokens, hidden]
-        converted: converted attention blocks to measure.
+        converted: converted attention blocks to measure, one in memory at a time.
         windows: the source's hidden states before the layer  # each [tokens, hidden]
         gradients: per window and label set, at the layer's output; replaced by those at its input.
     """
-    costs = {layout: 0.0 for layout, _ in converted}
-    positions = torch.arange(len(windows[0]), device=windows[0].device)[None]
-    scale = 0.5 / (len(windows) * len(windows[0]) * len(gradients[0]))
+    normed, true = [], []
+    at_attention: list[list[Tensor]] = []
     for window, x in enumerate(windows):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             middle = leaf + attend(leaf)
             output = middle + layer.mlp(layer.post_attention_layernorm(middle))
-        at_attention = []
+        at_attention.append([])
         for sample, g in enumerate(gradients[window]):
             here, below = torch.autograd.grad(output, (middle, leaf), g, retain_graph=True)
-            at_attention.append(here)
+            at_attention[-1].append(here)
             gradients[window][sample] = below
-        with torch.no_grad():
-            normed = layer.input_layernorm(x)
-            true = middle.detach() - x
-            for layout, attention in converted:
-                error = attention(normed[None], position_ids=positions)[0][0] - true
-                for g in at_attention:
-                    costs[layout] += scale * float((g * error).sum(-1).square().sum())
+        normed.append(layer.input_layernorm(leaf).detach())
+        true.append(middle.detach() - x)
+    positions = torch.arange(len(normed[0]), device=normed[0].device)[None]
+    scale = 0.5 / (len(normed) * len(normed[0]) * len(gradients[0]))
+    costs = {}
+    for layout, attention in converted:
+        cost = 0.0
+        for x, a, window_gradients in zip(normed, true, at_attention, strict=True):
+            with torch.no_grad():
+                error = attention(x[None], position_ids=positions)[0][0] - a
+            cost += sum(float((g * error).sum(-1).square().sum()) for g in window_gradients)
+        costs[layout] = scale * cost
     return costs

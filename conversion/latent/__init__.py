@@ -15,4 +15,7 @@ LATENT: dict[str, LatentStrategy] = {
     "whitened": whitened,
 }
 
-__all__ = ["LATENT", "LatentFactors", "LatentStrategy", "LatentTarget"]
+# Strategies whose factors of a lower rank are the first components of those of a higher one.
+IN_ORDER = frozenset({"calibrated", "svd-joint", "balanced-pca", "whitened"})
+
+__all__ = ["IN_ORDER", "LATENT", "LatentFactors", "LatentStrategy", "LatentTarget"]

@@ -47,6 +47,12 @@ class LatentFactors:
     value_up: Tensor
     centred: bool
 
+    def truncated(self, rank: int) -> "LatentFactors":
+        """The first ``rank`` components: what a strategy in ``IN_ORDER`` makes at that rank."""
+        return LatentFactors(
+            self.down[:rank], self.key_up[:, :rank], self.value_up[:, :rank], self.centred
+        )
+
 
 LatentStrategy = Callable[[LatentTarget, int], LatentFactors]
 """``strategy(target, kv_lora_rank)``."""

@@ -1,0 +1,61 @@
+"""The config of a converted checkpoint."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from conversion.source import SourceCheckpoint
+from vllm_mha2mla.config import LatentLayout, Provenance
+
+
+def converted_config(
+    source: SourceCheckpoint,
+    layouts: Sequence[LatentLayout],
+    q_lora_rank: int | None,
+    dtype: torch.dtype | None,
+    provenance: Provenance,
+) -> Any:
+    """The converted model's config: the source's, with the keys of ``vllm_mha2mla.config``.
+
+    Layers of different widths are listed; the uniform keys then hold the largest of each.
+
+    Args:
+        source: the original.
+        layouts: the widths of every layer.
+        q_lora_rank: of the queries; ``None``: not factorised.
+        dtype: of the written weights; ``None``: the source's.
+        provenance: how the checkpoint came to be.
+    """
+    values = source.config.to_dict()
+    for key in ("architectures", "model_type", "transformers_version", "quantization_config"):
+        values.pop(key, None)
+    rope = values.get("rope_parameters") or {}
+    scaling = _rope_attention_scaling(source)
+    head_dim = source.config.head_dim
+    ranks = [layout.kv_lora_rank for layout in layouts]
+    ropes = [layout.qk_rope_head_dim for layout in layouts]
+    differ = len(set(layouts)) > 1
+    stored = source.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
+    config = source.family.config_class(
+        **values
+        | {
+            "rope_parameters": rope,
+            "kv_lora_rank": max(ranks),
+            "qk_rope_head_dim": max(ropes),
+            "kv_lora_rank_per_layer": ranks if differ else None,
+            "qk_rope_head_dim_per_layer": ropes if differ else None,
+            "q_lora_rank": q_lora_rank,
+            "qk_nope_head_dim": head_dim,
+            "v_head_dim": head_dim,
+            "attention_scale": head_dim**-0.5 * scaling**2,
+            "mha2mla": provenance.model_dump(mode="json"),
+        }
+    )
+    config.architectures = [source.family.converted_causal_lm.__name__]
+    config.dtype = dtype or stored
+    return config
+
+
+def _rope_attention_scaling(source: SourceCheckpoint) -> float:
+    return float(source.family.rotary_embedding(source.config).attention_scaling)

@@ -1,0 +1,98 @@
+"""Which cache widths every layer gets: asked for, chosen, or spread."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from conversion.calibration.store import StatisticsStore
+from conversion.calibration.streams import embedded_text
+from conversion.calibration.text import Windows
+from conversion.layer import LayerConverter
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.source import SourceCheckpoint
+from conversion.split import held_out_divergences, split_candidates
+from conversion.spread import spread_over_layers
+from vllm_mha2mla.config import LatentLayout
+
+logger = logging.getLogger(__name__)
+
+
+def choose_layouts(
+    source: SourceCheckpoint,
+    recipe: Recipe,
+    converter: LayerConverter,
+    load: Callable[[int], Any],
+    windows: Windows,
+    store: StatisticsStore,
+    offload: Path | None,
+    progress: Progress,
+) -> tuple[list[LatentLayout], dict[str, float]]:
+    """Widths of every layer, and what was measured to choose them.
+
+    Exact widths are taken as they are. A budget is spread over layers, or split the same way in
+    all layers, by what is lost on text held out from calibration: one width more than the other
+    never costs a byte more.
+
+    Args:
+        source: the original.
+        recipe: what to make.
+        converter: of this source and recipe, with ``store``.
+        load: loads one of the source's layers, float32, on the converter's device.
+        windows: the calibration text and what is held out of it.
+        store: statistics that are there already, and where new ones go.
+        offload: folder for activations; ``None``: memory.
+        progress: told about every layer.
+
+    Returns:
+        the layout of every layer; the divergence of each candidate on held-out text, nats.
+    """
+    config = source.config
+    layers, heads, head_dim = (
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    candidates = split_candidates(recipe, heads, head_dim)
+    if len(candidates) == 1 and not recipe.spreads:
+        return candidates * layers, {}
+    held_out = _held_out(windows)
+    measured = all(index in store for index in range(layers))
+    streams = None if measured else embedded_text(source, windows.ids, None, offload)
+    if recipe.spreads:
+        step = recipe.strategies()[0].step(heads, head_dim)
+        width = candidates[0].width
+        spread = spread_over_layers(
+            source, width, step, converter, load, streams, held_out, offload, progress
+        )
+        return spread, {}
+    losses = held_out_divergences(source, candidates, converter, load, streams, held_out, progress)
+    figures = {
+        f"held_out_divergence_{layout.kv_lora_rank}+{layout.qk_rope_head_dim}": loss
+        for layout, loss in zip(candidates, losses, strict=True)
+    }
+    for name, loss in figures.items():
+        logger.debug("%s: %.4f nats per token", name, loss)
+    best = min(range(len(candidates)), key=losses.__getitem__)
+    chosen = candidates[best]
+    logger.info(
+        "Split of %d numbers per token: kv_lora_rank %d, rope_dim %d (%.4f nats on held-out text)",
+        chosen.width,
+        chosen.kv_lora_rank,
+        chosen.qk_rope_head_dim,
+        losses[best],
+    )
+    return [chosen] * layers, figures
+
+
+def _held_out(windows: Windows) -> Tensor:
+    if len(windows.held_out):
+        return windows.held_out
+    logger.warning(
+        "The calibration text is too short to hold any of it out: widths are chosen on the text "
+        "they are calibrated on. Give more --calibration text."
+    )
+    return windows.ids[-1:]

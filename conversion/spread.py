@@ -1,0 +1,83 @@
+"""Layer by layer widths for a budget: measured on held-out text, then allocated."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.allocation import LayerCosts, allocate
+from conversion.calibration.activations import Activations
+from conversion.calibration.streams import EMBEDDING, Streams, embedded_text
+from conversion.layer import LayerConverter
+from conversion.progress import Progress
+from conversion.sensitivity import label_gradients, layer_costs, width_grid
+from conversion.source import SourceCheckpoint
+from conversion.split import final_norm
+from vllm_mha2mla.config import LatentLayout
+
+SEED = 0
+
+
+def spread_over_layers(
+    source: SourceCheckpoint,
+    width: int,
+    step: int,
+    converter: LayerConverter,
+    load: Callable[[int], Any],
+    streams: Streams | None,
+    held_out: Tensor,
+    offload: Path | None,
+    progress: Progress,
+) -> list[LatentLayout]:
+    """Widths of every layer, ``width`` numbers on average, that lose least on held-out text.
+
+    One sweep up measures the statistics of every layer and keeps the held-out text's hidden
+    states; one sweep down carries gradients of the predictions and, in each layer, measures what
+    a grid of widths would cost (``sensitivity``). ``allocation`` does the rest.
+
+    Args:
+        source: the original.
+        width: mean numbers per token and layer.
+        step: what the rotary strategy takes multiples of.
+        converter: of this source, with a store for statistics and without a refit.
+        load: loads one of the source's layers, float32, on the converter's device.
+        streams: the calibration text; ``None`` if all statistics are in the store.
+        held_out: token ids, as long as calibration windows  # [windows, tokens]
+        offload: folder for the held-out text's activations; ``None``: memory.
+        progress: told about every layer.
+    """
+    layers = source.config.num_hidden_layers
+    hidden = embedded_text(source, held_out, None, offload).original
+    before: list[Activations] = []
+    with progress.task("Measuring attention", layers) as advance:
+        for index in range(layers):
+            layer = load(index)
+            before.append(hidden.copy(offload))
+            converter.measure(layer, index, streams)
+            converter.push(layer, hidden)
+            del layer
+            advance()
+    gradients = _at_the_end(source, hidden)
+    one_side = source.config.num_key_value_heads * source.config.head_dim
+    grid = width_grid(width, one_side, step)
+    costs: list[LayerCosts] = []
+    with progress.task("Measuring what layers lose", layers) as advance:
+        for index in reversed(range(layers)):
+            layer = load(index)
+            candidates = converter.candidates(layer, index, grid)
+            attend = partial(converter.attend, layer)
+            costs.append(layer_costs(layer, attend, candidates, before.pop(), gradients))
+            del layer, attend, candidates
+            advance()
+    return allocate(costs[::-1], width * layers)
+
+
+def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:
+    """Gradients after the last layer, per window and label set."""
+    name = EMBEDDING if source.config.tie_word_embeddings else "lm_head.weight"
+    head, norm = source.tensor(name), final_norm(source)
+    generator = torch.Generator().manual_seed(SEED)
+    return [label_gradients(x, norm, head, generator) for x in hidden]
