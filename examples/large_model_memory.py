@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conversion.pipeline import Options, convert
 from conversion.progress import Progress
-from conversion.recipe import Recipe
+from conversion.recipe import make_recipe
 from conversion.source import open_source
 
 SHAPE = {
@@ -94,8 +94,11 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
         checkpoint = open_source(str(source))
-        recipe = Recipe(
-            calibration_tokens=arguments.tokens, window=arguments.window, refit=arguments.refit
+        recipe = make_recipe(
+            None,
+            calibration_tokens=arguments.tokens,
+            window=arguments.window,
+            refit=arguments.refit,
         )
         options = Options(offload=Path(folder) if arguments.offload else None)
         start = time.monotonic()
