@@ -6,21 +6,29 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from conversion.errors import RecipeError
+from conversion.command_options import (
+    Device,
+    Dtype,
+    Offload,
+    Source,
+    dtype_named,
+    recipe_help,
+    usable_device,
+)
 from conversion.eval_command import eval_command
 from conversion.export import export
 from conversion.inspection import Inspection, inspect
 from conversion.pipeline import Options, convert
 from conversion.presets import presets
 from conversion.progress import Progress
-from conversion.recipe import Recipe, make_recipe
+from conversion.recipe import make_recipe
 from conversion.source import open_source
+from conversion.sweep_command import sweep_command
 from vllm_mha2mla.errors import MHA2MLAError
 
 app = typer.Typer(
@@ -32,26 +40,14 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-Source = Annotated[
-    str, typer.Argument(help="Model folder, .gguf file, or demo:smollm2-135m.", show_default=False)
-]
 Output = Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)]
 Checkpoint = Annotated[
     Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help=f"Of the written weights: {', '.join(DTYPES)}. Default: the source's."),
-]
-
-
-def _help(field: str) -> str:
-    return Recipe.model_fields[field].description or ""
 
 
 @app.command("convert")
@@ -65,29 +61,32 @@ def convert_command(
         ),
     ] = None,
     cache_fraction: Annotated[
-        float | None, typer.Option(help=_help("cache_fraction") + " Default: 0.5.")
+        float | None, typer.Option(help=recipe_help("cache_fraction") + " Default: 0.5.")
     ] = None,
-    kv_lora_rank: Annotated[int | None, typer.Option(help=_help("kv_lora_rank"))] = None,
-    rope_dim: Annotated[int | None, typer.Option(help=_help("rope_dim"))] = None,
-    q_lora_rank: Annotated[int | None, typer.Option(help=_help("q_lora_rank"))] = None,
+    kv_lora_rank: Annotated[int | None, typer.Option(help=recipe_help("kv_lora_rank"))] = None,
+    rope_dim: Annotated[int | None, typer.Option(help=recipe_help("rope_dim"))] = None,
+    split: Annotated[
+        str | None, typer.Option(help=recipe_help("split") + " Default: auto.")
+    ] = None,
+    spread: Annotated[bool | None, typer.Option(help=recipe_help("spread"))] = None,
+    refit: Annotated[bool | None, typer.Option(help=recipe_help("refit"))] = None,
+    refine_steps: Annotated[
+        int | None, typer.Option(help=recipe_help("refine_steps") + " Default: 0.")
+    ] = None,
+    q_lora_rank: Annotated[int | None, typer.Option(help=recipe_help("q_lora_rank"))] = None,
     method: Annotated[
-        str | None, typer.Option(help=_help("method") + " Default: calibrated.")
+        str | None, typer.Option(help=recipe_help("method") + " Default: calibrated.")
     ] = None,
-    rotary: Annotated[str | None, typer.Option(help=_help("rotary"))] = None,
-    latent: Annotated[str | None, typer.Option(help=_help("latent"))] = None,
+    rotary: Annotated[str | None, typer.Option(help=recipe_help("rotary"))] = None,
+    latent: Annotated[str | None, typer.Option(help=recipe_help("latent"))] = None,
     calibration: Annotated[
-        list[Path] | None, typer.Option(help=_help("calibration") + " Repeatable.")
+        list[Path] | None, typer.Option(help=recipe_help("calibration") + " Repeatable.")
     ] = None,
     calibration_tokens: Annotated[
-        int | None, typer.Option(help=_help("calibration_tokens") + " Default: 20480.")
+        int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where a layer is computed: cpu, cuda, ...")] = "cpu",
-    offload: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder on a disk that holds the calibration activations instead of memory."
-        ),
-    ] = None,
+    device: Device = "cpu",
+    offload: Offload = None,
     dtype: Dtype = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -97,6 +96,10 @@ def convert_command(
         cache_fraction=cache_fraction,
         kv_lora_rank=kv_lora_rank,
         rope_dim=rope_dim,
+        split=split,
+        spread=spread,
+        refit=refit,
+        refine_steps=refine_steps,
         q_lora_rank=q_lora_rank,
         method=method,
         rotary=rotary,
@@ -104,7 +107,7 @@ def convert_command(
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
     )
-    options = Options(_device(device), _dtype(dtype), overwrite, offload)
+    options = Options(usable_device(device), dtype_named(dtype), overwrite, offload)
     if not what.calibration:
         err.print(
             "No --calibration text given: using Python's own documentation. Text like the "
@@ -129,6 +132,7 @@ def inspect_command(
 
 
 app.command("eval")(eval_command)
+app.command("sweep")(sweep_command)
 
 
 @app.command("export")
@@ -136,24 +140,7 @@ def export_command(
     source: Source, output: Output, dtype: Dtype = None, overwrite: Overwrite = False
 ) -> None:
     """Write SOURCE unconverted as a model folder, for engines that cannot read its format."""
-    export(open_source(source), output, _dtype(dtype), overwrite, Progress(err))
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    if name not in DTYPES:
-        raise RecipeError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _device(name: str) -> str:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"--device {name}: not usable here ({reason}); try cpu") from error
-    return name
+    export(open_source(source), output, dtype_named(dtype), overwrite, Progress(err))
 
 
 def _inspection_table(found: Inspection) -> Table:

@@ -1,0 +1,57 @@
+"""Options that several commands share: their types, and what they mean."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from conversion.errors import RecipeError
+from conversion.recipe import Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Source = Annotated[
+    str, typer.Argument(help="Model folder, .gguf file, or demo:smollm2-135m.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="Where a layer is computed: cpu, cuda, ...")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help=f"Of the written weights: {', '.join(DTYPES)}. Default: the source's."),
+]
+Offload = Annotated[
+    Path | None,
+    typer.Option(help="Folder on a disk that holds the calibration activations instead of memory."),
+]
+
+
+def recipe_help(field: str) -> str:
+    """What a recipe's key means."""
+    return Recipe.model_fields[field].description or ""
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """What ``--dtype`` names.
+
+    Raises:
+        RecipeError: no such dtype.
+    """
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise RecipeError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def usable_device(name: str) -> str:
+    """What ``--device`` names.
+
+    Raises:
+        RecipeError: not usable here.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"--device {name}: not usable here ({reason}); try cpu") from error
+    return name

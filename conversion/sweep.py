@@ -1,0 +1,159 @@
+"""Several recipes over one calibration, each beside the original; picks up where it stopped."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from conversion.calibration.store import StatisticsStore
+from conversion.calibration.text import evaluation_windows
+from conversion.evaluation import Comparison, Entry, Measurement
+from conversion.inspection import inspect
+from conversion.pipeline import Options, calibration_text, convert
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.source import SourceCheckpoint
+from conversion.sweep_results import Failed, Finished, Subject, SweepResults, recipe_key
+from vllm_mha2mla.config import CalibrationInfo
+from vllm_mha2mla.errors import MHA2MLAError
+from vllm_mha2mla.version import __version__
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, STATISTICS = "checkpoints", "statistics"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to run.
+
+    Attributes:
+        source: the original.
+        recipes: by name; all with the same calibration.
+        text: held-out text that all of them are measured on.
+        window: tokens per window of it.
+        windows: how many windows at most; ``None`` for all.
+        out: folder for checkpoints and statistics while they are needed.
+        results: the file with all figures; those already in it are not measured again.
+        keep: whether the converted checkpoints stay.
+    """
+
+    source: SourceCheckpoint
+    recipes: Mapping[str, Recipe]
+    text: str
+    window: int
+    windows: int | None
+    out: Path
+    results: Path
+    keep: bool = False
+
+
+def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults:
+    """Convert with every recipe and measure the result.
+
+    Statistics of the original are measured once, and so is its perplexity. The results are written
+    after every recipe. A recipe that fails is one line among them, and the others go on.
+
+    Args:
+        what: what to run.
+        options: of every conversion.
+        progress: told about all of it.
+
+    Returns:
+        the results of these recipes, in their order.
+
+    Raises:
+        CalibrationError: calibration or evaluation text cannot be used.
+        OutputError, EvaluationError: the results cannot be read or written.
+    """
+    subject = _subject(what, options)
+    known = SweepResults.read(what.results)
+    if known is None or known.subject != subject:
+        if known is not None:
+            logger.info("%s: of another model, text or release; starting anew", what.results)
+        known = SweepResults(source=what.source.name, subject=subject)
+    known.failed = []
+    # A folder for each calibration: a sweep that was interrupted may have had another.
+    store = StatisticsStore(what.out / STATISTICS / subject.calibration.fingerprint[:16])
+    measurement = Measurement(what.text, what.window, what.windows)
+    comparison = Comparison(what.source.name, measurement, progress)
+    for name, recipe in what.recipes.items():
+        if _is_finished(what, known, name, recipe):
+            logger.info("%s: measured before", name)
+            continue
+        known.drop(name)
+        try:
+            result = _run(what, name, recipe, options, progress, store, comparison)
+            known.finished.append(result)
+        # Whatever ends one recipe must not take the hours of the others with it.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if not isinstance(error, MHA2MLAError):
+                logger.debug("%s", name, exc_info=error)
+                reason = f"{type(error).__name__}: {reason}"
+            logger.info("%s: failed (%s)", name, reason)
+            known.failed.append(Failed(name=name, error=reason))
+        known.write(what.results)
+    shutil.rmtree(what.out / STATISTICS, ignore_errors=True)
+    return known.of(list(what.recipes))
+
+
+def _run(
+    what: Sweep,
+    name: str,
+    recipe: Recipe,
+    options: Options,
+    progress: Progress,
+    store: StatisticsStore,
+    comparison: Comparison,
+) -> Finished:
+    folder = what.out / CHECKPOINTS / name
+    logger.info("%s: converting", name)
+    try:
+        convert(what.source, folder, recipe, options, progress, statistics=store)
+        entry = comparison.measure(folder, name)
+        found = inspect(folder)
+    finally:
+        if not what.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    _log(entry)
+    return Finished(
+        name=name,
+        recipe=recipe_key(recipe),
+        kv_lora_rank=found.kv_lora_rank,
+        qk_rope_head_dim=found.qk_rope_head_dim,
+        figures=found.figures,
+        entry=entry,
+    )
+
+
+def _log(entry: Entry) -> None:
+    if entry.perplexity is not None:
+        logger.info("%s: perplexity %.3f", entry.name, entry.perplexity.converted)
+
+
+def _is_finished(what: Sweep, known: SweepResults, name: str, recipe: Recipe) -> bool:
+    if what.keep and not (what.out / CHECKPOINTS / name / "config.json").is_file():
+        return False
+    return any(one.name == name and one.recipe == recipe_key(recipe) for one in known.finished)
+
+
+def _subject(what: Sweep, options: Options) -> Subject:
+    windows = calibration_text(what.source, next(iter(what.recipes.values())))
+    text = evaluation_windows(what.source.tokenizer(), what.text, what.window, what.windows)
+    return Subject(
+        version=__version__,
+        source_fingerprint=what.source.fingerprint(),
+        calibration=CalibrationInfo(
+            files=windows.files,
+            fingerprint=windows.fingerprint,
+            tokens=windows.tokens,
+            window=windows.ids.shape[1],
+        ),
+        held_out_fingerprint=hashlib.sha256(windows.held_out.numpy().tobytes()).hexdigest(),
+        text_fingerprint=hashlib.sha256(text.numpy().tobytes()).hexdigest(),
+        text_window=text.shape[1],
+        dtype=str(options.dtype).removeprefix("torch.") if options.dtype else None,
+    )

@@ -1,0 +1,149 @@
+"""``mha2mla sweep``: several recipes beside their original."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from conversion.calibration.text import read_text
+from conversion.command_options import (
+    Device,
+    Dtype,
+    Offload,
+    Source,
+    dtype_named,
+    recipe_help,
+    usable_device,
+)
+from conversion.errors import OutputError
+from conversion.evaluation import Report, check_report_path, write_report
+from conversion.evaluation.report import check_folder
+from conversion.pipeline import Options
+from conversion.progress import Progress
+from conversion.recipe import METHODS
+from conversion.source import open_source
+from conversion.sweep import Sweep, run_sweep
+from conversion.sweep_recipes import sweep_recipes
+from conversion.sweep_results import SweepResults
+
+RESULTS = "results.json"
+FAILED = 1
+
+
+def sweep_command(
+    source: Source,
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE...",
+            help="YAML recipes, presets, or METHOD@FRACTION, such as mha2mla@0.5, with a method "
+            f"of {', '.join(METHODS)}.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results and what leads to them.")],
+    text: Annotated[Path, typer.Option(help="Held-out text for perplexity, .txt or .jsonl.")],
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window of --text.")] = 1024,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help=recipe_help("calibration") + " Repeatable.")
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help=f"Keep the figures in this file. Default: OUT/{RESULTS}.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the converted checkpoints.")] = False,
+    device: Device = "cpu",
+    offload: Offload = None,
+    dtype: Dtype = None,
+) -> None:
+    """Convert SOURCE with every RECIPE and compare the results with it.
+
+    Run again after an interruption, it goes on where it stopped.
+    """
+    if report is not None:
+        check_report_path(report)
+    chosen = sweep_recipes(
+        recipes,
+        calibration=[str(path) for path in calibration] if calibration else None,
+        calibration_tokens=calibration_tokens,
+    )
+    options = Options(usable_device(device), dtype_named(dtype), overwrite=True, offload=offload)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
+    where = json or out / RESULTS
+    check_folder(where)
+    original = open_source(source)
+    what = Sweep(
+        source=original,
+        recipes=chosen,
+        text=read_text(text, original.tokenizer()),
+        window=window,
+        windows=windows,
+        out=out,
+        results=where,
+        keep=keep,
+    )
+    found = run_sweep(what, options, Progress(Console(stderr=True)))
+    if report is not None and found.finished:
+        write_report(report, _report(found, text))
+    Console().print(_table(found))
+    for failure in found.failed:
+        Console(stderr=True).print(
+            f"failed: {failure.name}: {failure.error}", style="red", soft_wrap=True, markup=False,
+            highlight=False,
+        )  # fmt: skip
+    if found.failed:
+        raise typer.Exit(FAILED)
+
+
+def _report(found: SweepResults, text: Path) -> Report:
+    calibration = found.subject.calibration
+    failed = [f"Failed: {failure.name} ({failure.error})" for failure in found.failed]
+    return Report(
+        title=f"Conversions of {found.source}",
+        source=found.source,
+        entries=[one.entry for one in found.finished],
+        notes=[
+            f"Calibrated on {calibration.tokens:,} tokens of {', '.join(calibration.files)}, in "
+            f"windows of {calibration.window}; measured on {text.name}.",
+            *failed,
+        ],
+    )
+
+
+def _table(found: SweepResults) -> Table:
+    table = Table(
+        Column("recipe", overflow="fold"), "latent + rotary", "cache bytes per token", "kept",
+        "perplexity", "ratio", "excess loss",
+    )  # fmt: skip
+    for one in found.finished:
+        cache, figures = one.entry.cache, one.entry.perplexity
+        assert figures is not None
+        table.add_row(
+            one.name,
+            f"{_mean(one.kv_lora_rank)} + {_mean(one.qk_rope_head_dim)}",
+            f"{cache.bytes_per_token:,}",
+            f"{cache.fraction:.2%}",
+            f"{figures.converted:.3f}",
+            f"{figures.ratio:.4f}",
+            f"{figures.excess_loss:.4f}",
+        )
+    if found.finished and (figures := found.finished[0].entry.perplexity) is not None:
+        table.caption = f"The original's perplexity: {figures.baseline:.3f}"
+    return table
+
+
+def _mean(values: list[int]) -> str:
+    return f"{sum(values) / len(values):.4g}"
