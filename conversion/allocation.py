@@ -8,7 +8,7 @@ from torch import Tensor
 from conversion.errors import RecipeError
 from vllm_mha2mla.config import LatentLayout
 
-# Latent widths are chosen in these steps; rotary widths in pairs.
+# Latent widths are chosen in these steps.
 RANK_STEP = 4
 # Cost below which a layer counts as exact: logarithms of measured zeros.
 COST_FLOOR = 1e-9
@@ -18,7 +18,7 @@ LayerCosts = Mapping[LatentLayout, float]
 """Measured loss of one layer at some widths: a full grid of ranks and rotary widths."""
 
 
-def allocate(costs: Sequence[LayerCosts], budget: int) -> list[LatentLayout]:
+def allocate(costs: Sequence[LayerCosts], budget: int, rope_step: int = 2) -> list[LatentLayout]:
     """Widths of every layer that lose least together within ``budget`` numbers per token.
 
         min  sum_i cost_i(rank_i, rope_i)   subject to   sum_i rank_i + rope_i <= budget
@@ -32,11 +32,12 @@ def allocate(costs: Sequence[LayerCosts], budget: int) -> list[LatentLayout]:
     Args:
         costs: per layer, losses that add up over layers.
         budget: numbers per token in all layers' caches together.
+        rope_step: what the rotary strategy takes multiples of, as the measured widths are.
 
     Raises:
         RecipeError: the budget is below the least widths of all layers.
     """
-    tables = [_Table(layer) for layer in costs]
+    tables = [_Table(layer, rope_step) for layer in costs]
     low, high = 1e-12, 1e6
     least = sum(table.choose(high).width for table in tables)
     if least > budget:
@@ -70,7 +71,7 @@ def _use_up(layouts: list[LatentLayout], tables: list["_Table"], budget: int) ->
 class _Table:
     """One layer's costs on a fine grid of widths."""
 
-    def __init__(self, costs: LayerCosts) -> None:
+    def __init__(self, costs: LayerCosts, rope_step: int) -> None:
         ranks = sorted({layout.kv_lora_rank for layout in costs})
         ropes = sorted({layout.qk_rope_head_dim for layout in costs})
         logs = torch.tensor(
@@ -79,8 +80,9 @@ class _Table:
         ).log()  # [ropes, ranks]
         # More cache never hurts; where a measurement says so it is noise.
         logs = logs.cummin(0).values.cummin(1).values
+        self._rope_step = rope_step
         self._ranks = torch.arange(ranks[0], ranks[-1] + 1, RANK_STEP)
-        self._ropes = torch.arange(ropes[0], ropes[-1] + 1, 2)
+        self._ropes = torch.arange(ropes[0], ropes[-1] + 1, rope_step)
         logs = _interpolate(logs, torch.tensor(ranks), self._ranks)
         logs = _interpolate(logs.T, torch.tensor(ropes), self._ropes).T
         self._cost = logs.exp()  # [fine ropes, fine ranks]
@@ -94,7 +96,7 @@ class _Table:
 
     def gain(self, layout: LatentLayout) -> float:
         """What one more latent column saves, by the slope of the fine grid; 0 at its end."""
-        row = (layout.qk_rope_head_dim - int(self._ropes[0])) // 2
+        row = (layout.qk_rope_head_dim - int(self._ropes[0])) // self._rope_step
         column = (layout.kv_lora_rank - int(self._ranks[0])) // RANK_STEP
         if column + 1 >= len(self._ranks):
             return 0.0

@@ -72,7 +72,7 @@ def spread_over_layers(
             costs.append(layer_costs(layer, attend, candidates, before.pop(), gradients))
             del layer, attend, candidates
             advance()
-    return allocate(costs[::-1], width * layers)
+    return allocate(costs[::-1], width * layers, step)
 
 
 def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:

@@ -94,7 +94,14 @@ def test_a_refit_follows_the_original_more_closely(tmp_path):
     original = LlamaForCausalLM.from_pretrained(source).eval()
     distance = {}
     for refit in (False, True):
-        model = run(source, tmp_path / f"{refit}", cache_fraction=0.4, refit=refit, ridge=1e-2, split="fixed")
+        model = run(
+            source,
+            tmp_path / f"{refit}",
+            cache_fraction=0.4,
+            refit=refit,
+            ridge=1e-2,
+            split="fixed",
+        )
         with torch.no_grad():
             ours, theirs = (m.model(windows()).last_hidden_state for m in (model, original))
         distance[refit] = float((ours - theirs).square().mean())

@@ -86,6 +86,13 @@ def test_measurement_noise_does_not_buy_width() -> None:
     assert layouts == [LatentLayout(24, 0), LatentLayout(40, 0)]
 
 
+def test_rotary_widths_are_what_the_strategy_takes() -> None:
+    layers = [exponential(h, 15, 6) for h in (1, 2, 3, 5)]
+    for budget in range(60, 160, 7):
+        for layout in allocate(layers, budget, rope_step=8):
+            assert layout.qk_rope_head_dim in ROPES
+
+
 def test_a_budget_below_the_least_is_refused() -> None:
     with pytest.raises(RecipeError, match="cache_fraction"):
         allocate([exponential(1, 10, 10)] * 2, 15)

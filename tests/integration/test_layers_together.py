@@ -1,0 +1,65 @@
+"""What a conversion decides or trains over all layers together: widths, and refinement."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from conversion.recipe import Recipe
+from tests.integration.test_conversion import run, windows
+from tests.tiny import save_tiny
+from vllm_mha2mla.config import layer_layouts
+
+
+def divergence(original, model):
+    with torch.no_grad():
+        p, q = (m(windows()).logits.log_softmax(-1) for m in (original, model))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("rotary", ["calibrated", "2-norm"])
+def test_a_spread_budget_is_used_to_the_last_number(tmp_path, rotary):
+    source = save_tiny(tmp_path / "source", num_hidden_layers=4)
+    # 64 numbers per token and layer; a fraction that does not divide them.
+    model = run(source, tmp_path / "out", cache_fraction=0.41, rotary=rotary)
+    layouts = layer_layouts(model.config)
+    assert sum(layout.width for layout in layouts) == 4 * int(64 * 0.41)
+    assert len(set(layouts)) > 1
+    step = Recipe(rotary=rotary).strategies()[0].step(2, 16)
+    assert all(layout.qk_rope_head_dim % step == 0 for layout in layouts)
+
+
+def test_the_layer_that_matters_gets_the_cache(tmp_path):
+    # A layer whose output projection is nearly zero loses nothing whatever it caches.
+    source = save_tiny(tmp_path / "source", num_hidden_layers=2)
+    original = LlamaForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        original.model.layers[1].self_attn.o_proj.weight.mul_(1e-3)
+    original.save_pretrained(source)
+    spread = run(source, tmp_path / "spread", cache_fraction=0.4, refit=False)
+    first, second = layer_layouts(spread.config)
+    assert first.width > 2 * second.width
+    uniform = run(source, tmp_path / "uniform", cache_fraction=0.4, refit=False, spread=False)
+    assert layer_layouts(uniform.config)[0] == layer_layouts(uniform.config)[1]
+    assert divergence(original, spread) < divergence(original, uniform)
+
+
+def test_refinement_follows_the_original_and_trains_attention_only(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    original = LlamaForCausalLM.from_pretrained(source).eval()
+    # The published factors leave most to repair.
+    recipe = {"cache_fraction": 0.3, "split": "fixed", "method": "mha2mla"}
+    plain = run(source, tmp_path / "plain", **recipe)
+    refinement = {"refine_steps": 40, "refine_lr": 2e-3, "refine_window": 64}
+    refined = run(source, tmp_path / "refined", **recipe, **refinement)
+    assert divergence(original, refined) < 0.8 * divergence(original, plain)
+
+    before, after = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("plain", "refined")
+    )
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(".self_attn." in name for name in changed)
+    assert not any(name.endswith("rope_inv_freq") for name in changed)
+    for part in ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
+        assert f"model.layers.0.self_attn.{part}.weight" in changed
