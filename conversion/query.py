@@ -52,7 +52,7 @@ def compress_query(
     """
     W = tensors["q_proj.weight"].double()  # [heads * (nope + rope), hidden]
     M = _with_floor(query_metric(tensors, weights, statistics, layout))
-    L = torch.linalg.cholesky(_with_floor(statistics.token_moment))
+    L = _factor(statistics.token_moment)
     per_head = W.view(*M.shape[:2], -1)
     cost = (per_head.transpose(1, 2) @ M @ per_head).sum(0)  # [hidden, hidden]
     _, vectors = torch.linalg.eigh(L.T @ cost @ L)
@@ -117,7 +117,21 @@ def query_metric(
     return metric * (statistics.gamma * weights.scale**2)[:, None, None]
 
 
-def _with_floor(matrix: Tensor) -> Tensor:
+def _factor(matrix: Tensor) -> Tensor:
+    """``L`` with ``L L^T`` a positive semidefinite matrix, its floor as low as rounding allows.
+
+    Where the text has fewer different tokens than the model dimensions, rounding decides whether
+    the smallest eigenvalues are negative.
+    """
+    floor = FLOOR
+    while True:
+        L, failed = torch.linalg.cholesky_ex(_with_floor(matrix, floor))
+        if not bool(failed) or floor > 1:
+            return L
+        floor *= 10
+
+
+def _with_floor(matrix: Tensor, floor: float = FLOOR) -> Tensor:
     """A positive semidefinite matrix made definite  # [..., n, n]"""
-    floor = FLOOR * matrix.diagonal(dim1=-2, dim2=-1).mean()
+    floor = floor * matrix.diagonal(dim1=-2, dim2=-1).mean()
     return matrix + floor * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

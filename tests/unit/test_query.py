@@ -126,3 +126,19 @@ def test_the_down_projection_is_orthonormal(layer):
     tensors, weights, statistics, _ = layer
     A = compress_query(tensors, weights, statistics, LAYOUT, 12)["q_a_proj.weight"]
     torch.testing.assert_close(A @ A.T, torch.eye(12), atol=1e-6, rtol=0)
+
+
+def test_a_text_with_fewer_different_tokens_than_dimensions(layer):
+    tensors, weights, _, _ = layer
+    torch.manual_seed(4)
+    # As before the first layer: repeated rows, most of their power in one direction.
+    few = torch.randn(12, HIDDEN) + 30 * torch.randn(HIDDEN)
+    inputs = few[torch.randint(12, (3, 40))]
+    statistics = layer_statistics(weights, inputs)
+    assert float(torch.linalg.eigvalsh(statistics.token_moment)[0]) < 0
+    compressed = compress_query(tensors, weights, statistics, LAYOUT, 16)
+    # Sixteen numbers hold all queries of a text of rank twelve.
+    rows = few.double()
+    expected = rows @ tensors["q_proj.weight"].double().T
+    error = (rows @ product(compressed).T - expected).norm() / expected.norm()
+    assert float(error) < 1e-2
