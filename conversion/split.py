@@ -17,7 +17,7 @@ from conversion.source import SourceCheckpoint
 from vllm_mha2mla.config import LatentLayout
 
 # Rotary parts of the budget that are tried. The one nearest to the method's own gives way to it.
-SHARES = (1 / 8, 1 / 5, 3 / 10, 2 / 5, 1 / 2)
+SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 
 
 def split_candidates(recipe: Recipe, kv_heads: int, head_dim: int) -> list[LatentLayout]:

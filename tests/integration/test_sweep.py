@@ -116,21 +116,21 @@ def divergence(folder, model, ids):
 @pytest.mark.parametrize(
     ("changes", "recipe"),
     [
-        ({}, {"method": "care"}),
+        ({}, {"method": "mha2mla"}),
         ({}, {"method": "transmla", "refit": True}),
         ({}, {"method": "care", "q_lora_rank": 40}),
-        ({"tie_word_embeddings": False}, {"method": "care"}),
+        ({"tie_word_embeddings": False}, {"spread": False}),
     ],
 )
 def test_the_split_is_the_best_candidate_on_text_held_out(tmp_path, changes, recipe):
     folder, files = tmp_path, [tmp_path / "calibration.txt"]
     save_tiny(folder / "source", num_hidden_layers=LAYERS, **changes)
     files[0].write_text(TEXT)
-    chosen = single(folder, folder / "auto", cache_fraction=0.4, **recipe).config
+    chosen = single(folder, folder / "auto", cache_fraction=0.5, **recipe).config
     held_out = calibration_windows(tiny_tokenizer(), files, 512, WINDOW, 128).held_out
     assert held_out.shape == (2, WINDOW)
     losses = {}
-    budget = Recipe(cache_fraction=0.4, **recipe)
+    budget = Recipe(cache_fraction=0.5, **recipe)
     for layout in split_candidates(budget, 2, 16):
         widths = {"kv_lora_rank": layout.kv_lora_rank, "rope_dim": layout.qk_rope_head_dim}
         name = f"{layout.kv_lora_rank}+{layout.qk_rope_head_dim}"

@@ -50,10 +50,10 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
 def test_candidates_for_smollm2_at_half_the_cache():
     found = split_candidates(Recipe(cache_fraction=0.5), 3, 64)
     ropes = [layout.qk_rope_head_dim for layout in found]
-    # A third is the method's own; 3/10 of 192, 57.6, stands back for it.
-    assert ropes == [64, 24, 38, 76, 96]
+    # A third is the method's own; 3/8 of 192, 72, stands back for it.
+    assert ropes == [64, 12, 24, 48, 96]
     published = split_candidates(Recipe(cache_fraction=0.5, method="mha2mla"), 3, 64)
-    assert [layout.qk_rope_head_dim for layout in published] == [36, 24, 60, 78, 96]
+    assert [layout.qk_rope_head_dim for layout in published] == [36, 12, 24, 72, 96]
 
 
 @pytest.mark.parametrize(
