@@ -143,7 +143,8 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
     angles = positions[:, None] * weights.inv_freq  # [tokens, d/2]
     cos, sin = angles.cos(), angles.sin()
     turn = torch.polar(torch.ones_like(angles), angles)  # e^{i theta m}  # [tokens, d/2]
-    future = positions[None, :] > positions[:, None]
+    # Added to the scores: one pass over them less than filling a mask.
+    causal = angles.new_full((tokens, tokens), float("-inf")).triu_(1)
     gram = torch.einsum("hed,hef->hdf", weights.output, weights.output)  # W_O^T W_O
 
     for window in itertools.chain((first_window,), remaining):
@@ -159,18 +160,19 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
         received = torch.zeros(tokens, device=x.device)
         for h in range(heads):
             g = h // weights.group
-            a = apply_rotary(q[h], cos, sin) @ k_turned[g].T * weights.scale
-            a = a.masked_fill_(future, float("-inf")).softmax(-1)  # [queries, keys]
+            a = torch.addmm(
+                causal, apply_rotary(q[h], cos, sin), k_turned[g].T, alpha=weights.scale
+            ).softmax(-1)  # [queries, keys]
             received += a.sum(0)
-            omega[h] += a.square().sum().double() / tokens
+            omega[h] += torch.dot(a.flatten(), a.flatten()).double() / tokens
             distance[h] += by_distance(a).double()
             # E e^{i theta (m - n)} = mean_m e^{i theta m} conj(sum_n a e^{i theta n})
-            seen = torch.complex(a @ turn.real, a @ turn.imag)
-            rho[h] += (turn * seen.conj()).mean(0).to(torch.complex128)
-            o = a @ v[g]
-            size = torch.einsum("td,de,te->t", v[g], gram[h], v[g])  # ||W_O v_n||^2
-            mean_size = torch.einsum("td,de,te->t", o, gram[h], o)
-            gamma[h] += ((a @ size) - mean_size).mean().double()
+            size = ((v[g] @ gram[h]) * v[g]).sum(1, keepdim=True)  # ||W_O v_n||^2
+            averaged = a @ torch.cat((turn.real, turn.imag, v[g], size), dim=1)
+            real, imaginary, o, mean_of_size = averaged.split((d // 2, d // 2, d, 1), dim=1)
+            rho[h] += (turn * torch.complex(real, -imaginary)).mean(0).to(torch.complex128)
+            size_of_mean = ((o @ gram[h]) * o).sum(1)
+            gamma[h] += (mean_of_size[:, 0] - size_of_mean).mean().double()
         w = received / received.sum()
         token_mean += x.mean(0).double()
         first += (w @ x).double()
