@@ -124,14 +124,15 @@ def _factor(matrix: Tensor) -> Tensor:
     the smallest eigenvalues are negative.
     """
     floor = FLOOR
-    while True:
-        L, failed = torch.linalg.cholesky_ex(_with_floor(matrix, floor))
-        if not bool(failed) or floor > 1:
-            return L
+    L, failed = torch.linalg.cholesky_ex(_with_floor(matrix, floor))
+    while bool(failed) and floor < 1:
         floor *= 10
+        L, failed = torch.linalg.cholesky_ex(_with_floor(matrix, floor))
+    factor: Tensor = L
+    return factor
 
 
 def _with_floor(matrix: Tensor, floor: float = FLOOR) -> Tensor:
     """A positive semidefinite matrix made definite  # [..., n, n]"""
-    floor = floor * matrix.diagonal(dim1=-2, dim2=-1).mean()
-    return matrix + floor * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    added = floor * matrix.diagonal(dim1=-2, dim2=-1).mean()
+    return matrix + added * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

@@ -86,7 +86,8 @@ def test_the_command_writes_it_and_says_so(tmp_path, monkeypatch, capsys, bias):
         tensors |= load_file(shard)
     prefix = "model.layers.1.self_attn."
     widths = json.loads((out / "config.json").read_text())
-    queries = 4 * (widths["qk_nope_head_dim"] + widths["qk_rope_head_dim"])
+    ropes = widths["qk_rope_head_dim_per_layer"] or 2 * [widths["qk_rope_head_dim"]]
+    queries = 4 * (widths["qk_nope_head_dim"] + ropes[1])
     assert tensors[f"{prefix}q_a_proj.weight"].shape == (24, 64)
     assert tensors[f"{prefix}q_b_proj.weight"].shape == (queries, 24)
     assert (f"{prefix}q_b_proj.bias" in tensors) == bias
