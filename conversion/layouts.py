@@ -1,6 +1,7 @@
 """Which cache widths every layer gets: asked for, chosen, or spread."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,17 @@ def choose_layouts(
             source, width, step, converter, load, streams, held_out, offload, progress
         )
         return spread, {}
-    losses = held_out_divergences(source, candidates, converter, load, streams, held_out, progress)
+    losses = held_out_divergences(
+        source, candidates, converter, load, streams, held_out, progress, offload
+    )
     figures = {
         f"held_out_divergence_{layout.kv_lora_rank}+{layout.qk_rope_head_dim}": loss
         for layout, loss in zip(candidates, losses, strict=True)
     }
     for name, loss in figures.items():
         logger.debug("%s: %.4f nats per token", name, loss)
-    best = min(range(len(candidates)), key=losses.__getitem__)
+    # A candidate that overflows has no divergence, and is not the best.
+    best = min(range(len(candidates)), key=lambda i: (math.isnan(losses[i]), losses[i]))
     chosen = candidates[best]
     logger.info(
         "Split of %d numbers per token: kv_lora_rank %d, rope_dim %d (%.4f nats on held-out text)",
