@@ -98,14 +98,15 @@ def convert(
     q_lora_rank = recipe.query_rank(config.hidden_size)
     windows = calibration_text(source, recipe)
     provenance = _provenance(source, recipe, windows)
-    store = StatisticsStore() if statistics is None else statistics
-    shape = "x".join(map(str, windows.ids.shape))
-    store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
-    uniform = [layout] * config.num_hidden_layers
-    converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
-    converter = _converter(source, converted, recipe, windows, options, store)
-    load = partial(_load_layer, source, _for_calibration(config), torch.device(options.device))
     with staged_folder(out, options.overwrite) as folder:
+        # On disk, or memory would grow with the number of layers.
+        store = StatisticsStore(folder) if statistics is None else statistics
+        shape = "x".join(map(str, windows.ids.shape))
+        store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
+        uniform = [layout] * config.num_hidden_layers
+        converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
+        converter = _converter(source, converted, recipe, windows, options, store)
+        load = partial(_load_layer, source, _for_calibration(config), torch.device(options.device))
         writer = CheckpointWriter(folder, _shard_sizes(source))
         try:
             layouts, figures = choose_layouts(
@@ -121,6 +122,8 @@ def convert(
                 text = refinement_windows(source.tokenizer(), _files(recipe), recipe)
                 layers = refine(source, converted, list(layers), text, recipe, progress)
             _write_layers(source, writer, layers, options)
+            if statistics is None:
+                store.clear()
             _write_rest(source, writer, options.dtype)
             source.write_assets(folder)
             card = model_card(provenance, layer_layouts(converted), converted.dtype)

@@ -11,8 +11,6 @@ from vllm_mha2mla.hf.attention import LatentAttention
 
 # Label sets drawn per window: each is one more backward pass.
 SAMPLES = 2
-# Positions whose logits are held at once.
-POSITIONS = 128
 # Measured widths, as parts of the mean width a layer may have.
 ROPE_PARTS = (0.0, 0.12, 0.3, 0.55)
 RANK_PARTS = (0.12, 0.5, 1.05)
@@ -35,17 +33,22 @@ def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
 
 @torch.no_grad()
 def label_gradients(
-    hidden: Tensor, norm: Any, head: Tensor, generator: torch.Generator
+    hidden: Tensor,
+    norm: Any,
+    head: Callable[[], Iterable[Tensor]],
+    generator: torch.Generator,
 ) -> list[Tensor]:
-    """Gradients of the log-likelihood of labels the model itself draws.
+    """Gradients of the negative log-likelihood of labels that the model itself draws.
 
     Averaged over labels, ``g g^T`` is the Fisher information of the predictions, so that a small
-    error ``e`` of what ``g`` is the gradient of costs ``KL = E (g . e)^2 / 2``.
+    error ``e`` of what ``g`` is the gradient of costs ``KL = E (g . e)^2 / 2``. The vocabulary
+    passes by twice, piece by piece: once to normalise and to draw labels (the largest logit plus
+    Gumbel noise is a draw from the softmax), once for ``g = sum_v p_v W_v - W_label``.
 
     Args:
         hidden: after the last layer  # [tokens, hidden]
         norm: the final norm.
-        head: the output projection, as stored  # [vocabulary, hidden]
+        head: starts a pass over the output projection in blocks of rows  # each [rows, hidden]
         generator: draws the labels.
 
     Returns:
@@ -54,15 +57,32 @@ def label_gradients(
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         normed = norm(leaf)
-    at_norm = [torch.empty_like(normed) for _ in range(SAMPLES)]
-    for start in range(0, len(hidden), POSITIONS):
-        rows = slice(start, start + POSITIONS)
-        p = (normed[rows].detach().to(head.dtype) @ head.T).float().softmax(-1)
-        for gradient in at_norm:
-            labels = torch.multinomial(p, 1, generator=generator)
-            error = p.scatter_add(1, labels, torch.full_like(p[:, :1], -1.0))
-            gradient[rows] = (error.to(head.dtype) @ head).float()
-    return [torch.autograd.grad(normed, leaf, g, retain_graph=True)[0] for g in at_norm]
+    states = normed.detach()
+    tokens = len(states)
+    normaliser = states.new_full((tokens,), float("-inf"))
+    best = states.new_full((SAMPLES, tokens), float("-inf"))
+    labels = torch.zeros(SAMPLES, tokens, dtype=torch.long)
+    start = 0
+    for rows in head():
+        logits = states @ rows.float().T  # [tokens, rows]
+        normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
+        for sample in range(SAMPLES):
+            noise = -torch.empty_like(logits).exponential_(generator=generator).log_()
+            value, index = noise.add_(logits).max(-1)
+            better = value > best[sample]
+            best[sample] = torch.where(better, value, best[sample])
+            labels[sample] = torch.where(better, index + start, labels[sample])
+        start += len(rows)
+    mean = torch.zeros_like(states)  # sum_v p_v W_v
+    drawn = states.new_zeros(SAMPLES, *states.shape)  # W_label
+    start = 0
+    for rows in head():
+        W = rows.float()
+        mean += (states @ W.T).sub_(normaliser[:, None]).exp_() @ W
+        here = (labels >= start) & (labels < start + len(rows))
+        drawn[here] = W[labels[here] - start]
+        start += len(rows)
+    return [torch.autograd.grad(normed, leaf, mean - rows, retain_graph=True)[0] for rows in drawn]
 
 
 def layer_costs(

@@ -78,6 +78,5 @@ def spread_over_layers(
 def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:
     """Gradients after the last layer, per window and label set."""
     name = EMBEDDING if source.config.tie_word_embeddings else "lm_head.weight"
-    head, norm = source.tensor(name), final_norm(source)
-    generator = torch.Generator().manual_seed(SEED)
-    return [label_gradients(x, norm, head, generator) for x in hidden]
+    norm, generator = final_norm(source), torch.Generator().manual_seed(SEED)
+    return [label_gradients(x, norm, partial(source.pieces, name), generator) for x in hidden]

@@ -82,6 +82,14 @@ class StatisticsStore:
         with self._writing(self._path(index)) as partial:
             torch.save(values, partial)
 
+    def clear(self) -> None:
+        """Forget everything; files of a folder are removed, the folder is not."""
+        self._layers.clear()
+        self._origin = None
+        if self.folder is not None:
+            for path in (self.folder / ORIGIN, *self.folder.glob("layer-*.pt")):
+                path.unlink(missing_ok=True)
+
     @contextmanager
     def _writing(self, path: Path) -> Iterator[Path]:
         """A temporary name that becomes ``path`` when the block ends well."""

@@ -10,7 +10,7 @@ import torch
 from conversion.source import open_source
 from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 
-TOKENS, WINDOW = 4096, 256
+TOKENS, WINDOW, HELD_OUT = 4096, 256, 512
 WIDE = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -37,18 +37,22 @@ def layer_bytes(source):
     return sum(tensor.nbytes for tensor in layer.values())
 
 
-def activation_bytes(refit):
-    hidden = WIDE["hidden_size"]
-    # The original stream; with a refit the converted one and the heads' outputs.
-    return TOKENS * 4 * hidden * (3 if refit else 1)
+def activation_bytes(refit, spread=False):
+    token = 4 * WIDE["hidden_size"]
+    # The original stream; with a refit the converted one and the heads' outputs. To spread the
+    # budget, the held-out text before every layer and after the last, and two gradients of it.
+    held_out = HELD_OUT * token * (WIDE["num_hidden_layers"] + 1 + 2) if spread else 0
+    return TOKENS * token * (3 if refit else 1) + held_out
 
 
-def peak(source, out, refit=False, offload=None, keep=False):
+def peak(source, out, refit=False, spread=False, offload=None, keep=False):
     recipe = {
         "calibration": [str(source.parent / "text.txt")],
         "calibration_tokens": TOKENS,
         "window": WINDOW,
         "refit": refit,
+        "held_out_tokens": HELD_OUT,
+        "split": "auto" if spread else "fixed",
     }
     arguments = json.dumps([str(source), str(out), recipe, offload and str(offload), keep])
     result = subprocess.run(
@@ -61,10 +65,12 @@ def peak(source, out, refit=False, offload=None, keep=False):
     return int(result.stdout)
 
 
-@pytest.mark.parametrize("refit", [False, True])
-def test_memory_is_the_activations_and_three_layers(source, tmp_path, refit):
-    bound = activation_bytes(refit) + 3 * layer_bytes(source)
-    assert peak(source, tmp_path / "out", refit) <= bound
+@pytest.mark.parametrize(
+    ("refit", "spread"), [(False, False), (True, True)], ids=["plain", "as by default"]
+)
+def test_memory_is_the_activations_and_three_layers(source, tmp_path, refit, spread):
+    bound = activation_bytes(refit, spread) + 3 * layer_bytes(source)
+    assert peak(source, tmp_path / "out", refit, spread) <= bound
 
 
 def test_offloaded_activations_need_no_memory(source, tmp_path):
