@@ -11,6 +11,9 @@ from conversion.source import open_source
 from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 
 TOKENS, WINDOW, HELD_OUT = 4096, 256, 512
+# Freed tensors below 5 MiB stay in the process (conversion/memory.py). Their heap does not grow with
+# the model, but beside the 58 MiB of a layer here it shows: 17 MiB measured.
+HEAP = 24 << 20
 WIDE = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -69,16 +72,16 @@ def peak(source, out, refit=False, spread=False, offload=None, keep=False):
     ("refit", "spread"), [(False, False), (True, True)], ids=["plain", "as by default"]
 )
 def test_memory_is_the_activations_and_three_layers(source, tmp_path, refit, spread):
-    bound = activation_bytes(refit, spread) + 3 * layer_bytes(source)
+    bound = activation_bytes(refit, spread) + 3 * layer_bytes(source) + HEAP
     assert peak(source, tmp_path / "out", refit, spread) <= bound
 
 
 def test_offloaded_activations_need_no_memory(source, tmp_path):
     found = peak(source, tmp_path / "out", refit=True, offload=tmp_path)
-    assert found <= 3 * layer_bytes(source)
+    assert found <= 3 * layer_bytes(source) + HEAP
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_bound_is_broken_when_layers_stay(source, tmp_path):
-    bound = activation_bytes(False) + 3 * layer_bytes(source)
+    bound = activation_bytes(False) + 3 * layer_bytes(source) + HEAP
     assert peak(source, tmp_path / "out", keep=True) > bound
