@@ -11,8 +11,8 @@ from conversion.source import open_source
 from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 
 TOKENS, WINDOW, HELD_OUT = 4096, 256, 512
-# Freed tensors below 5 MiB stay in the process (conversion/memory.py). Their heap does not grow with
-# the model, but beside the 58 MiB of a layer here it shows: 17 MiB measured.
+# Freed tensors below 5 MiB stay in the process (conversion/memory.py). Their heap does not grow
+# with the model, but beside the 58 MiB of a layer here it shows: 17 MiB measured.
 HEAP = 24 << 20
 WIDE = {
     "hidden_size": 1024,
