@@ -206,7 +206,10 @@ class Recipe(BaseModel):
     @property
     def refits(self) -> bool:
         """Whether output projections are refitted."""
-        return METHODS[self.method].refit if self.refit is None else self.refit
+        if self.refit is not None:
+            return self.refit
+        # Where nothing is lost a refit would only round.
+        return METHODS[self.method].refit and self.cache_fraction != 1
 
     @property
     def factors_in_order(self) -> bool:

@@ -82,3 +82,10 @@ def test_a_query_latent_is_at_most_as_wide_as_the_input():
     assert Recipe(q_lora_rank=64).query_rank(64) == 64
     with pytest.raises(RecipeError, match="at most 64"):
         Recipe(q_lora_rank=65).query_rank(64)
+
+
+def test_nothing_is_refitted_where_nothing_is_lost():
+    assert Recipe(cache_fraction=0.5).refits
+    assert not Recipe(cache_fraction=1).refits
+    assert Recipe(cache_fraction=1, refit=True).refits
+    assert not Recipe(cache_fraction=0.5, method="mha2mla").refits
