@@ -18,6 +18,7 @@ from conversion.calibration.statistics import (
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import RefitStreams, Streams
 from conversion.latent.factors import LatentFactors, latent_target
+from conversion.mixed_precision import bfloat16_products
 from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import OutputRefit
@@ -95,7 +96,8 @@ class LayerConverter:
         """Move hidden states past a layer with whatever attention it has, window by window."""
         for window, x in enumerate(hidden):
             x = x.to(self._device)
-            hidden[window] = self._pushed(layer, x + self.attend(layer, x))
+            with bfloat16_products():
+                hidden[window] = self._pushed(layer, x + self.attend(layer, x))
 
     @torch.no_grad()
     def candidates(
@@ -186,17 +188,20 @@ class LayerConverter:
             x = original[window].to(self._device)  # [tokens, hidden]
             y = buffers.converted[window].to(self._device)
             normed = self._normed(layer, y)[None]
-            heads = attention.attend(normed, position_ids=self._positions)[0][0]
+            with bfloat16_products():
+                heads = attention.attend(normed, position_ids=self._positions)[0][0].float()
+                x = x + self.attend(layer, x)
+                original[window] = self._pushed(layer, x)
             buffers.heads[window] = heads
-            x = x + self.attend(layer, x)
             refit.add(heads, x - y)
-            original[window] = self._pushed(layer, x)
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for window in range(len(original)):
             y = buffers.converted[window].to(self._device)
             heads = buffers.heads[window].to(self._device)
-            buffers.converted[window] = self._pushed(layer, y + heads @ weight.T + bias)
+            with bfloat16_products():
+                pushed = self._pushed(layer, y + heads @ weight.T + bias)
+            buffers.converted[window] = pushed
         return solution
 
     def _normed(self, layer: Any, x: Tensor) -> Tensor:

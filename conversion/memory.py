@@ -11,6 +11,7 @@ M_MMAP_THRESHOLD = -3
 THRESHOLD_BYTES = 5 << 20
 # Free memory that stays at the end of the heap. Without it, 128 KiB, once the other is set.
 KEPT_BYTES = 8 << 20
+KEEP_ALL = 2**31 - 1
 
 
 def return_freed_memory() -> None:
@@ -20,9 +21,22 @@ def return_freed_memory() -> None:
     whose holes rarely fit the next layer's tensors, so a process grows with the number of layers.
     It holds for the whole process; without glibc nothing happens.
     """
+    _set_thresholds(THRESHOLD_BYTES, KEPT_BYTES)
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees, for work that needs the same memory again and again.
+
+    Every step of a training frees and allocates all its activations; new pages would take a third
+    of its time. It holds for the whole process, from now on; without glibc nothing happens.
+    """
+    _set_thresholds(KEEP_ALL, KEEP_ALL)
+
+
+def _set_thresholds(mapped: int, kept: int) -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, mapped)
+        mallopt(M_TRIM_THRESHOLD, kept)

@@ -17,6 +17,7 @@ from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.calibration.text import Windows, calibration_windows
 from conversion.converted_config import converted_config
+from conversion.dense_attention import NAME as DENSE_ATTENTION
 from conversion.errors import CalibrationError
 from conversion.layer import LayerConverter
 from conversion.layouts import choose_layouts
@@ -193,8 +194,7 @@ def _converter(
 
 def _for_calibration(config: Any) -> Any:
     config = copy.deepcopy(config)
-    # Calibration windows are dense and causal, so no implementation needs a mask here.
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = DENSE_ATTENTION
     return config
 
 

@@ -90,7 +90,7 @@ class Recipe(BaseModel):
         None, ge=1, description="Factorise queries through this many numbers; none: one matrix."
     )
     key_weight: float = Field(
-        0.5, gt=0, description="Weight of key errors against value errors in the joint metric."
+        1.0, gt=0, description="Weight of key errors against value errors in the joint metric."
     )
     refit: bool | None = Field(
         None,
@@ -98,7 +98,9 @@ class Recipe(BaseModel):
         "None: calibrated does.",
     )
     ridge: float = Field(
-        3e-2, gt=0, description="Pull of a refit towards the unrefitted weights, relative."
+        200.0,
+        gt=0,
+        description="Pull of a refit towards the unrefitted weights: as that of so many tokens.",
     )
     refine_steps: int = Field(
         0,

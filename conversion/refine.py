@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from conversion.calibration.text import calibration_windows
+from conversion.dense_attention import NAME as DENSE_ATTENTION
 from conversion.loading import source_model
+from conversion.memory import keep_freed_memory
+from conversion.mixed_precision import bfloat16_is_fast, bfloat16_products
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
@@ -67,7 +70,9 @@ def refine(
     Returns:
         the refined tensors of every layer, float32.
     """
+    keep_freed_memory()
     teacher = source_model(source, torch.float32)
+    teacher.config._attn_implementation = DENSE_ATTENTION
     _shrink(teacher)
     student = _student(source, config, teacher, layers)
     trainable = _trainable(student)
@@ -120,7 +125,7 @@ class _Distillation(Trainer):
     ) -> Tensor:
         ids = inputs["input_ids"]
         offset = self.state.global_step % STRIDE
-        with _mixed_precision():
+        with bfloat16_products():
             with torch.no_grad():
                 target = self._log_probabilities(self._teacher, ids, offset)
             predicted = self._log_probabilities(model, ids, offset)
@@ -150,7 +155,7 @@ def _student(
 ) -> Any:
     """The converted model on the teacher's own tensors, with copies of the converted ones."""
     config = copy.deepcopy(config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = DENSE_ATTENTION
     with torch.device("meta"):
         student = source.family.converted_causal_lm(config)
     state = {
@@ -167,7 +172,7 @@ def _student(
 
 def _shrink(teacher: Any) -> None:
     """Weights that are not trained, shared by teacher and student, in the products' dtype."""
-    if _bfloat16_is_fast():
+    if bfloat16_is_fast():
         for layer in teacher.model.layers:
             for module in layer.modules():
                 if isinstance(module, nn.Linear):
@@ -188,17 +193,6 @@ def _trainable(student: Any) -> list[dict[str, Tensor]]:
             parameter.requires_grad_(True)
         found.append(parameters)
     return found
-
-
-def _bfloat16_is_fast() -> bool:
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.backends.mkldnn.is_available() and supported
-
-
-@contextmanager
-def _mixed_precision() -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16_is_fast()):
-        yield
 
 
 @contextmanager

@@ -10,20 +10,20 @@ class OutputRefit:
     With ``X`` the heads' outputs of the converted layer on the converted stream, one column more
     for the bias, and ``T`` what they should add to that stream:
 
-        min_W ||X W - T||^2 + ridge * mean(diag(X^T X)) ||W - W_0||^2
+        min_W ||X W - T||^2 + ridge * mean(diag(X^T X) / tokens) ||W - W_0||^2
 
     The target holds the original attention's output and the drift of the residual stream, so a
     layer also repairs what the layers before it lost. The bias is not drawn anywhere.
 
     ``X^T X`` and ``X^T T`` of a window are float32 products, summed over windows in float64. Within
-    a window rounding errs by about 1e-6 of the mean power that ``ridge`` multiplies, so it matters
-    only to directions whose power is that small, and there a ridge above 1e-5 decides, not the
-    data. Double products would take most of a refit's time.
+    a window rounding errs by about 1e-6 of the window's mean power, far below the pull of a ridge
+    of some tokens, which decides in directions of so little power. Double products would take most
+    of a refit's time.
 
     Args:
         weight: ``o_proj.weight`` of the converted attention  # [hidden, heads * v]
         bias: ``o_proj.bias``  # [hidden]
-        ridge: strength of the pull, relative to the mean power of a head's output.
+        ridge: strength of the pull, as that of so many tokens of mean power.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, ridge: float) -> None:
@@ -32,6 +32,7 @@ class OutputRefit:
         self._gram = self._before.new_zeros(width, width, dtype=torch.float64)
         self._cross = torch.zeros_like(self._before, dtype=torch.float64)
         self._ridge = ridge
+        self._tokens = 0
 
     def add(self, heads: Tensor, targets: Tensor) -> None:
         """Count one window.
@@ -42,13 +43,15 @@ class OutputRefit:
                 # [tokens, hidden]
         """
         X = torch.cat((heads, heads.new_ones(len(heads), 1)), dim=1)
+        self._tokens += len(X)
         self._gram += X.T @ X
         self._cross += X.T @ targets
 
     def solve(self) -> dict[str, Tensor]:
         """``o_proj.weight`` and ``o_proj.bias``, float32. Uses the sums up: call it once."""
         gram, cross = self._gram, self._cross
-        pull = (self._ridge * gram.diagonal()[:-1].mean()).repeat(len(gram))
+        power = gram.diagonal()[:-1].mean() / self._tokens
+        pull = (self._ridge * power).repeat(len(gram))
         pull[-1] = 0
         gram.diagonal().add_(pull)
         cross.addcmul_(pull[:, None], self._before.double())

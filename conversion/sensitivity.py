@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.mixed_precision import bfloat16_products
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
 
@@ -126,7 +127,7 @@ def layer_costs(
     for layout, attention in converted:
         cost = 0.0
         for x, a, window_gradients in zip(normed, true, at_attention, strict=True):
-            with torch.no_grad():
+            with torch.no_grad(), bfloat16_products():
                 error = attention(x[None], position_ids=positions)[0][0] - a
             cost += sum(float((g * error).sum(-1).square().sum()) for g in window_gradients)
         costs[layout] = scale * cost

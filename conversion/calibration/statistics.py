@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.calibration.gradients import EVERY, head_gradients
 from vllm_mha2mla.rope import apply_rotary
+
+PROBE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class AttentionWeights:
 
 @dataclass
 class LayerStatistics:
-    """Averages over the calibration text; float64.
+    """Averages over the calibration text; float64 where nothing else is said.
 
     Attributes:
         query_moment: ``E[q q^T]`` over tokens  # [heads, d, d]
@@ -51,7 +54,10 @@ class LayerStatistics:
         input_covariance: its covariance under the same weights  # [hidden, hidden]
         token_moment: ``E[x x^T]`` of that input over tokens, not centred  # [hidden, hidden]
         gamma: value variance each head's output sees, ``E sum_n a ||W_O (v_n - o)||^2``  # [heads]
-        omega: ``E sum_n a^2``  # [heads]
+        gradient_moment: ``E g g^T`` over tokens, ``g`` the gradient of ``sum_m r_m . o_m`` for
+            standard normal ``r``: for unrotated keys of every query head, then for values of every
+            KV head (``calibration.gradients``); float32
+            # [(heads + kv_heads) * d, (heads + kv_heads) * d]
         distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
         token_mean: mean of the normed input over tokens  # [hidden]
     """
@@ -64,7 +70,7 @@ class LayerStatistics:
     input_covariance: Tensor
     token_moment: Tensor
     gamma: Tensor
-    omega: Tensor
+    gradient_moment: Tensor
     distance: Tensor
     token_mean: Tensor
 
@@ -132,7 +138,11 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
     rho = zeros(heads, d // 2, dtype=torch.complex128)
     first, second = zeros(hidden), zeros(hidden, hidden)
     token_moment = zeros(hidden, hidden)
-    gamma, omega = zeros(heads), zeros(heads)
+    gamma = zeros(heads)
+    both = (heads + kv_heads) * d
+    gradient_moment = zeros(both, both, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    probed = 0
 
     remaining = iter(inputs)
     first_window = next(remaining)
@@ -158,13 +168,23 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
         key_norm += as_pairs(k).abs().mean(1).double()
         k_turned = apply_rotary(k, cos, sin)
         received = torch.zeros(tokens, device=x.device)
+        probe = None
+        if windows % EVERY == 1:
+            probed += 1
+            probe = torch.randn(tokens, hidden, generator=generator).to(x)
+            gradients = x.new_zeros(tokens, heads + kv_heads, d)
         for h in range(heads):
             g = h // weights.group
             a = torch.addmm(
                 causal, apply_rotary(q[h], cos, sin), k_turned[g].T, alpha=weights.scale
             ).softmax(-1)  # [queries, keys]
             received += a.sum(0)
-            omega[h] += torch.dot(a.flatten(), a.flatten()).double() / tokens
+            if probe is not None:
+                of_keys, of_values = head_gradients(
+                    a, q[h], v[g], probe @ weights.output[h], weights.scale
+                )
+                gradients[:, h] = of_keys
+                gradients[:, heads + g] += of_values
             distance[h] += by_distance(a).double()
             # E e^{i theta (m - n)} = mean_m e^{i theta m} conj(sum_n a e^{i theta n})
             size = ((v[g] @ gram[h]) * v[g]).sum(1, keepdim=True)  # ||W_O v_n||^2
@@ -173,6 +193,9 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
             rho[h] += (turn * torch.complex(real, -imaginary)).mean(0).to(torch.complex128)
             size_of_mean = ((o @ gram[h]) * o).sum(1)
             gamma[h] += (mean_of_size[:, 0] - size_of_mean).mean().double()
+        if probe is not None:
+            flat = gradients.flatten(1)
+            gradient_moment.addmm_(flat.T, flat, alpha=1 / tokens)
         w = received / received.sum()
         token_mean += x.mean(0).double()
         first += (w @ x).double()
@@ -191,7 +214,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
         input_covariance=second / windows - torch.outer(mean, mean),
         token_moment=token_moment / windows,
         gamma=gamma / windows,
-        omega=omega / windows,
+        gradient_moment=gradient_moment / probed,
         distance=distance / windows,
         token_mean=token_mean / windows,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
@@ -16,8 +17,8 @@ class LatentTarget:
     Attributes:
         key: keys left without rotation, all KV heads  # [kv_heads * d, hidden]
         value: values, all KV heads  # [kv_heads * d, hidden]
-        key_metric: ``M_K``, what a key error costs, per KV head  # [kv_heads, d, d]
-        value_metric: ``M_V``, what a value error costs, per KV head  # [kv_heads, d, d]
+        metric: ``M``, what errors of keys and values cost together
+            # [2 * kv_heads * d, 2 * kv_heads * d]
         covariance: of the layer's input, weighted by attention received  # [hidden, hidden]
         token_moment: ``E[x x^T]`` of the layer's input, uncentred, every token alike; what
             published methods take  # [hidden, hidden]
@@ -25,8 +26,7 @@ class LatentTarget:
 
     key: Tensor
     value: Tensor
-    key_metric: Tensor
-    value_metric: Tensor
+    metric: Tensor
     covariance: Tensor
     token_moment: Tensor
 
@@ -66,22 +66,35 @@ def latent_target(
 ) -> LatentTarget:
     """Keys and values to compress, in one metric.
 
-    ``M_K[g] = key_weight * scale^2 * sum_{h in g} gamma_h E[q_nope q_nope^T]`` and
-    ``M_V[g] = sum_{h in g} omega_h W_O[h]^T W_O[h]``, both in squared units of the layer's
-    attention output: gamma is the value variance an error in the scores moves the output along,
-    omega the attention concentration that turns value errors into output errors.
+    An error ``e`` of a token's unrotated keys and values moves a combination ``r`` of the attention
+    output by ``g . e``, to first order, so ``e^T M e`` with ``M = E g g^T`` is the squared error of
+    the output, over all its dimensions and all queries. A key of KV head ``g`` is read by all query
+    heads of its group, each through its own map ``query_nope``.
     """
-    kv_heads, d, _ = weights.key.shape
-    N = selection.query_nope  # [heads, d, d]
-    q_nope = N @ statistics.query_moment @ N.transpose(1, 2)
-    key_metric = statistics.gamma[:, None, None] * q_nope * (key_weight * weights.scale**2)
-    output = weights.output.double()
-    value_metric = statistics.omega[:, None, None] * (output.transpose(1, 2) @ output)
     return LatentTarget(
         key=selection.key_nope @ weights.key.double().flatten(0, 1),
         value=weights.value.double().flatten(0, 1),
-        key_metric=key_metric.view(kv_heads, -1, d, d).sum(1),
-        value_metric=value_metric.view(kv_heads, -1, d, d).sum(1),
+        metric=_metric(weights, statistics, selection, key_weight),
         covariance=statistics.input_covariance,
         token_moment=statistics.token_moment,
     )
+
+
+def _metric(
+    weights: AttentionWeights,
+    statistics: LayerStatistics,
+    selection: RotarySelection,
+    key_weight: float,
+) -> Tensor:
+    """Gradients of query heads mapped and added up to those of KV heads, on both sides"""
+    kv_heads, d, _ = weights.key.shape
+    heads = len(weights.query)
+    N = selection.query_nope * key_weight**0.5  # [heads, d, d]
+
+    def folded(rows: Tensor) -> Tensor:
+        """[(heads + kv_heads) * d, n] -> [2 * kv_heads * d, n]"""
+        keys = N @ rows[: heads * d].view(heads, d, -1)  # [heads, d, n]
+        keys = keys.view(kv_heads, -1, d, keys.shape[-1]).sum(1).flatten(0, 1)
+        return torch.cat((keys, rows[heads * d :]))
+
+    return folded(folded(statistics.gradient_moment.double()).T)

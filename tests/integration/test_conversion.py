@@ -99,7 +99,7 @@ def test_a_refit_follows_the_original_more_closely(tmp_path):
             tmp_path / f"{refit}",
             cache_fraction=0.4,
             refit=refit,
-            ridge=1e-2,
+            ridge=20,
             split="fixed",
         )
         with torch.no_grad():

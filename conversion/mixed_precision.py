@@ -1,0 +1,23 @@
+"""Matrix products in bfloat16 where the processor has them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and supported
+
+
+@contextmanager
+def bfloat16_products(enabled: bool = True) -> Iterator[None]:
+    """Within it, linear layers and products on a fast CPU compute in bfloat16.
+
+    Their inputs are rounded and their sums are not; what is added up, such as a residual stream,
+    stays float32.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled and bfloat16_is_fast()):
+        yield

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+import conversion.dense_attention as dense
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("scores", [1, 6 * 9**2, 1 << 20])
+def test_it_is_causal_attention(monkeypatch, kv_heads, scores):
+    """PyTorch's own in float64; however few heads are taken at once."""
+    monkeypatch.setattr(dense, "SCORES", scores)
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 9, width, dtype=torch.float64, requires_grad=True)
+        for heads, width in ((6, 8), (kv_heads, 8), (kv_heads, 5))
+    )
+    found, _ = dense.dense_attention(None, query, key, value, None, scaling=0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    probe = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (query, key, value), probe),
+        torch.autograd.grad(expected, (query, key, value), probe),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
