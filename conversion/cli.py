@@ -85,6 +85,7 @@ def convert_command(
     calibration_tokens: Annotated[
         int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
     ] = None,
+    refit_tokens: Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))] = None,
     device: Device = "cpu",
     offload: Offload = None,
     dtype: Dtype = None,
@@ -106,6 +107,7 @@ def convert_command(
         latent=latent,
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
+        refit_tokens=refit_tokens,
     )
     options = Options(usable_device(device), dtype_named(dtype), overwrite, offload)
     if not what.calibration:

@@ -1,7 +1,7 @@
 """Converting one layer, and carrying the calibration text through it."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class LayerConverter:
         converted_config: the converted model's.
         rotary: the source's rotary embedding.
         recipe: what to do.
+        measured: calibration windows that attention is measured on, the first of a stream.
         tokens: tokens per calibration window.
         device: where a layer is computed.
         store: statistics measured before, and where new ones go.
@@ -49,6 +50,7 @@ class LayerConverter:
         converted_config: Any,
         rotary: Any,
         recipe: Recipe,
+        measured: int,
         tokens: int,
         device: torch.device,
         store: StatisticsStore | None = None,
@@ -57,6 +59,7 @@ class LayerConverter:
         self._converted_config = converted_config
         self._rotary = rotary.to(device)
         self._recipe = recipe
+        self._measured = measured
         self._device = device
         self._store = store
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
@@ -166,7 +169,8 @@ class LayerConverter:
         if stored is not None:
             return stored.to(self._device)
         assert streams is not None
-        inputs = (self._normed(layer, x.to(self._device)) for x in streams.original)
+        windows = islice(streams.original, self._measured)
+        inputs = (self._normed(layer, x.to(self._device)) for x in windows)
         statistics = layer_statistics(weights, inputs)
         if self._store is not None:
             self._store.put(index, statistics)
@@ -184,11 +188,13 @@ class LayerConverter:
         attention = self.latent_attention(index, layout, tensors)
         weight, bias = tensors["o_proj.weight"], tensors["o_proj.bias"]
         refit = OutputRefit(weight, bias, self._recipe.ridge)
+        # Rounding is far below what truncation loses, but not where nothing is truncated.
+        lossy = layout.width < 2 * self._config.num_key_value_heads * self._config.head_dim
         for window in range(len(original)):
             x = original[window].to(self._device)  # [tokens, hidden]
             y = buffers.converted[window].to(self._device)
             normed = self._normed(layer, y)[None]
-            with bfloat16_products():
+            with bfloat16_products(lossy):
                 heads = attention.attend(normed, position_ids=self._positions)[0][0].float()
                 x = x + self.attend(layer, x)
                 original[window] = self._pushed(layer, x)
@@ -199,7 +205,7 @@ class LayerConverter:
         for window in range(len(original)):
             y = buffers.converted[window].to(self._device)
             heads = buffers.heads[window].to(self._device)
-            with bfloat16_products():
+            with bfloat16_products(lossy):
                 pushed = self._pushed(layer, y + heads @ weight.T + bias)
             buffers.converted[window] = pushed
         return solution

@@ -62,7 +62,7 @@ def choose_layouts(
         return candidates * layers, {}
     held_out = _held_out(windows)
     measured = all(index in store for index in range(layers))
-    streams = None if measured else embedded_text(source, windows.ids, None, offload)
+    streams = None if measured else embedded_text(source, windows.measured, None, offload)
     if recipe.spreads:
         step = recipe.strategies()[0].step(heads, head_dim)
         width = candidates[0].width

@@ -102,7 +102,7 @@ def convert(
     with staged_folder(out, options.overwrite) as folder:
         # On disk, or memory would grow with the number of layers.
         store = StatisticsStore(folder) if statistics is None else statistics
-        shape = "x".join(map(str, windows.ids.shape))
+        shape = "x".join(map(str, windows.measured.shape))
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
         uniform = [layout] * config.num_hidden_layers
         converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
@@ -115,7 +115,7 @@ def convert(
             )
             provenance = provenance.model_copy(update={"figures": figures})
             converted = converted_config(source, layouts, q_lora_rank, options.dtype, provenance)
-            streams = _streams(source, converted, recipe, windows.ids, options, store)
+            streams = _streams(source, converted, recipe, windows, options, store)
             layers: Iterable[dict[str, Tensor]] = _converted_layers(
                 converter, load, layouts, streams, progress
             )
@@ -146,10 +146,10 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     windows = calibration_windows(
         source.tokenizer(),
         _files(recipe),
-        recipe.calibration_tokens,
+        max(recipe.calibration_tokens, recipe.refit_tokens or 0),
         min(recipe.window, limit),
         recipe.held_out_tokens,
-    )
+    ).measured_first(-(-recipe.calibration_tokens // min(recipe.window, limit)))
     if int(windows.ids.max()) >= config.vocab_size:
         raise CalibrationError(
             f"{source.name}: the tokenizer makes ids beyond the vocabulary of "
@@ -166,7 +166,7 @@ def _streams(
     source: SourceCheckpoint,
     converted: Any,
     recipe: Recipe,
-    ids: Tensor,
+    windows: Windows,
     options: Options,
     store: StatisticsStore,
 ) -> Streams | None:
@@ -174,8 +174,10 @@ def _streams(
     layers = range(source.config.num_hidden_layers)
     if not recipe.refits and all(index in store for index in layers):
         return None
-    width = converted.num_attention_heads * converted.v_head_dim if recipe.refits else None
-    return embedded_text(source, ids, width, options.offload)
+    if not recipe.refits:
+        return embedded_text(source, windows.measured, None, options.offload)
+    width = converted.num_attention_heads * converted.v_head_dim
+    return embedded_text(source, windows.ids, width, options.offload)
 
 
 def _converter(
@@ -188,8 +190,9 @@ def _converter(
 ) -> LayerConverter:
     config, converted = _for_calibration(source.config), _for_calibration(converted)
     rotary = source.family.rotary_embedding(config)
-    device, tokens = torch.device(options.device), windows.ids.shape[1]
-    return LayerConverter(config, converted, rotary, recipe, tokens, device, store)
+    device = torch.device(options.device)
+    count, tokens = windows.measured.shape
+    return LayerConverter(config, converted, rotary, recipe, count, tokens, device, store)
 
 
 def _for_calibration(config: Any) -> Any:

@@ -97,6 +97,12 @@ class Recipe(BaseModel):
         description="Refit the output projection by least squares on the converted stream. "
         "None: calibrated does.",
     )
+    refit_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of calibration text to refit on, at least calibration_tokens: refits "
+        "gain from more text than statistics do. None: calibration_tokens.",
+    )
     ridge: float = Field(
         200.0,
         gt=0,

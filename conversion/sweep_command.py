@@ -55,6 +55,7 @@ def sweep_command(
     calibration_tokens: Annotated[
         int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
     ] = None,
+    refit_tokens: Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
     ] = None,
@@ -76,6 +77,7 @@ def sweep_command(
         recipes,
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
+        refit_tokens=refit_tokens,
     )
     options = Options(usable_device(device), dtype_named(dtype), overwrite=True, offload=offload)
     try:

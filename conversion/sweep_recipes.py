@@ -8,7 +8,7 @@ from conversion.errors import RecipeError
 from conversion.recipe import Recipe, make_recipe
 
 # One calibration serves all recipes, so all have to want the same.
-SHARED = ("calibration", "calibration_tokens", "window", "held_out_tokens")
+SHARED = ("calibration", "calibration_tokens", "refit_tokens", "window", "held_out_tokens")
 
 
 def sweep_recipes(names: Sequence[str], **options: Any) -> dict[str, Recipe]:

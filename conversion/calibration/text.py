@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +28,35 @@ class Windows:
     """Token windows of equal length, and where they came from.
 
     Attributes:
-        ids: to calibrate on  # [windows, window], int64
+        ids: to calibrate and refit on  # [windows, window], int64
         held_out: of the same texts, to choose on; none of their tokens are in ``ids``, and there
             are none if the texts are too short for that  # [held-out windows, window], int64
         files: names of the texts.
         fingerprint: of ``ids``.
+        count: how many of ``ids``, the first, attention is measured on; ``None``: all.
     """
 
     ids: Tensor
     held_out: Tensor
     files: list[str]
     fingerprint: str
+    count: int | None = None
+
+    @property
+    def measured(self) -> Tensor:
+        """What attention is measured on  # [measured windows, window], int64"""
+        return self.ids[: self.count]
+
+    def measured_first(self, count: int) -> "Windows":
+        """The same with ``count`` windows, spread evenly over the others, to measure on."""
+        windows = len(self.ids)
+        if count >= windows:
+            return self
+        chosen = torch.linspace(0, windows - 1, count).long()
+        others = torch.ones(windows, dtype=torch.bool)
+        others[chosen] = False
+        order = torch.cat((chosen, others.nonzero()[:, 0]))
+        return replace(self, ids=self.ids[order], count=count)
 
     @property
     def tokens(self) -> int:

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import vllm_mha2mla  # noqa: F401, registers the converted families
+from conversion.calibration.store import StatisticsStore
 from conversion.calibration.text import evaluation_windows
-from conversion.pipeline import Options, convert
+from conversion.pipeline import Options, calibration_text, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import open_source
@@ -106,6 +107,25 @@ def test_a_refit_follows_the_original_more_closely(tmp_path):
             ours, theirs = (m.model(windows()).last_hidden_state for m in (model, original))
         distance[refit] = float((ours - theirs).square().mean())
     assert distance[True] < 0.8 * distance[False]
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_refit_tokens_are_for_the_refit_alone(tmp_path, refit):
+    source, text = save_tiny(tmp_path / "source"), tmp_path / "text.txt"
+    text.write_text(TEXT)
+    recipe = Recipe(
+        calibration=[str(text)], calibration_tokens=256, refit_tokens=1024, window=128, refit=refit
+    )
+    original, store = open_source(str(source)), StatisticsStore(tmp_path / "statistics")
+    convert(original, tmp_path / "out", recipe, Options(), Progress(), store)
+    measured = calibration_text(original, recipe).measured
+    assert measured.shape == (2, 128)
+    # Of the first layer, on its own input: the normed embeddings of the measured windows.
+    model = LlamaForCausalLM.from_pretrained(source).model
+    inputs = model.layers[0].input_layernorm(model.embed_tokens(measured)).flatten(0, 1).double()
+    expected = (inputs.T @ inputs / len(inputs)).detach()
+    # Products of a window are float32.
+    torch.testing.assert_close(store.get(0).token_moment, expected, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -32,6 +32,17 @@ def test_windows_are_spread_over_all_files(tmp_path):
     assert len(set(windows.ids[:, 0].tolist())) == 2
 
 
+def test_measured_windows_are_spread_over_the_others_and_come_first(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{number:04};" for number in range(300)))
+    all_of_them = calibration_windows(tiny_tokenizer(), [path], 900, 100)
+    windows = all_of_them.measured_first(3)
+    assert torch.equal(windows.measured, all_of_them.ids[[0, 4, 8]])
+    assert torch.equal(windows.ids[:3], windows.measured)
+    assert torch.equal(windows.ids.sort(0).values, all_of_them.ids.sort(0).values)
+    assert torch.equal(all_of_them.measured_first(9).measured, all_of_them.ids)
+
+
 def test_a_short_text_is_one_short_window(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("only this")
