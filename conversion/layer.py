@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from conversion.assemble import assemble
+from conversion.balance import balanced
 from conversion.calibration.activations import Activations
 from conversion.calibration.statistics import (
     AttentionWeights,
@@ -135,6 +136,7 @@ class LayerConverter:
         statistics = self._statistics(layer, index, weights, streams)
         for layout, selection, factors in self._factors(weights, statistics, layouts):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
+            tensors = balanced(tensors, self._config.num_attention_heads, layout)
             rank = self._recipe.q_lora_rank
             if rank is not None:
                 tensors = compress_query(tensors, weights, statistics, layout, rank)

@@ -24,15 +24,20 @@ def divergence(model, reference):
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": True}, {"head_dim": 32}])
-@pytest.mark.parametrize("recipe", [{}, {"method": "mha2mla"}, {"refit": True}])
+@pytest.mark.parametrize(
+    "recipe",
+    [{"spread": False, "refit": False}, {"method": "mha2mla"}, {"spread": False, "refit": True}],
+)
 def test_full_rank_is_the_model_without(tmp_path, changes, recipe):
     source = save_tiny(tmp_path / "source", **changes)
     plain = run(source, tmp_path / "plain", cache_fraction=0.5, **recipe)
     full = run(source, tmp_path / "full", cache_fraction=0.5, q_lora_rank=64, **recipe)
     assert full.config.q_lora_rank == 64
-    # Factors are multiplied in another order: float32 rounding, up to 1e-5 seen at logits of 6.
+    # Factors are multiplied in another order: float32 rounding, up to 1e-5 seen at logits of 6. A
+    # refit sees their products in bfloat16, which rounds to 2^-9 of a number, here up to 0.03.
+    tolerance = 0.1 if recipe.get("refit") else 1e-4
     assert float(logits(plain).abs().max()) > 4
-    torch.testing.assert_close(logits(full), logits(plain), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(full), logits(plain), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
