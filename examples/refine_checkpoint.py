@@ -1,0 +1,79 @@
+"""What a refinement gives back: perplexity of a converted checkpoint before and after it.
+
+    python examples/refine_checkpoint.py ./converted --baseline ./llama \
+        --calibration text.txt --text held-out.txt --steps 300
+
+`mha2mla convert --refine-steps N` does the same at the end of a conversion, and writes the result.
+This starts from a checkpoint that was converted without, so that one conversion serves several
+refinements, and prints what they reach and take.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from conversion.calibration.text import evaluation_windows, read_text
+from conversion.evaluation.perplexity import perplexity
+from conversion.loading import load_converted, load_source
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.refine import refine, refinement_windows
+from conversion.source import open_source
+
+
+def main() -> None:
+    """Measure, refine, measure again."""
+    arguments = parse()
+    source = open_source(arguments.baseline)
+    model, tokenizer = load_converted(arguments.checkpoint, torch.float32)
+    windows = evaluation_windows(
+        tokenizer, read_text(arguments.text, tokenizer), 1024, arguments.windows
+    )
+    progress = Progress(Console(stderr=True))
+    original = perplexity(
+        load_source(arguments.baseline, torch.float32)[0], windows, progress, "Measuring"
+    )
+    before = perplexity(model, windows, progress, "Measuring")
+    recipe = Recipe(
+        calibration=[str(path) for path in arguments.calibration],
+        refine_steps=arguments.steps,
+        **({} if arguments.lr is None else {"refine_lr": arguments.lr}),
+    )
+    ids = refinement_windows(tokenizer, arguments.calibration, recipe)
+    layers = [
+        {name: tensor.detach() for name, tensor in layer.self_attn.state_dict().items()}
+        for layer in model.model.layers
+    ]
+    started = time.monotonic()
+    refined = refine(source, model.config, layers, ids, recipe, progress)
+    seconds = time.monotonic() - started
+    for layer, tensors in zip(model.model.layers, refined, strict=True):
+        layer.self_attn.load_state_dict(tensors)
+    after = perplexity(model, windows, progress, "Measuring")
+    print(
+        f"{arguments.checkpoint.name}: original {original:.3f}, converted {before:.3f} "
+        f"(ratio {before / original:.4f}), after {arguments.steps} steps of {ids.shape[1]} tokens "
+        f"in {seconds:.0f} s with {torch.get_num_threads()} threads: {after:.3f} "
+        f"(ratio {after / original:.4f}, excess loss {math.log(after / original):.4f})"
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--baseline", required=True)
+    parser.add_argument("--calibration", type=Path, action="append", required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--lr", type=float)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
