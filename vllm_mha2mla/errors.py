@@ -17,3 +17,7 @@ class UnsupportedEngineError(MHA2MLAError, ValueError):
 
     Also a ``ValueError``, because vLLM's configuration reports those as the user's mistakes.
     """
+
+
+class KernelBuildError(MHA2MLAError):
+    """The CPU kernel cannot be compiled on this machine; PyTorch computes instead."""

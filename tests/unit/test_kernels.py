@@ -1,89 +1,234 @@
-"""The kernels against a formulation that knows nothing of pages: one softmax per query."""
+"""Every kernel against a formulation that knows nothing of pages: one softmax per query."""
 
+import math
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_mha2mla.kernels import latent_attention, write_latents
+from vllm_mha2mla.kernels import PagedBatch, build, cpu, reference
+from vllm_mha2mla.kernels.reference import ReferenceLayer
+
+LIBRARY = build.library()
+# Every instruction set this machine has; the reference itself is held to the same tests.
+KERNELS = {"reference": reference} | {
+    isa: cpu.CpuKernel(LIBRARY, isa) for isa in cpu.supported(LIBRARY)
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+each_compiled = pytest.mark.parametrize(
+    "kernel", [k for k in KERNELS.values() if k is not reference], ids=lambda kernel: kernel.isa
+)
+
+# Each output is a mean of latents of size 1. Rounding a probability or an output to bfloat16 is
+# off by 2^-9 of it; to float16, 2^-12. In float32 only the order of sums differs.
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# Scores of some hundreds: float32 keeps those to 1e-5 relative, and softmax turns an absolute
+# error of a score into a relative one of a weight.
+LARGE_TOLERANCE = 2e-3
 
 
 @st.composite
 def batches(draw):
-    """Requests of mixed kinds: (context length, new tokens)."""
-    count = draw(st.integers(1, 4))
-    lengths = [draw(st.integers(1, 70)) for _ in range(count)]
-    return [(length, draw(st.integers(1, length))) for length in lengths]
+    """Requests of mixed kinds: (context length, new tokens), often at the borders of blocks."""
+    border = st.sampled_from([1, 15, 16, 17, 32, 33, 95, 96, 97, 128, 192, 193])
+    lengths = draw(st.lists(st.one_of(border, st.integers(1, 230)), min_size=1, max_size=4))
+    new = [draw(st.sampled_from(sorted({0, 1, length // 2, length}))) for length in lengths]
+    if not any(new):
+        new[0] = 1
+    return list(zip(lengths, new, strict=True))
 
 
+class Paged:
+    """A batch in a paged cache, in shuffled blocks, and what attention over it must be."""
+
+    def __init__(self, kernel, batch, block_size, shape, dtypes, seed, size=1.0, gap=0):
+        heads, rank, rope = shape
+        cache_dtype, query_dtype = dtypes
+        generator = torch.Generator().manual_seed(seed)
+        self.kernel, self.rank, self.scale = kernel, rank, 0.3
+        width = rank + rope
+        per_request = [-(-length // block_size) for length, _ in batch]
+        blocks = torch.randperm(sum(per_request) + 2, generator=generator, dtype=torch.int32)
+        self.table = torch.full((len(batch), max(per_request) + 1), -7, dtype=torch.int32)
+        # Blocks and rows further apart than they are long, as an engine may lay them out; and what
+        # nobody owns, between rows and in them, holds garbage, as recycled blocks do.
+        storage = torch.full(
+            (len(blocks), block_size + gap, width + gap), float("nan"), dtype=cache_dtype
+        )
+        storage[::2] = float("-inf")
+        self.cache = storage[:, :block_size, :width]
+        self.query = torch.randn(sum(new for _, new in batch), heads, width, generator=generator)
+        self.query = (self.query * size).to(query_dtype)
+        self.rows, used = [], 0
+        for index, (length, _) in enumerate(batch):
+            own = blocks[used : used + per_request[index]]
+            used += per_request[index]
+            self.table[index, : len(own)] = own
+            slots = own[torch.arange(length) // block_size].long() * block_size
+            rows = torch.randn(length, width, generator=generator).to(query_dtype)
+            kernel.write_latents(self.cache, rows, slots + torch.arange(length) % block_size)
+            self.rows.append(rows.to(cache_dtype))
+        self.lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
+        self.starts = torch.tensor([0, *(new for _, new in batch)], dtype=torch.int32).cumsum(
+            0, dtype=torch.int32
+        )
+
+    def attend(self):
+        out = self.query.new_full((*self.query.shape[:2], self.rank), float("nan"))
+        self.kernel.latent_attention(
+            self.query, self.cache, self.table, self.starts, self.lengths, self.scale, out
+        )
+        return out.double()
+
+    def expected(self):
+        outputs = []
+        for rows, start, end in zip(self.rows, self.starts, self.starts[1:], strict=False):
+            queries = self.query[start:end].double()
+            for t, query in enumerate(queries):
+                visible = rows[: len(rows) - len(queries) + t + 1].double()
+                weights = (query @ visible.T * self.scale).softmax(-1)
+                outputs.append(weights @ visible[:, : self.rank])
+        return torch.stack(outputs)
+
+
+shapes = st.tuples(st.integers(1, 20), st.integers(1, 70), st.sampled_from([0, 2, 6, 40]))
+
+
+@each_kernel
 @settings(max_examples=60, deadline=None)
 @given(
     batch=batches(),
-    block_size=st.sampled_from([1, 4, 16, 33]),
-    heads=st.integers(1, 5),
-    rank=st.integers(1, 20),
-    rope=st.sampled_from([0, 2, 6]),
+    block_size=st.sampled_from([1, 4, 16, 33, 128]),
+    shape=shapes,
+    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
     large=st.booleans(),
+    gap=st.sampled_from([0, 3]),
     seed=st.integers(0, 2**16),
 )
-def test_paged_attention_is_attention(batch, block_size, heads, rank, rope, large, seed):
-    generator = torch.Generator().manual_seed(seed)
-    width, scale = rank + rope, 0.3
-    size = 100.0 if large else 1.0
-
-    per_request = [-(-length // block_size) for length, _ in batch]
-    blocks = torch.randperm(sum(per_request) + 2, generator=generator)
-    table = torch.zeros(len(batch), max(per_request), dtype=torch.int32)
-    # Rows nobody owns hold garbage, as recycled blocks do.
-    cache = torch.full((len(blocks), block_size, width), float("nan"))
-    queries, expected, used = [], [], 0
-    for index, (length, new) in enumerate(batch):
-        rows = torch.randn(length, width, generator=generator)
-        own = blocks[used : used + per_request[index]]
-        used += per_request[index]
-        table[index, : len(own)] = own
-        slots = own[torch.arange(length) // block_size] * block_size
-        write_latents(cache, rows, slots + torch.arange(length) % block_size)
-        query = torch.randn(new, heads, width, generator=generator) * size
-        queries.append(query)
-        for t in range(new):
-            visible = rows[: length - new + t + 1].double()
-            weights = (query[t].double() @ visible.T * scale).softmax(-1)
-            expected.append(weights @ visible[:, :rank])
-    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0)
-    query = torch.cat(queries)
-    out = torch.empty(len(query), heads, rank)
-    lengths = torch.tensor([length for length, _ in batch])
-    latent_attention(query, cache, table, starts, lengths, scale, out)
-    # Scores reach some hundreds when large: float32 keeps those to 1e-5 relative, and softmax
-    # turns an absolute error of a score into a relative one of a weight.
-    torch.testing.assert_close(
-        out.double(), torch.stack(expected), atol=2e-3 if large else 1e-5, rtol=1e-3
-    )
+def test_paged_attention_is_attention(kernel, batch, block_size, shape, dtypes, large, gap, seed):
+    paged = Paged(kernel, batch, block_size, shape, dtypes, seed, 100.0 if large else 1.0, gap)
+    tolerance = max(TOLERANCES[dtypes[1]], LARGE_TOLERANCE if large else 0)
+    # The largest of a row of latents is around 3, and its error grows with it.
+    torch.testing.assert_close(paged.attend(), paged.expected(), atol=tolerance, rtol=tolerance)
 
 
-def test_long_prompts_are_attended_in_chunks():
-    torch.manual_seed(1)
-    tokens, heads, rank, rope, block = 600, 2, 6, 2, 16
-    rows = torch.randn(tokens, rank + rope)
-    cache = torch.zeros(-(-tokens // block), block, rank + rope)
-    write_latents(cache, rows, torch.arange(tokens))
-    query = torch.randn(tokens, heads, rank + rope)
-    table = torch.arange(len(cache), dtype=torch.int32)[None]
-    out = torch.empty(tokens, heads, rank)
-    latent_attention(query, cache, table, torch.tensor([0, tokens]), torch.tensor([tokens]), 1, out)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(0, 1)[None],
-        rows[None, None].expand(1, heads, -1, -1),
-        rows[None, None, :, :rank].expand(1, heads, -1, -1),
-        is_causal=True,
-        scale=1,
-    )[0].transpose(0, 1)
-    # float32 sums of up to 600 terms in another order.
-    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+@each_compiled
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_split_contexts_are_merged(kernel, threads, dtype):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        batch = [(3000, 1), (5, 1), (1111, 3), (700, 400)]
+        paged = Paged(kernel, batch, 16, (3, 20, 4), (dtype, dtype), seed=threads)
+        assert kernel.threads() == threads
+        out = paged.attend()
+    finally:
+        torch.set_num_threads(before)
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(out, paged.expected(), atol=tolerance, rtol=tolerance)
 
 
-def test_padding_slots_are_not_written():
+@each_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_that_are_no_numbers(kernel, dtype):
+    """A NaN reaches the queries that see it and no others; minus infinity takes no part."""
+    paged = Paged(kernel, [(40, 20)], 16, (2, 8, 4), (dtype, dtype), seed=3)
+    block, offset = divmod(30, 16)
+    row = paged.cache[paged.table[0, block], offset]
+    assert torch.equal(row, paged.rows[0][30])
+    row[8] = float("nan")  # a rotary column: in the scores, not in the values
+    out = paged.attend()
+    assert not out[:10].isnan().any()
+    assert out[10:].isnan().all()
+
+    paged.query[..., 8] = 1
+    row[8] = float("-inf")
+    paged.rows[0][30] = row
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(paged.attend(), paged.expected(), atol=tolerance, rtol=tolerance)
+
+
+@each_kernel
+@pytest.mark.parametrize("rows_dtype", DTYPES)
+@pytest.mark.parametrize("cache_dtype", DTYPES)
+def test_rows_are_rounded_as_torch_rounds(kernel, rows_dtype, cache_dtype):
+    # All finite float16 numbers, and what lies between and beyond them in the larger dtypes.
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    values = bits.view(torch.float16).float()
+    extremes = torch.tensor([0.0, -0.0, 65519.9, 65520.0, 6e-8, 2e-8, 1e-40, 3e38, 1e5])
+    values = torch.cat((values, values * 1.0003, values * 3.1e-3, extremes, -extremes))
+    rows = values.to(rows_dtype)[: values.numel() // 7 * 7].view(-1, 7)
+    cache = torch.zeros(1, len(rows), 7, dtype=cache_dtype)
+    kernel.write_latents(cache, rows, torch.arange(len(rows)))
+    torch.testing.assert_close(cache[0], rows.to(cache_dtype), atol=0, rtol=0, equal_nan=True)
+
+
+@each_kernel
+def test_padding_slots_are_not_written(kernel):
     cache = torch.zeros(2, 4, 3)
-    write_latents(cache, torch.ones(3, 3), torch.tensor([5, -1, 2]))
+    kernel.write_latents(cache, torch.ones(3, 3), torch.tensor([5, -1, 2]))
     assert cache.flatten(0, 1)[[5, 2]].eq(1).all()
     assert cache.sum() == 6
+
+
+@each_compiled
+def test_powers_of_two(kernel):
+    x = -torch.cat((torch.linspace(0, 126, 200_001), torch.tensor([0.0, 1e-30, 0.5, 125.999])))
+    # The polynomial's error is 7.5e-8, its five roundings and the result's add up to the rest.
+    torch.testing.assert_close(kernel.exp2(x).double(), x.double().exp2(), rtol=3e-7, atol=0)
+    ends = kernel.exp2(torch.tensor([-200.0, -3e38, -math.inf, math.nan]))
+    assert ends[:3].eq(0).all()
+    assert ends[3].isnan()
+
+
+@each_compiled
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=batches(),
+    shape=shapes,
+    nope=st.integers(1, 20),
+    v=st.integers(1, 40),
+    dtypes=st.sampled_from(
+        [(dtype, dtype) for dtype in DTYPES] + [(torch.bfloat16, torch.float32)]
+    ),
+    padding=st.integers(0, 3),
+    seed=st.integers(0, 2**16),
+)
+def test_layer_is_the_reference(kernel, batch, shape, nope, v, dtypes, padding, seed):
+    (heads, rank, rope), block_size = shape, 16
+    dtype = dtypes[1]
+    paged = Paged(reference, batch, block_size, shape, dtypes, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = len(paged.query)
+    positions = torch.cat([torch.arange(length - new, length) for length, new in batch])
+    blocks = torch.repeat_interleave(paged.table, paged.starts.diff(), dim=0)
+    slots = blocks.gather(1, positions[:, None] // block_size)[:, 0].long() * block_size
+    slots = slots + positions % block_size
+    slots[0] = -1  # padding; the row that is there already stays
+
+    def random(*size):
+        return torch.randn(size, generator=generator).to(dtype)
+
+    query = random(tokens + padding, heads * (nope + rope) + 1)[:, :-1]
+    rows = random(tokens + padding, rank + rope)
+    weights = random(heads, nope + v, rank) / rank**0.5
+    inv_freq = torch.rand(rope // 2, generator=generator)
+    # Far out, where a rotation is lost unless its angle is as exact as the reference's.
+    positions = torch.cat((positions * 1001, positions.new_zeros(padding)))
+    results = []
+    for cls in (ReferenceLayer, kernel.layer):
+        cache, out = paged.cache.clone(), query.new_zeros(tokens + padding, heads * v)
+        step = PagedBatch(tokens, paged.starts, paged.lengths, paged.table, slots)
+        layer = cls(cache, weights[:, :nope], weights[:, nope:], inv_freq, 0.1)
+        layer(query, rows, positions, step, out)
+        results.append((out.double(), cache))
+    (out, cache), (expected, expected_cache) = results[1], results[0]
+    # Rows differ by a rounding where sine and cosine do, outputs by that of queries and latents
+    # and of the probabilities; the sums over widths make outputs of size sqrt(nope) or so.
+    rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    torch.testing.assert_close(cache, expected_cache, atol=rounding, rtol=rounding, equal_nan=True)
+    torch.testing.assert_close(out, expected, atol=8 * rounding, rtol=8 * rounding)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -15,6 +14,8 @@ from vllm.v1.attention.backend import (
     MultipleOf,
 )
 from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from vllm_mha2mla.kernels import PagedBatch
 
 if TYPE_CHECKING:
     from vllm.config.cache import CacheDType
@@ -28,14 +29,8 @@ class LatentAttentionImpl(AttentionImplBase["LatentAttentionMetadata"]):
 
 
 @dataclass
-class LatentAttentionMetadata(AttentionMetadata):
-    """One batch as the kernels want it; see ``kernels.reference.latent_attention``."""
-
-    num_tokens: int
-    query_start_loc: Tensor  # [requests + 1]
-    seq_lens: Tensor  # [requests]
-    block_table: Tensor  # [requests, max_blocks]
-    slot_mapping: Tensor  # [tokens]
+class LatentAttentionMetadata(PagedBatch, AttentionMetadata):
+    """One batch as the kernels want it."""
 
 
 class LatentAttentionMetadataBuilder(AttentionMetadataBuilder[LatentAttentionMetadata]):

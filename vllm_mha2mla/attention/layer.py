@@ -1,24 +1,48 @@
-"""The attention layer vLLM runs: absorbed queries in, attention over the paged latents out."""
+"""The attention layer vLLM runs: what lies between a decoder layer's projections."""
 
 import torch
 from torch import Tensor, nn
 from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
+from vllm.model_executor.utils import set_weight_attrs
 from vllm.utils.torch_utils import direct_register_custom_op, kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
 from vllm_mha2mla.config import LatentLayout
-from vllm_mha2mla.kernels import latent_attention, write_latents
+from vllm_mha2mla.kernels import LayerStep, layer_factory
+
+
+class UpProjection(nn.Module):
+    """``W_UK`` and ``W_UV`` of the heads on this rank.
+
+    Not one of vLLM's linear layers: those repack or quantise their weight after loading, and this
+    one is never multiplied as a whole but absorbed, half into queries, half into outputs. Absorbed
+    by the kernel in every step: folded into the projections around it beforehand, the two would
+    grow by more than this weight wherever the rank is above the head widths.
+    """
+
+    def __init__(self, num_heads: int, nope: int, v: int, rank: int) -> None:
+        super().__init__()
+        self.num_heads, self.nope, self.v = num_heads, nope, v
+        self.weight = nn.Parameter(torch.empty(num_heads * (nope + v), rank), requires_grad=False)
+        set_weight_attrs(self.weight, {"weight_loader": sharded_weight_loader(0)})
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """``W_UK``  # [heads, nope, rank], and ``W_UV``  # [heads, v, rank]"""
+        both = self.weight.view(self.num_heads, self.nope + self.v, -1)
+        return both[:, : self.nope], both[:, self.nope :]
 
 
 class LatentCacheAttention(nn.Module, AttentionLayerBase):
     """Owns one layer's share of the paged cache, ``[blocks, block_size, rank + rope]``.
 
     Args:
-        num_heads: query heads on this rank.
+        up: the absorbed projections.
+        inv_freq: frequency of each rotary pair, float32  # [rope/2]
         layout: the layer's cache widths.
         scale: what scores are multiplied with.
         cache_config: vLLM's cache settings.
@@ -29,14 +53,16 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
 
     def __init__(
         self,
-        num_heads: int,
+        up: UpProjection,
+        inv_freq: nn.Parameter,
         layout: LatentLayout,
         scale: float,
         cache_config: CacheConfig | None,
         prefix: str,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        # In a tuple, because they are the enclosing module's parameters and not this one's.
+        self.weights = (up, inv_freq)
         self.layout = layout
         self.scale = scale
         self.cache_dtype = cache_config.cache_dtype if cache_config else "auto"
@@ -44,6 +70,9 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self.impl = LatentAttentionBackend.get_impl_cls()()
         # The engine replaces it once it knows how many blocks fit.
         self.kv_cache = torch.empty(0)
+        # Compiled while the engine starts, where it has to be, not in the first request.
+        self.make_step = layer_factory()
+        self._step: LayerStep | None = None
         layers = get_current_vllm_config().compilation_config.static_forward_context
         if prefix in layers:
             raise ValueError(f"Duplicate layer name: {prefix}")
@@ -67,23 +96,45 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         """Keep the engine's view without its head axis  # [blocks, block_size, width]"""
         self.kv_cache = kv_cache.squeeze(1)
+        self._step = None
 
-    def forward(self, query: Tensor, rows: Tensor) -> Tensor:
+    def weights_changed(self) -> None:
+        """To be called after loading: a kernel keeps the weights in an order of its own."""
+        self._step = None
+
+    @property
+    def step(self) -> LayerStep:
+        """What computes one step; made when weights and cache are there."""
+        if self._step is None:
+            up, inv_freq = self.weights
+            w_uk, w_uv = up()
+            self._step = self.make_step(self.kv_cache, w_uk, w_uv, inv_freq.data, self.scale)
+        return self._step
+
+    def forward(self, query: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Cache the new rows and attend over all of each request's.
 
         Args:
-            query: absorbed queries  # [tokens, heads, rank + rope]
-            rows: new cache rows ``[c ; k_rope]``  # [tokens, rank + rope]
+            query: of all heads, ``[q_nope ; q_rope]`` each  # [tokens, heads * (nope + rope)]
+            rows: new cache rows ``[c ; k_rope]``, not rotated  # [tokens, rank + rope]
+            positions: of each token in its request  # [tokens]
 
         Returns:
-            attention-weighted latents  # [tokens, heads, rank]
+            outputs of all heads  # [tokens, heads * v]
         """
-        out = query.new_empty(*query.shape[:-1], self.layout.kv_lora_rank)
-        torch.ops.vllm.mha2mla_attention(query, rows, out, self.layer_name)
+        up, _ = self.weights
+        out = query.new_empty(query.shape[0], up.num_heads * up.v)
+        if torch.compiler.is_compiling():
+            torch.ops.vllm.mha2mla_attention(query, rows, positions, out, self.layer_name)
+        else:
+            # The same without the dispatcher, which costs more than a small batch's attention.
+            _attention(query, rows, positions, out, self.layer_name)
         return out
 
 
-def _attention(query: Tensor, rows: Tensor, out: Tensor, layer_name: str) -> None:
+def _attention(
+    query: Tensor, rows: Tensor, positions: Tensor, out: Tensor, layer_name: str
+) -> None:
     context = get_forward_context()
     batches = context.attn_metadata
     if batches is None:
@@ -91,21 +142,12 @@ def _attention(query: Tensor, rows: Tensor, out: Tensor, layer_name: str) -> Non
         out.zero_()
         return
     layer: LatentCacheAttention = context.no_compile_layers[layer_name]
-    batch = batches[layer_name]
-    tokens = batch.num_tokens
-    write_latents(layer.kv_cache, rows[:tokens], batch.slot_mapping[:tokens])
-    latent_attention(
-        query[:tokens],
-        layer.kv_cache,
-        batch.block_table,
-        batch.query_start_loc,
-        batch.seq_lens,
-        layer.scale,
-        out[:tokens],
-    )
+    layer.step(query, rows, positions, batches[layer_name], out)
 
 
-def _attention_fake(query: Tensor, rows: Tensor, out: Tensor, layer_name: str) -> None:
+def _attention_fake(
+    query: Tensor, rows: Tensor, positions: Tensor, out: Tensor, layer_name: str
+) -> None:
     return None
 
 

@@ -11,44 +11,18 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 from vllm.model_executor.layers.quantization import QuantizationConfig
-from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.model_executor.utils import set_weight_attrs
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_mha2mla.attention.layer import LatentCacheAttention
+from vllm_mha2mla.attention.layer import LatentCacheAttention, UpProjection
 from vllm_mha2mla.config import layer_layouts
 from vllm_mha2mla.errors import UnsupportedEngineError
-from vllm_mha2mla.rope import apply_rotary, rotary_angles
-
-
-class UpProjection(nn.Module):
-    """``W_UK`` and ``W_UV`` of the heads on this rank.
-
-    Not one of vLLM's linear layers: those repack or quantise their weight after loading, and this
-    one is never multiplied as a whole but absorbed, half into queries, half into outputs.
-    """
-
-    def __init__(self, num_heads: int, nope: int, v: int, rank: int) -> None:
-        super().__init__()
-        self.num_heads, self.nope, self.v = num_heads, nope, v
-        self.weight = nn.Parameter(torch.empty(num_heads * (nope + v), rank), requires_grad=False)
-        set_weight_attrs(self.weight, {"weight_loader": sharded_weight_loader(0)})
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """``W_UK``  # [heads, nope, rank], and ``W_UV``  # [heads, v, rank]"""
-        both = self.weight.view(self.num_heads, self.nope + self.v, -1)
-        return both[:, : self.nope], both[:, self.nope :]
 
 
 class LatentSelfAttention(nn.Module):
     """Takes the place of a vLLM decoder block's attention class (``attn_layer_type``).
 
-    The constructor's arguments are those vLLM's ``LlamaDecoderLayer`` passes. Absorption
-    (DeepSeek-V2, arXiv:2405.04434, section 2.1.2):
-
-        q_latent[h] = W_UK[h]^T q_nope[h],     out[h] = W_UV[h] sum_n p(h, n) c[n]
-
+    The constructor's arguments are those vLLM's ``LlamaDecoderLayer`` passes.
     With ``q_lora_rank``, the query comes from its own latent (eqs. 37-38, without the norm).
     """
 
@@ -124,7 +98,12 @@ class LatentSelfAttention(nn.Module):
             torch.empty(self.rope // 2, dtype=torch.float32), requires_grad=False
         )
         self.attn = LatentCacheAttention(
-            self.num_heads, layout, config.attention_scale, cache_config, f"{prefix}.attn"
+            self.kv_b_proj,
+            self.rope_inv_freq,
+            layout,
+            config.attention_scale,
+            cache_config,
+            f"{prefix}.attn",
         )
 
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
@@ -134,24 +113,10 @@ class LatentSelfAttention(nn.Module):
             positions: position of each token in its request  # [tokens]
             hidden_states: normed input  # [tokens, hidden]
         """
-        q = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
-        rows, _ = self.kv_a_proj_with_mqa(hidden_states)
-        q_nope, q_rope = q.view(-1, self.num_heads, self.nope + self.rope).split(
-            (self.nope, self.rope), dim=-1
-        )  # [tokens, heads, nope | rope]
-        c, k_rope = rows.split((self.rank, self.rope), dim=-1)  # [tokens, rank | rope]
-
-        cos, sin = rotary_angles(positions, self.rope_inv_freq)  # [tokens, rope/2]
-        q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
-        k_rope = apply_rotary(k_rope, cos, sin)
-
-        w_uk, w_uv = self.kv_b_proj()
-        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
-        out_latent = self.attn(
-            torch.cat((q_latent, q_rope), dim=-1), torch.cat((c, k_rope), dim=-1)
-        )  # [tokens, heads, rank]
-        out = torch.bmm(out_latent.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
-        output: Tensor = self.o_proj(out.reshape(-1, self.num_heads * self.v))[0]
+        query = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
+        rows, _ = self.kv_a_proj_with_mqa(hidden_states)  # [tokens, rank + rope]
+        out = self.attn(query, rows, positions)  # [tokens, heads * v]
+        output: Tensor = self.o_proj(out)[0]
         return output
 
     def _query(self, hidden_states: Tensor) -> Tensor:

@@ -1,9 +1,41 @@
-"""Latent attention over a paged cache: the two functions every kernel implements.
+"""Latent attention over a paged cache: the functions every kernel implements, and which one serves.
 
-A kernel is one module with ``write_latents`` and ``latent_attention`` of the signatures in
-``reference.py``, which it is tested against.
+A kernel has ``write_latents``, ``latent_attention`` and ``layer`` as ``reference.py`` defines
+them, which it is tested against.
 """
 
-from vllm_mha2mla.kernels.reference import latent_attention, write_latents
+import functools
+import logging
+from collections.abc import Callable
 
-__all__ = ["latent_attention", "write_latents"]
+from torch import Tensor
+
+from vllm_mha2mla.errors import KernelBuildError
+from vllm_mha2mla.kernels import build, cpu, reference
+from vllm_mha2mla.kernels.batch import PagedBatch
+
+__all__ = ["LayerFactory", "PagedBatch", "layer_factory"]
+
+logger = logging.getLogger("vllm.mha2mla")
+
+LayerStep = Callable[[Tensor, Tensor, Tensor, PagedBatch, Tensor], None]
+LayerFactory = Callable[[Tensor, Tensor, Tensor, Tensor, float], LayerStep]
+
+
+@functools.cache
+def layer_factory() -> LayerFactory:
+    """What makes a layer's attention: the C++ kernel, compiled now if it has never been.
+
+    Where that fails, PyTorch's, with a warning.
+    """
+    try:
+        kernel = cpu.CpuKernel(build.library(), cpu.chosen_isa())
+    except KernelBuildError as error:
+        logger.warning(
+            "mha2mla: attention runs through PyTorch, several times slower: %s. Install a C++ "
+            "compiler (g++), or name one in CXX, and start again.",
+            error,
+        )
+        return reference.ReferenceLayer
+    logger.info("mha2mla: CPU kernel for %s", kernel.isa)
+    return kernel.layer

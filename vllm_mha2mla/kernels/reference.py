@@ -9,6 +9,9 @@ first ``rank`` columns, one copy in memory (DeepSeek-V2, arXiv:2405.04434, secti
 import torch
 from torch import Tensor
 
+from vllm_mha2mla.kernels.batch import PagedBatch
+from vllm_mha2mla.rope import apply_rotary, rotary_angles
+
 # Queries of one request attended at a time: bounds the scores to this many rows of the context.
 QUERY_CHUNK = 256
 
@@ -71,3 +74,62 @@ def latent_attention(
                 scores.masked_fill_(hidden, float("-inf"))
             probabilities = scores.softmax(dim=-1)  # [queries, heads, visible]
             out[start:end] = torch.matmul(probabilities, rows[:visible, :rank])
+
+
+class ReferenceLayer:
+    """A layer between its projections: rotary embedding, cache write, absorption, attention.
+
+    Absorption (DeepSeek-V2, arXiv:2405.04434, section 2.1.2):
+
+        q_latent[h] = W_UK[h]^T q_nope[h],     out[h] = W_UV[h] sum_n p(h, n) c[n]
+
+    Args:
+        cache: the paged cache  # [blocks, block_size, rank + rope]
+        w_uk: ``W_UK``  # [heads, nope, rank]
+        w_uv: ``W_UV``  # [heads, v, rank]
+        inv_freq: frequency of each rotary pair, float32  # [rope/2]
+        scale: what scores are multiplied with.
+    """
+
+    def __init__(
+        self, cache: Tensor, w_uk: Tensor, w_uv: Tensor, inv_freq: Tensor, scale: float
+    ) -> None:
+        self.cache, self.scale, self.inv_freq = cache, scale, inv_freq
+        self.w_uk, self.w_uv = w_uk, w_uv
+
+    def __call__(
+        self, query: Tensor, rows: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor
+    ) -> None:
+        """One step; whatever the tensors hold beyond ``batch.num_tokens`` is padding.
+
+        Args:
+            query: of all heads, ``[q_nope ; q_rope]`` each  # [tokens, heads * (nope + rope)]
+            rows: new cache rows, not rotated  # [tokens, rank + rope]
+            positions: of each token in its request  # [tokens], int64
+            batch: the requests.
+            out: filled in place  # [tokens, heads * v]
+        """
+        tokens, rope = batch.num_tokens, 2 * len(self.inv_freq)
+        heads, nope, rank = self.w_uk.shape
+        q_nope, q_rope = (
+            query[:tokens].view(tokens, heads, nope + rope).split((nope, rope), dim=-1)
+        )  # [tokens, heads, nope | rope]
+        c, k_rope = rows[:tokens].split((rank, rope), dim=-1)  # [tokens, rank | rope]
+        cos, sin = rotary_angles(positions[:tokens], self.inv_freq)  # [tokens, rope/2]
+        q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
+        k_rope = apply_rotary(k_rope, cos, sin)
+        write_latents(self.cache, torch.cat((c, k_rope), dim=-1), batch.slot_mapping[:tokens])
+
+        q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)
+        latents = query.new_empty(tokens, heads, rank)
+        latent_attention(
+            torch.cat((q_latent, q_rope), dim=-1),
+            self.cache,
+            batch.block_table,
+            batch.query_start_loc,
+            batch.seq_lens,
+            self.scale,
+            latents,
+        )
+        values = torch.bmm(latents.transpose(0, 1), self.w_uv.transpose(1, 2))
+        out[:tokens] = values.transpose(0, 1).flatten(1)

@@ -7,6 +7,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models import llama as base
 from vllm.model_executor.models.utils import WeightsMapper
 
+from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.projections import LatentSelfAttention
 
 
@@ -36,6 +37,12 @@ class LlamaMLAForCausalLM(base.LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=LlamaMLADecoderLayer)
+
+    def process_weights_after_loading(self) -> None:
+        """Called by vLLM, also after weights have been exchanged in a running engine."""
+        for module in self.modules():
+            if isinstance(module, LatentCacheAttention):
+                module.weights_changed()
 
     def _init_model(
         self,

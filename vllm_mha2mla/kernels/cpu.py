@@ -1,0 +1,204 @@
+"""The C++ kernel behind the functions of ``reference.py``."""
+
+import ctypes
+import functools
+import os
+from ctypes import byref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vllm_mha2mla.errors import KernelBuildError
+from vllm_mha2mla.kernels import structures
+from vllm_mha2mla.kernels.batch import PagedBatch
+from vllm_mha2mla.kernels.structures import DTYPES
+
+ISA_VARIABLE = "VLLM_MHA2MLA_ISA"
+"""Environment variable that names an instruction set to use instead of the best."""
+
+
+class CpuKernel:
+    """One instruction set's build of the kernel.
+
+    Args:
+        path: the compiled library.
+        isa: the instruction set; the best this CPU has by default.
+
+    Raises:
+        KernelBuildError: the library does not load, or this CPU lacks the instruction set.
+    """
+
+    def __init__(self, path: Path, isa: str | None = None) -> None:
+        self.library = _load(path)
+        variants = supported(path)
+        if isa is None:
+            isa = next(iter(variants))
+        if isa not in variants:
+            raise KernelBuildError(
+                f"{ISA_VARIABLE}={isa}: this CPU has {', '.join(variants)}; unset it"
+            )
+        self.isa = isa
+        self.variant = variants[isa]
+
+    def write_latents(self, cache: Tensor, rows: Tensor, slots: Tensor) -> None:
+        """See ``reference.write_latents``."""
+        rows = rows.contiguous()
+        slots = slots.contiguous()
+        arguments = structures.Write(
+            structures.cache_of(cache),
+            rows.data_ptr(),
+            DTYPES[rows.dtype],
+            rows.shape[1],
+            slots.data_ptr(),
+            len(slots),
+        )
+        _check(self.library.mha2mla_write(self.variant, byref(arguments)))
+
+    def latent_attention(
+        self,
+        query: Tensor,
+        cache: Tensor,
+        block_table: Tensor,
+        query_start_loc: Tensor,
+        seq_lens: Tensor,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        """See ``reference.latent_attention``."""
+        if query.stride(2) != 1 or out.stride(2) != 1:
+            raise ValueError("queries and outputs must be contiguous in their last dimension")
+        integers = [
+            tensor.to(torch.int32).contiguous()
+            for tensor in (block_table, query_start_loc, seq_lens)
+        ]
+        arguments = structures.Attention(
+            structures.cache_of(cache),
+            structures.batch_of(*integers),
+            *(query.data_ptr(), DTYPES[query.dtype], query.stride(0), query.stride(1)),
+            *(out.data_ptr(), DTYPES[out.dtype], out.stride(0), out.stride(1)),
+            *(query.shape[1], out.shape[2], scale),
+        )
+        _check(self.library.mha2mla_attend(self.variant, byref(arguments)))
+
+    def layer(
+        self, cache: Tensor, w_uk: Tensor, w_uv: Tensor, inv_freq: Tensor, scale: float
+    ) -> "CpuLayer":
+        """See ``reference.ReferenceLayer``."""
+        return CpuLayer(self, cache, w_uk, w_uv, inv_freq, scale)
+
+    def exp2(self, x: Tensor) -> Tensor:
+        """The softmax's own ``2^x``, for its test  # float32, any shape"""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self.library.mha2mla_exp2(self.variant, x.data_ptr(), out.data_ptr(), x.numel())
+        return out
+
+    def threads(self) -> int:
+        """How many threads a call may use."""
+        return int(self.library.mha2mla_max_threads())
+
+    def pack(self, weights: Tensor, cache_dtype: torch.dtype) -> Tensor:
+        """Weights in the order the kernel reads them.
+
+        Args:
+            weights: any strides  # [heads, inputs, outputs]
+            cache_dtype: of the cache they are used with.
+        """
+        arguments = structures.Weights(
+            weights.data_ptr(),
+            DTYPES[weights.dtype],
+            *weights.stride(),
+            *weights.shape,
+            DTYPES[cache_dtype],
+        )
+        size = self.library.mha2mla_packed_size(self.variant, byref(arguments))
+        # Vectors are read from it, so it starts where one may start.
+        packed = torch.empty(size, dtype=torch.float32)
+        arguments.packed = packed.data_ptr()
+        self.library.mha2mla_pack(self.variant, byref(arguments))
+        return packed
+
+
+class CpuLayer:
+    """A layer between its projections, in one call: see ``reference.ReferenceLayer``."""
+
+    def __init__(
+        self,
+        kernel: CpuKernel,
+        cache: Tensor,
+        w_uk: Tensor,
+        w_uv: Tensor,
+        inv_freq: Tensor,
+        scale: float,
+    ) -> None:
+        heads, nope, rank = w_uk.shape
+        self.dtype = w_uk.dtype
+        self.call = functools.partial(kernel.library.mha2mla_layer, kernel.variant)
+        # The structure holds their addresses.
+        self.tensors = (
+            cache,
+            inv_freq,
+            kernel.pack(w_uk, cache.dtype),
+            kernel.pack(w_uv.transpose(1, 2), cache.dtype),
+        )
+        self.layer = byref(
+            structures.Layer(
+                structures.cache_of(cache),
+                *(tensor.data_ptr() for tensor in self.tensors[1:]),
+                *(DTYPES[self.dtype], heads, nope, 2 * len(inv_freq), rank, w_uv.shape[1]),
+                scale,
+            )
+        )
+
+    def __call__(
+        self, query: Tensor, rows: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor
+    ) -> None:
+        """See ``reference.ReferenceLayer``."""
+        step = batch.step
+        if step is None:
+            step = batch.step = _step_of(batch)
+        step.positions = positions.data_ptr()
+        step.query, step.query_token = query.data_ptr(), query.stride(0)
+        step.rows, step.rows_token = rows.data_ptr(), rows.stride(0)
+        step.out, step.out_token = out.data_ptr(), out.stride(0)
+        _check(self.call(self.layer, byref(step)))
+
+
+def _step_of(batch: PagedBatch) -> structures.Step:
+    return structures.Step(
+        structures.batch_of(batch.block_table, batch.query_start_loc, batch.seq_lens),
+        batch.slot_mapping.data_ptr(),
+        None,
+        batch.num_tokens,
+    )
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("latent attention: no memory for intermediate results")
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelBuildError(f"{path}: {error}; delete it") from error
+    structures.declare(library)
+    return library
+
+
+@functools.cache
+def supported(path: Path) -> dict[str, int]:
+    """Instruction sets of the library that this CPU has, best first, with their handles."""
+    library = _load(path)
+    found: dict[str, int] = {}
+    while variant := library.mha2mla_variant(len(found)):
+        found[library.mha2mla_name(variant).decode()] = variant
+    return found
+
+
+def chosen_isa() -> str | None:
+    """The instruction set the environment asks for."""
+    return os.environ.get(ISA_VARIABLE) or None

@@ -1,0 +1,83 @@
+// What Python passes in (cpu.py mirrors these structures) and what every instruction set variant
+// implements. Strides are in elements; the innermost dimension is contiguous everywhere.
+#pragma once
+
+#include <stdint.h>
+
+enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+struct Cache {  // [blocks, block_size, width]
+  void* data;
+  int64_t dtype, block_stride, row_stride, block_size, width;
+};
+
+struct Batch {
+  const int32_t* block_table;  // [requests, max_blocks]
+  int64_t table_stride;
+  const int32_t* query_start;  // [requests + 1]
+  const int32_t* seq_lens;     // [requests]
+  int64_t requests;
+};
+
+struct Attention {
+  Cache cache;
+  Batch batch;
+  const void* query;  // [tokens, heads, width]
+  int64_t query_dtype, query_token, query_head;
+  void* out;  // [tokens, heads, rank]
+  int64_t out_dtype, out_token, out_head;
+  int64_t heads, rank;
+  double scale;
+};
+
+struct Write {
+  Cache cache;
+  const void* rows;  // [tokens, width]
+  int64_t rows_dtype, rows_token;
+  const int64_t* slots;  // [tokens]; negative: padding
+  int64_t tokens;
+};
+
+// A layer between its projections: rotary embedding, cache write, absorption, attention.
+struct Layer {
+  Cache cache;
+  const float* inv_freq;      // [rope/2]
+  const float *w_uk, *w_uv;   // as packed by pack_weights
+  int64_t dtype;              // of queries, rows and outputs
+  int64_t heads, nope, rope, rank, v;
+  double scale;
+};
+
+struct Step {
+  Batch batch;
+  const int64_t* slots;      // [tokens]
+  const int64_t* positions;  // [tokens]
+  int64_t tokens;
+  const void* query;  // [tokens, heads * (nope + rope)]
+  int64_t query_token;
+  const void* rows;  // [tokens, rank + rope], not rotated
+  int64_t rows_token;
+  void* out;  // [tokens, heads * v]
+  int64_t out_token;
+};
+
+struct Weights {
+  const void* data;  // [heads, inputs, outputs] through its strides
+  int64_t dtype, head, input, output;
+  int64_t heads, inputs, outputs;
+  int64_t cache_dtype;
+  float* packed;
+};
+
+// Return values.
+enum { DONE = 0, OUT_OF_MEMORY = 1 };
+
+struct Variant {
+  const char* name;
+  int (*write)(const Write*);
+  int (*attend)(const Attention*);
+  int (*layer)(const Layer*, const Step*);
+  int64_t (*packed_size)(const Weights*);  // in floats
+  void (*pack)(const Weights*);
+  void (*exp2)(const float*, float*, int64_t);  // for its test
+};

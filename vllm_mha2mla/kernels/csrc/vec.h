@@ -1,0 +1,174 @@
+// Vectors of LANES floats, and conversions from and to the dtypes of caches.
+//
+// GCC's and Clang's vector extension compiles to whatever the variant's flags allow; intrinsics
+// appear only where it has no word for an instruction.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+typedef vf vf_unaligned __attribute__((aligned(4), may_alias));
+typedef vh vh_unaligned __attribute__((aligned(2), may_alias));
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+INLINE vf splat(float x) { return x - vf{}; }
+INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
+INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
+
+// The second operand where either is a NaN, so that a NaN in the first is passed over.
+INLINE vf larger(vf x, vf y) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)x, (__m512)y);
+#else
+  return x > y ? x : y;
+#endif
+}
+
+INLINE float horizontal_max(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float part[LANES];
+  store(part, x);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
+  return part[0];
+#endif
+}
+INLINE float horizontal_sum(vf x) {
+  float part[LANES];
+  store(part, x);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) part[i] += part[i + half];
+  return part[0];
+}
+
+// 2^x for x <= 0: relative error below 3e-7 down to 2^-126, below that zero; NaN stays NaN.
+// The polynomial is the minimax one of degree 5 on [-1/2, 1/2] (relative error 7.5e-8).
+INLINE vf exp2(vf x) {
+#if defined(__AVX512F__)
+  const vf n = (vf)_mm512_roundscale_ps((__m512)x, 8);
+#else
+  // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
+  const vf magic = splat(12582912.0f);
+  const vf clamped = x < -126.0f ? splat(-126.0f) : x;
+  const vf shifted = clamped + magic;
+  const vf n = shifted - magic;
+#endif
+#if defined(__AVX512F__)
+  // -inf - -inf is NaN; a large negative number is as good.
+  const vf r = (x < -1e4f ? vf{} : x - n);
+#else
+  const vf r = clamped - n;
+#endif
+  vf p = splat(0.001327647204921064f);
+  p = p * r + 0.009675541384749034f;
+  p = p * r + 0.05550713273760583f;
+  p = p * r + 0.2402211972291316f;
+  p = p * r + 0.6931469670643255f;
+  p = p * r + 1.0000000716548714f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const vi exponent = ((vi)shifted - 0x4b400000) << 23;
+  const vf scaled = (vf)((vi)p + exponent);
+  const vf result = x < -126.0f ? vf{} : scaled;
+  return x != x ? x : result;
+#endif
+}
+
+INLINE vf widen(vh bits, bf16) { return (vf)(__builtin_convertvector(bits, vu) << 16); }
+INLINE vf widen(vh bits, f16) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__F16C__)
+  return (vf)_mm256_cvtph_ps((__m128i)bits);
+#else
+  // Exponents of the two formats differ by 112; subnormals come out right, infinities and NaN
+  // (all ones) are set by hand.
+  const vu wide = __builtin_convertvector(bits, vu);
+  const vu magnitude = (wide & 0x7fff) << 13;
+  const vf scaled = (vf)magnitude * 5.192296858534828e33f;
+  const vu special = (vu)((wide & 0x7c00) == 0x7c00);
+  return (vf)(((vu)scaled & ~special) | ((magnitude | 0x7f800000) & special) |
+              (wide & 0x8000) << 16);
+#endif
+}
+
+INLINE vh narrow(vf x, bf16) {
+  const vu bits = (vu)x;
+  const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vu not_a_number = (vu)(x != x);
+  return __builtin_convertvector((rounded & ~not_a_number) | (not_a_number & 0x7fc0), vh);
+}
+INLINE vh narrow(vf x, f16) {
+#if defined(__AVX512F__)
+  return (vh)_mm512_cvtps_ph((__m512)x, 0);
+#elif defined(__F16C__)
+  return (vh)_mm256_cvtps_ph((__m256)x, 0);
+#else
+  const vu sign = ((vu)x >> 16) & 0x8000;
+  const vu magnitude = (vu)x & 0x7fffffff;
+  // Normal numbers: rounded to nearest even in the bits that go. What overflows is 65520 and up.
+  const vu normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Subnormal ones: the addition rounds, and leaves the bits in place.
+  const vu subnormal = (vu)((vf)magnitude + 0.5f) - 0x3f000000;
+  const vu is_subnormal = (vu)(magnitude < 0x38800000);
+  const vu is_infinite = (vu)(magnitude >= 0x477ff000);
+  const vu is_nan = (vu)(magnitude > 0x7f800000);
+  vu bits = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  bits = (bits & ~is_infinite) | (is_infinite & 0x7c00) | (is_nan & 0x200);
+  return __builtin_convertvector(bits | sign, vh);
+#endif
+}
+
+INLINE vf load(const bf16* p) { return widen(*reinterpret_cast<const vh_unaligned*>(p), bf16()); }
+INLINE vf load(const f16* p) { return widen(*reinterpret_cast<const vh_unaligned*>(p), f16()); }
+INLINE void store(bf16* p, vf x) { *reinterpret_cast<vh_unaligned*>(p) = narrow(x, bf16()); }
+INLINE void store(f16* p, vf x) { *reinterpret_cast<vh_unaligned*>(p) = narrow(x, f16()); }
+
+// The first n numbers, 0 < n < LANES; zeros behind them.
+template <class T>
+INLINE vf load_some(const T* p, int64_t n) {
+  T some[LANES] = {};
+  memcpy(some, p, n * sizeof(T));
+  return load(some);
+}
+template <class T>
+INLINE void store_some(T* p, vf x, int64_t n) {
+  T some[LANES];
+  store(some, x);
+  memcpy(p, some, n * sizeof(T));
+}
+
+// to[i] = from[i] for i < n.
+template <class From, class To>
+INLINE void convert(const From* from, To* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) store(to + i, load(from + i));
+  if (i < n) store_some(to + i, load_some(from + i, n - i), n - i);
+}
+INLINE void convert(const float* from, float* to, int64_t n) { memcpy(to, from, n * 4); }
+INLINE void convert(const bf16* from, bf16* to, int64_t n) { memcpy(to, from, n * 2); }
+INLINE void convert(const f16* from, f16* to, int64_t n) { memcpy(to, from, n * 2); }
+
+INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
