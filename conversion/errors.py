@@ -25,3 +25,20 @@ class EvaluationError(MHA2MLAError):
 
 class OffloadError(MHA2MLAError):
     """The calibration activations cannot be kept where they should be."""
+
+
+class ServerError(MHA2MLAError):
+    """vLLM did not start, or died.
+
+    Args:
+        message: what happened, one line.
+        tail: the last lines it wrote.
+    """
+
+    def __init__(self, message: str, tail: str = "") -> None:
+        super().__init__(message)
+        self.tail = tail
+
+
+class BenchError(MHA2MLAError):
+    """What to compare in vLLM, or how, cannot be used."""

@@ -11,9 +11,10 @@ from openai import DefaultHttpxClient, OpenAI, OpenAIError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from server import Server, ServerError, end_on_signals, serve
 
+from conversion.bench.server import Server, end_on_signals, serve
 from conversion.calibration.text import builtin_text
+from conversion.errors import ServerError
 from conversion.evaluation import PerplexityFigures, evaluate
 from conversion.export import export
 from conversion.inspection import inspect
@@ -179,13 +180,13 @@ def main() -> None:
         run(fresh)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except MHA2MLAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
     except ServerError as error:
         print(error.tail, file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
+    except MHA2MLAError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
 
 
 if __name__ == "__main__":

