@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from conversion.bench_command import bench_command
 from conversion.command_options import (
     Device,
     Dtype,
@@ -135,6 +136,7 @@ def inspect_command(
 
 app.command("eval")(eval_command)
 app.command("sweep")(sweep_command)
+app.command("bench")(bench_command)
 
 
 @app.command("export")
@@ -172,11 +174,13 @@ def _range(values: list[int]) -> str:
 def main() -> None:
     """Run the command; our errors become one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "gguf"):
+    for noisy in ("httpx", "transformers", "gguf", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     # A stop from outside is Ctrl-C: the same clean-up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         app()
     except MHA2MLAError as error:

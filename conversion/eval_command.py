@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from conversion.errors import OutputError
 from conversion.eval_tables import tables
 from conversion.evaluation import (
     Measurement,
@@ -16,7 +15,7 @@ from conversion.evaluation import (
     measure,
     write_report,
 )
-from conversion.evaluation.report import check_folder
+from conversion.evaluation.report import check_folder, write_json
 from conversion.progress import Progress
 
 
@@ -76,10 +75,7 @@ def eval_command(
     )
     entry = measure(checkpoint, baseline, what, Progress(Console(stderr=True)))
     if json is not None:
-        try:
-            json.write_text(entry.model_dump_json(indent=2) + "\n", "utf-8")
-        except OSError as error:
-            raise OutputError(f"{json}: cannot be written ({error.strerror})") from error
+        write_json(json, entry)
     if report is not None:
         title = f"{entry.name} beside its original"
         write_report(report, Report(title=title, source=baseline, entries=[entry]))

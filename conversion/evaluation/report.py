@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from conversion.errors import EvaluationError, OutputError
 from conversion.evaluation.extra import require
 from conversion.evaluation.render import Page, Section, to_html, to_markdown
@@ -34,6 +36,18 @@ def check_folder(path: Path) -> None:
         raise OutputError(f"{path}: no folder {path.parent}; create it first")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file")
+
+
+def write_json(path: Path, figures: BaseModel) -> None:
+    """Write figures for other programs.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        path.write_text(figures.model_dump_json(indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_report(path: Path, report: Report) -> None:

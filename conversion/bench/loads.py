@@ -1,0 +1,93 @@
+"""The loads of a sweep, from what the command line says."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from conversion.bench.load import Load
+from conversion.errors import BenchError
+
+# Without --num-prompts: so that the batch is full for most of the run.
+PROMPTS_PER_PLACE, LEAST_PROMPTS = 3, 8
+# What the same random tokens may grow by when the server reads them as text.
+SLACK_TOKENS = 16
+# vLLM counts a cache's tokens in whole contexts, and a context in whole blocks: a context that is
+# not a multiple of its CPU block would make the cache look smaller.
+BLOCK_TOKENS = 128
+
+
+def parse_numbers(option: str, texts: Sequence[str]) -> list[int]:
+    """The numbers of a repeatable, comma-separated option, each once.
+
+    Raises:
+        BenchError: not positive whole numbers.
+    """
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BenchError(
+            f"{option} {','.join(texts)}: give positive whole numbers, such as 256,2048"
+        )
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def sweep(
+    input_lens: Sequence[int],
+    output_len: int,
+    concurrencies: Sequence[int],
+    num_prompts: int | None,
+) -> tuple[Load, ...]:
+    """Every context length at the first concurrency, and every concurrency at the first length."""
+    places = [(length, concurrencies[0]) for length in input_lens]
+    places += [(input_lens[0], concurrency) for concurrency in concurrencies[1:]]
+    return tuple(
+        Load(
+            input_len=length,
+            output_len=output_len,
+            max_concurrency=concurrency,
+            num_prompts=num_prompts or max(LEAST_PROMPTS, PROMPTS_PER_PLACE * concurrency),
+            seed=0,
+        )
+        for length, concurrency in places
+    )
+
+
+def max_model_len(loads: Sequence[Load], limit: int) -> int:
+    """The context that both servers are started with.
+
+    Args:
+        loads: what they will be asked.
+        limit: the longest context the models take.
+
+    Raises:
+        BenchError: a load is longer.
+    """
+    longest = max(load.input_len + load.output_len for load in loads)
+    if longest > limit:
+        raise BenchError(
+            f"prompt and answer have up to {longest} tokens, the model takes {limit}; "
+            "lower --input-len or --output-len"
+        )
+    blocks = math.ceil((longest + SLACK_TOKENS) / BLOCK_TOKENS)
+    return min(blocks * BLOCK_TOKENS, limit)
+
+
+def check_cache(kv_memory: int, context: int, config: Any, itemsize: int) -> None:
+    """Whether one request of the whole context fits; vLLM starts with no less.
+
+    Args:
+        kv_memory: bytes of cache.
+        context: tokens.
+        config: the original's, whose cache is the larger one.
+        itemsize: bytes per number in the cache.
+
+    Raises:
+        BenchError: it does not.
+    """
+    numbers = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
+    block = BLOCK_TOKENS * numbers * itemsize
+    needed = math.ceil(context / BLOCK_TOKENS) * block
+    if kv_memory < needed:
+        raise BenchError(
+            f"--kv-memory: {kv_memory // block * BLOCK_TOKENS} tokens of the original fit, a "
+            f"request has up to {context}; give at least {math.ceil(needed / 2**20)}MiB"
+        )
