@@ -25,8 +25,7 @@ def tables(found: BenchResults) -> list[Table]:
 
 def _table(found: Point) -> Table:
     title = f"{found.input_len} + {found.output_len} tokens, {found.max_concurrency} at once"
-    rounds = len(found.rounds)
-    table = Table(title, "original", "converted", "ratio", f"in {rounds} rounds")
+    table = Table(title, "original", "converted", "ratio", "spread")
     for key, label, shown in ROWS:
         table.add_row(
             label,
