@@ -19,6 +19,9 @@ from conversion.loading import converted_config
 from conversion.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 
+# The log's end is for what went wrong, not for four readings of /metrics a second.
+QUIET = "--disable-uvicorn-access-log"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -65,7 +68,7 @@ def bench(asked: Request, progress: Progress) -> BenchResults:
         check_cache(asked.kv_memory, context, source.config, DTYPES[asked.dtype].itemsize)
     common = (
         "--dtype", asked.dtype, "--kv-cache-memory-bytes", str(asked.kv_memory),
-        "--max-model-len", str(context), *both,
+        "--max-model-len", str(context), QUIET, *both,
     )  # fmt: skip
     with _scratch() as scratch:
         plan = Plan(
