@@ -99,10 +99,7 @@ def _result(server: Server, load: Load, code: int | None, log: Path, result: Pat
     found = json.loads(result.read_text("utf-8")) if code == 0 else {}
     if found.get("completed") == load.num_prompts:
         return found
-    # A dying server refuses connections before it has ended.
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.process.wait(DYING_SECONDS)
-    server.check()
+    _check_dying(server)
     if code != 0:
         raise failure(f"vllm bench serve ended with code {code}", log)
     raise server.error(f"{found['completed']} of {load.num_prompts} requests were answered")
@@ -128,5 +125,12 @@ def _metrics(server: Server, patience: float = 60.0) -> Metrics:
     try:
         return parse_metrics(server.read("/metrics", patience))
     except OSError as error:
-        server.check()
+        _check_dying(server)
         raise server.error(f"/metrics does not answer ({error})") from error
+
+
+def _check_dying(server: Server) -> None:
+    # A dying server refuses connections before it has ended.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.process.wait(DYING_SECONDS)
+    server.check()
