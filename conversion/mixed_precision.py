@@ -19,5 +19,8 @@ def bfloat16_products(enabled: bool = True) -> Iterator[None]:
     Their inputs are rounded and their sums are not; what is added up, such as a residual stream,
     stays float32.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=enabled and bfloat16_is_fast()):
+    # Without the cache of rounded weights, half a layer that would be used once.
+    with torch.autocast(
+        "cpu", torch.bfloat16, enabled=enabled and bfloat16_is_fast(), cache_enabled=False
+    ):
         yield

@@ -89,7 +89,7 @@ def _metric(
     """Gradients of query heads mapped and added up to those of KV heads, on both sides"""
     kv_heads, d, _ = weights.key.shape
     heads = len(weights.query)
-    N = selection.query_nope * key_weight**0.5  # [heads, d, d]
+    N = (selection.query_nope * key_weight**0.5).float()  # [heads, d, d]
 
     def folded(rows: Tensor) -> Tensor:
         """[(heads + kv_heads) * d, n] -> [2 * kv_heads * d, n]"""
@@ -97,4 +97,5 @@ def _metric(
         keys = keys.view(kv_heads, -1, d, keys.shape[-1]).sum(1).flatten(0, 1)
         return torch.cat((keys, rows[heads * d :]))
 
-    return folded(folded(statistics.gradient_moment.double()).T)
+    # In float32, as it was measured, for the width of all heads; what is left is smaller.
+    return folded(folded(statistics.gradient_moment).T).double()
