@@ -127,6 +127,12 @@ def test_a_server_that_dies_or_stalls_under_load(
         assert "EngineDeadError" in failure.value.tail
 
 
+def hear_signals():
+    """A test run in the background or under nohup ignores them, and so would its children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interruption_stops_the_servers(stub, tmp_path, number):
     script = stub(STUCK)
@@ -146,15 +152,20 @@ main()
         "--input-len", "32", "--output-len", "16",
     ]  # fmt: skip
     environment = os.environ | {"TMPDIR": str(scratch)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as bench:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_signals
+    ) as bench:
         said_something = wait_for(
-            lambda: [log for log in scratch.glob("*/original.log") if log.stat().st_size], 60
+            lambda: [log for log in scratch.glob("*/original.log") if log.stat().st_size], 300
         )
         assert said_something, "no server was started"
         log = said_something[0]
         child = child_of(log)
         bench.send_signal(number)
-        _, said = bench.communicate(timeout=30)
+        try:
+            _, said = bench.communicate(timeout=60)
+        finally:
+            bench.kill()
     assert bench.returncode == 130, said
     assert "Traceback" not in said
     assert wait_for(lambda: not alive(child))

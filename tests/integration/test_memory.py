@@ -12,8 +12,8 @@ from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 
 TOKENS, WINDOW, HELD_OUT = 4096, 256, 512
 # Freed tensors below 5 MiB stay in the process (conversion/memory.py), and matrices rounded to
-# bfloat16 are copies. Neither grows with the number of layers, but beside the 58 MiB of a layer here
-# it shows: with two threads 55 MiB above three layers, and every thread has a heap of its own.
+# bfloat16 are copies. Neither grows with the number of layers, but beside the 58 MiB of a layer
+# here it shows: with two threads 55 MiB above three layers, and every thread has its own heap.
 HEAP = 72 << 20
 WIDE = {
     "hidden_size": 1024,
