@@ -1,8 +1,8 @@
 """Causal attention by dense products, for whole windows on a CPU.
 
-PyTorch's fused CPU attention saves memory where a window is long. Of 512 tokens in bfloat16 it takes
-half of a training step, most of it in the backward pass; plain matrix products take a fifth of
-that. In float32 they are the slower ones.
+PyTorch's fused CPU attention saves memory where a window is long. Of 512 tokens in bfloat16 it
+takes half of a training step, most of it in the backward pass; plain matrix products take a fifth
+of that. In float32 they are the slower ones.
 """
 
 import math

@@ -84,7 +84,7 @@ class LayerConverter:
         if streams is not None and streams.refit is not None:
             tensors |= self._refit(layer, index, layout, tensors, streams.original, streams.refit)
         elif streams is not None:
-            self.push(layer, streams.original)
+            self.push(layer, streams.original, rounded=True)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     @torch.no_grad()
@@ -93,14 +93,17 @@ class LayerConverter:
         weights = attention_weights(layer.self_attn, self._config, self._rotary)
         self._statistics(layer, index, weights, streams)
         if streams is not None:
-            self.push(layer, streams.original)
+            self.push(layer, streams.original, rounded=True)
 
     @torch.no_grad()
-    def push(self, layer: Any, hidden: Activations) -> None:
-        """Move hidden states past a layer with whatever attention it has, window by window."""
+    def push(self, layer: Any, hidden: Activations, rounded: bool = False) -> None:
+        """Move hidden states past a layer with whatever attention it has, window by window.
+
+        ``rounded``, for text that only averages are taken of, allows products in bfloat16.
+        """
         for window, x in enumerate(hidden):
             x = x.to(self._device)
-            with bfloat16_products():
+            with bfloat16_products(rounded):
                 hidden[window] = self._pushed(layer, x + self.attend(layer, x))
 
     @torch.no_grad()
