@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.definite import cholesky, with_floor
 from vllm_mha2mla.config import ROPE_INV_FREQ, LatentLayout
 
 # Relative to the mean eigenvalue: directions never seen in the text, or that no key answers, still
@@ -51,8 +52,8 @@ def compress_query(
         where there was a ``q_proj.bias``.
     """
     W = tensors["q_proj.weight"].double()  # [heads * (nope + rope), hidden]
-    M = _with_floor(query_metric(tensors, weights, statistics, layout))
-    L = _factor(statistics.token_moment)
+    M = with_floor(query_metric(tensors, weights, statistics, layout), FLOOR)
+    L = cholesky(statistics.token_moment, FLOOR)
     per_head = W.view(*M.shape[:2], -1)
     cost = (per_head.transpose(1, 2) @ M @ per_head).sum(0)  # [hidden, hidden]
     _, vectors = torch.linalg.eigh(L.T @ cost @ L)
@@ -115,24 +116,3 @@ def query_metric(
     power = (variance + turned * shared) / 2
     metric[:, nope:, nope:] = torch.diag_embed(power.repeat(1, 2))
     return metric * (statistics.gamma * weights.scale**2)[:, None, None]
-
-
-def _factor(matrix: Tensor) -> Tensor:
-    """``L`` with ``L L^T`` a positive semidefinite matrix, its floor as low as rounding allows.
-
-    Where the text has fewer different tokens than the model dimensions, rounding decides whether
-    the smallest eigenvalues are negative.
-    """
-    floor = FLOOR
-    L, failed = torch.linalg.cholesky_ex(_with_floor(matrix, floor))
-    while bool(failed) and floor < 1:
-        floor *= 10
-        L, failed = torch.linalg.cholesky_ex(_with_floor(matrix, floor))
-    factor: Tensor = L
-    return factor
-
-
-def _with_floor(matrix: Tensor, floor: float = FLOOR) -> Tensor:
-    """A positive semidefinite matrix made definite  # [..., n, n]"""
-    added = floor * matrix.diagonal(dim1=-2, dim2=-1).mean()
-    return matrix + added * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from conversion.definite import cholesky, with_floor
 from conversion.latent.factors import LatentFactors, LatentTarget
 
 # Floors on what was measured, relative to mean diagonal elements: directions never queried, or
@@ -23,17 +24,12 @@ def calibrated(target: LatentTarget, rank: int) -> LatentFactors:
     Under MHA ``W`` has more rows than columns. Then ``L^T W = Q R`` and ``U = Q U_R`` with
     the eigenvectors ``U_R`` of the smaller ``R C R^T``; the other eigenvalues are zero.
     """
-    L = torch.linalg.cholesky(_lifted(target.metric, METRIC_FLOOR))
+    L = cholesky(target.metric, METRIC_FLOOR)
     weighted = L.T @ torch.cat((target.key, target.value))  # L^T W  # [2 * kv_heads * d, hidden]
-    U = _principal(weighted, _lifted(target.covariance, COVARIANCE_FLOOR), rank)
+    U = _principal(weighted, with_floor(target.covariance, COVARIANCE_FLOOR), rank)
     up = torch.linalg.solve_triangular(L.T, U, upper=True)
     key_up, value_up = up.chunk(2)
     return LatentFactors(down=U.T @ weighted, key_up=key_up, value_up=value_up, centred=True)
-
-
-def _lifted(moment: Tensor, floor: float) -> Tensor:
-    """``moment`` with ``floor`` of its mean diagonal element added to the diagonal"""
-    return moment + torch.eye(len(moment)).to(moment) * (moment.diagonal().mean() * floor)
 
 
 def _principal(x: Tensor, covariance: Tensor, rank: int) -> Tensor:
