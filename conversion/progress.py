@@ -1,14 +1,30 @@
 """Progress of long work: bars on a terminal, log lines elsewhere."""
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Advance(Protocol):
+    """What a piece of work calls after each of its steps."""
+
+    def __call__(self, note: str = "") -> None:
+        """One more step.
+
+        Args:
+            note: how it goes, in a few words.
+        """
+        ...
 
 
 class Progress:
@@ -22,14 +38,14 @@ class Progress:
         self._console = console
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Callable[[], None]]:
+    def task(self, description: str, total: int) -> Iterator[Advance]:
         """A piece of work of ``total`` steps; call what it yields after each."""
         if self._console is None:
-            yield lambda: None
+            yield lambda note="": None
             return
         if not self._console.is_terminal:
             logger.info("%s: %d steps", description, total)
-            yield lambda: None
+            yield _Lines(description, total)
             logger.info("%s: done", description)
             return
         columns = (
@@ -37,7 +53,25 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with RichProgress(*columns, console=self._console) as bars:
-            bar = bars.add_task(description, total=total)
-            yield lambda: bars.advance(bar)
+            bar = bars.add_task(description, total=total, note="")
+            yield lambda note="": bars.update(bar, advance=1, note=note)
+
+
+class _Lines:
+    """Progress where there is no terminal: a line now and then."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self._description = description
+        self._total = total
+        self._done = 0
+        self._last = time.monotonic()
+
+    def __call__(self, note: str = "") -> None:
+        self._done += 1
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            said = f", {note}" if note else ""
+            logger.info("%s: %d of %d%s", self._description, self._done, self._total, said)

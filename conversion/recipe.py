@@ -4,12 +4,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -18,6 +16,7 @@ from pydantic import (
 from conversion.errors import RecipeError
 from conversion.latent import IN_ORDER, LATENT
 from conversion.presets import recipe_file
+from conversion.recipe_values import read_yaml, validated
 from conversion.rotary import ROTARY, RotaryMethod
 from vllm_mha2mla.config import LatentLayout
 
@@ -235,29 +234,11 @@ def make_recipe(file: Path | None, **options: Any) -> Recipe:
     Raises:
         RecipeError: unreadable file, unknown preset or key, or a value out of range.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        file = recipe_file(file)
-        try:
-            values = yaml.safe_load(file.read_text("utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise RecipeError(f"{file}: cannot be read as YAML ({reason})") from error
-        if not isinstance(values, dict):
-            raise RecipeError(f"{file}: not a YAML mapping of recipe keys")
+    file = None if file is None else recipe_file(file)
+    values = read_yaml(file)
     given = {key: value for key, value in options.items() if value is not None}
     # A budget given as an option replaces the file's, in whichever way that one was given.
     if given.keys() & {"cache_fraction", "kv_lora_rank", "rope_dim"}:
         for key in ("cache_fraction", "kv_lora_rank", "rope_dim"):
             values.pop(key, None)
-    try:
-        return Recipe.model_validate(values | given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        option = f"--{key.replace('_', '-')}: " if key else ""
-        place = f"{file}: " if file is not None else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(
-            f"{place}{option}{message} (got {first['input']!r})" if key else f"{place}{message}"
-        ) from error
+    return validated(Recipe, values | given, file)

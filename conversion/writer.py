@@ -33,7 +33,7 @@ def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     replaced = out.parent / f".{out.name}.replaced"
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial, out):
+        with locked(partial, out):
             try:
                 _empty(partial)
                 yield partial
@@ -54,7 +54,7 @@ def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, out: Path) -> Iterator[None]:
+def locked(folder: Path, out: Path) -> Iterator[None]:
     """Keep a second conversion out of a folder; a killed process gives up its lock."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -62,7 +62,7 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(
-                f"{out}: another conversion is writing it; wait for it or choose another folder"
+                f"{out}: another process is writing it; wait for it or choose another folder"
             ) from error
         yield
     finally:

@@ -1,0 +1,48 @@
+"""Values of a recipe of any kind: from a YAML file, checked, with errors that name the key."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from conversion.errors import RecipeError
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def read_yaml(file: Path | None) -> dict[str, Any]:
+    """The mapping in a recipe's file; empty without one.
+
+    Raises:
+        RecipeError: unreadable, or not a mapping.
+    """
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{file}: cannot be read as YAML ({reason})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{file}: not a YAML mapping of recipe keys")
+    return values
+
+
+def validated(kind: type[Kind], values: dict[str, Any], file: Path | None) -> Kind:
+    """A recipe of some kind from its values.
+
+    Raises:
+        RecipeError: an unknown key, or a value out of range.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        option = f"--{key.replace('_', '-')}: " if key else ""
+        place = f"{file}: " if file is not None else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(
+            f"{place}{option}{message} (got {first['input']!r})" if key else f"{place}{message}"
+        ) from error
