@@ -23,6 +23,7 @@ from conversion.command_options import (
 )
 from conversion.eval_command import eval_command
 from conversion.export import export
+from conversion.heal_command import heal_command
 from conversion.inspection import Inspection, inspect
 from conversion.pipeline import Options, convert
 from conversion.presets import presets
@@ -137,6 +138,7 @@ def inspect_command(
 app.command("eval")(eval_command)
 app.command("sweep")(sweep_command)
 app.command("bench")(bench_command)
+app.command("heal")(heal_command)
 
 
 @app.command("export")
@@ -156,6 +158,8 @@ def _inspection_table(found: Inspection) -> Table:
     table.add_row("qk_rope_head_dim", _range(found.qk_rope_head_dim))
     if found.q_lora_rank is not None:
         table.add_row("q_lora_rank", str(found.q_lora_rank))
+    if found.healed_tokens:
+        table.add_row("healed", f"on {found.healed_tokens:,} tokens")
     table.add_row(
         "cache",
         f"{found.cache_bytes_per_token:,} bytes per token in {found.dtype}, "

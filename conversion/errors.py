@@ -42,3 +42,7 @@ class ServerError(MHA2MLAError):
 
 class BenchError(MHA2MLAError):
     """What to compare in vLLM, or how, cannot be used."""
+
+
+class HealingError(MHA2MLAError):
+    """A healing cannot start, or had to stop."""

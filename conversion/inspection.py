@@ -28,6 +28,7 @@ class Inspection(BaseModel):
     recipe: dict[str, Any]
     versions: dict[str, str]
     figures: dict[str, float]
+    healed_tokens: int
 
 
 def inspect(folder: Path) -> Inspection:
@@ -56,4 +57,5 @@ def inspect(folder: Path) -> Inspection:
         recipe=provenance.recipe,
         versions=provenance.versions,
         figures=provenance.figures,
+        healed_tokens=sum(done.tokens for done in provenance.healing),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from vllm_mha2mla.config import LatentLayout, Provenance, cache_bytes_per_token
+from vllm_mha2mla.config import HealingInfo, LatentLayout, Provenance, cache_bytes_per_token
 
 TEMPLATE = """\
 # {name}, with multi-head latent attention
@@ -33,10 +33,22 @@ Calibrated on {tokens} tokens of {files}, in windows of {window}.
 ```
 
 Source fingerprint: `{fingerprint}`. Versions: {versions}.
-
+{healing}
 ## Measured
 
 {figures}
+"""
+
+HEALING = """
+## Healed
+
+On {tokens} tokens of {files}, with `{teacher}` ({fingerprint}) as teacher.
+
+```yaml
+{recipe}
+```
+
+On held-out windows of that text: {figures}.
 """
 
 
@@ -61,6 +73,19 @@ def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: A
         window=calibration.window if calibration else 0,
         recipe=yaml.safe_dump(provenance.recipe, sort_keys=False).strip(),
         fingerprint=provenance.source.fingerprint,
+        healing="".join(map(_healing, provenance.healing)),
         versions=", ".join(f"{key} {value}" for key, value in provenance.versions.items()),
         figures=figures or "Nothing yet; `mha2mla eval` measures perplexity against the original.",
+    )
+
+
+def _healing(done: HealingInfo) -> str:
+    changes = (f"{key} {value:.4g} to {done.after[key]:.4g}" for key, value in done.before.items())
+    return HEALING.format(
+        tokens=done.tokens,
+        files=", ".join(done.files),
+        teacher=done.teacher,
+        fingerprint=done.teacher_fingerprint[:12],
+        recipe=yaml.safe_dump(done.recipe, sort_keys=False).strip(),
+        figures=", ".join(changes) or "nothing was held out",
     )

@@ -71,6 +71,22 @@ class CalibrationInfo(BaseModel):
     window: int
 
 
+class HealingInfo(BaseModel):
+    """A training of the converted checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: dict[str, Any]
+    teacher: str
+    teacher_fingerprint: str
+    files: list[str]
+    fingerprint: str
+    tokens: int
+    versions: dict[str, str] = {}
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+
+
 class Provenance(BaseModel):
     """How a checkpoint came to be: the ``mha2mla`` block of ``config.json``."""
 
@@ -82,6 +98,7 @@ class Provenance(BaseModel):
     calibration: CalibrationInfo | None = None
     versions: dict[str, str] = {}
     figures: dict[str, float] = {}
+    healing: list[HealingInfo] = []
 
 
 def check_format_version(block: dict[str, Any] | None) -> None:

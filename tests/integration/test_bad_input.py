@@ -7,15 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config
 
-from conversion import cli
 from tests.tiny import TEXT, save_tiny
 
 
@@ -29,29 +26,6 @@ def source(pristine, tmp_path):
     shutil.copytree(pristine, tmp_path / "source")
     (tmp_path / "text.txt").write_text(TEXT[:3000])
     return tmp_path / "source"
-
-
-@dataclass
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def mha2mla(monkeypatch, capsys):
-    """The command in this process: importing torch again for every case takes most of a minute."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mha2mla", *map(str, arguments)])
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(stop.value.code, captured.out, captured.err)
-
-    return run
 
 
 def one_line(folder, before, result):

@@ -1,0 +1,98 @@
+"""What is watched while a model trains: progress, the loss curve, numbers that run away."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from conversion.errors import HealingError
+from conversion.healing.curve import LossCurve
+from conversion.progress import Advance
+
+
+class ShowProgress(TrainerCallback):
+    """Advances a bar by every step, with the loss and the speed.
+
+    Args:
+        advance: the bar's.
+        tokens: per step, on all devices.
+    """
+
+    def __init__(self, advance: Advance, tokens: int) -> None:
+        self._advance = advance
+        self._tokens = tokens
+        self._loss = math.nan
+        self._started = self._first = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock; steps of an interrupted run are done already."""
+        state: TrainerState = args[1]
+        self._started, self._first = time.monotonic(), state.global_step
+        for _ in range(state.global_step):
+            self._advance()
+
+    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Note the newest loss."""
+        self._loss = logs.get("loss", self._loss)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """One more step."""
+        state: TrainerState = args[1]
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        speed = (state.global_step - self._first) * self._tokens / seconds
+        loss = f"loss {self._loss:.4f}, " if math.isfinite(self._loss) else ""
+        self._advance(f"{loss}{speed:.0f} tokens/s")
+
+
+class RecordCurve(TrainerCallback):
+    """Keeps the loss curve on disk up to date.
+
+    Args:
+        curve: where it is kept.
+    """
+
+    def __init__(self, curve: LossCurve) -> None:
+        self._curve = curve
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What an interrupted run logged after its last saved state is trained again."""
+        if state.is_world_process_zero:
+            self._curve.rewrite(state.log_history)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """One more point."""
+        if state.is_world_process_zero:
+            self._curve.append(state.log_history[-1])
+
+
+class StopWhenNotFinite(TrainerCallback):
+    """Stops before a step would write NaN or infinite numbers into the weights.
+
+    Args:
+        kept: says what is kept and the way out, for the message.
+    """
+
+    def __init__(self, kept: Callable[[], str]) -> None:
+        self._kept = kept
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at every gradient: a loss that is not finite gives such gradients too."""
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                raise HealingError(
+                    f"step {state.global_step + 1}: the gradient of {name} is NaN or infinite; "
+                    f"{self._kept()}"
+                )

@@ -1,0 +1,85 @@
+"""How much memory a healing takes, worked out before it starts."""
+
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from conversion.errors import HealingError
+from conversion.healing.models import choose_trainable
+from conversion.healing.recipe import HealingRecipe
+from vllm_mha2mla.config import layer_layouts
+
+FLOAT32 = 4
+# Weight, gradient and Adam's two moments.
+LEARNING = 4 * FLOAT32
+# Copies of the compared positions' logits: student's and teacher's, rounded and not, logarithms,
+# gradients.
+LOGITS = 7
+# Kept for the backward pass per token and layer, in bytes per number of each width: norms and
+# residuals; gate, up, their product; queries and outputs in the latent; scores before and after
+# softmax.
+HIDDEN, INTERMEDIATE, LATENT, SCORES = 30, 12, 10, 10
+
+
+def healing_bytes(student: Any, teacher: Any, recipe: HealingRecipe, rounded: bool) -> int:
+    """About how much a device needs at most, at the start or in a step.
+
+    Args:
+        student: the converted model; on the meta device it will do.
+        teacher: the original, if it is asked in training; likewise.
+        recipe: what is trained, and how large a batch is.
+        rounded: whether frozen weights are bfloat16 in training.
+    """
+    learning = sum(p.numel() for p in choose_trainable(student, recipe.train == "all").values())
+    frozen = _numbers(student) - learning
+    # The teacher shares what the student does not learn: of it only the rest is new.
+    other = 0 if teacher is None else max(0, _numbers(teacher) - frozen)
+    per_number = 2 if rounded else FLOAT32
+    held = learning * LEARNING + (frozen + other) * per_number
+    whole = (_numbers(student) + (0 if teacher is None else _numbers(teacher))) * FLOAT32
+    return max(whole, held + _activations(student.config, recipe))
+
+
+def _activations(config: Any, recipe: HealingRecipe) -> int:
+    tokens = recipe.batch_size * recipe.window
+    widest = max(layout.width for layout in layer_layouts(config))
+    layer = tokens * (
+        HIDDEN * config.hidden_size
+        + INTERMEDIATE * config.intermediate_size
+        + config.num_attention_heads * (LATENT * widest + SCORES * recipe.window)
+    )
+    layers = config.num_hidden_layers
+    if recipe.gradient_checkpointing:
+        kept = layers * tokens * config.hidden_size * FLOAT32 + layer
+    else:
+        kept = layers * layer
+    compared = tokens // recipe.stride
+    return int(kept + LOGITS * compared * config.vocab_size * FLOAT32)
+
+
+def _numbers(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def available_bytes() -> int:
+    """Free memory of the device that Trainer will use."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(needed: int) -> None:
+    """Whether it fits.
+
+    Raises:
+        HealingError: it does not.
+    """
+    free = available_bytes()
+    if needed > free:
+        raise HealingError(
+            f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; lower "
+            "window or batch_size in the recipe, set gradient_checkpointing, or store the "
+            "teacher's predictions with --cache-teacher"
+        )

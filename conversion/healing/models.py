@@ -1,0 +1,64 @@
+"""Student and teacher in one process: what learns, what they share, what is rounded."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conversion.dense_attention import NAME as DENSE_ATTENTION
+from vllm_mha2mla.config import ROPE_INV_FREQ
+
+ATTENTION = ".self_attn."
+
+
+def set_attention(model: Any, device: str) -> None:
+    """The attention that trains fastest: our dense one on a CPU, the fused one elsewhere."""
+    model.config._attn_implementation = DENSE_ATTENTION if device == "cpu" else "sdpa"
+
+
+def choose_trainable(student: nn.Module, everything: bool) -> dict[str, nn.Parameter]:
+    """Let the converted attention learn, or everything, but never the rotary frequencies.
+
+    Returns:
+        what learns, by name.
+    """
+    chosen = {}
+    for name, parameter in student.named_parameters():
+        learns = (everything or ATTENTION in name) and not name.endswith(ROPE_INV_FREQ)
+        parameter.requires_grad_(learns)
+        if learns:
+            chosen[name] = parameter
+    return chosen
+
+
+def share_frozen(student: nn.Module, teacher: nn.Module) -> int:
+    """Let the student use the teacher's tensors where it has the same and does not learn them.
+
+    Returns:
+        bytes that are in memory once instead of twice.
+    """
+    theirs = dict(teacher.named_parameters())
+    shared = 0
+    for name, parameter in student.named_parameters():
+        other = theirs.get(name)
+        if other is None or parameter.requires_grad or not _same(parameter, other):
+            continue
+        shared += parameter.numel() * parameter.element_size()
+        parameter.data = other.data
+    return shared
+
+
+def round_frozen(model: nn.Module) -> None:
+    """Weights of linear layers that do not learn, in the dtype their products run in: bfloat16.
+
+    An embedding stays as it is: it may be the head's weight too.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "lm_head" not in name:
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other))

@@ -1,0 +1,132 @@
+"""The converted checkpoint and its teacher: checked against each other, loaded together."""
+
+import logging
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from conversion.errors import HealingError
+from conversion.families import FAMILIES
+from conversion.healing.arguments import rounds_products
+from conversion.healing.memory import check_memory, healing_bytes
+from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
+from conversion.healing.recipe import HealingRecipe
+from conversion.healing.text import Packed
+from conversion.loading import converted_config, load_converted, source_model
+from conversion.source import open_source
+from conversion.source.folder import FolderCheckpoint
+from vllm_mha2mla.config import Provenance, read_provenance
+
+logger = logging.getLogger(__name__)
+
+
+class Pair:
+    """Student and teacher.
+
+    Args:
+        folder: of the converted checkpoint.
+        teacher: the original, as the converter takes it.
+        recipe: how they are used.
+
+    Raises:
+        CheckpointError, SourceError: one of them cannot be read.
+        HealingError: they do not belong together.
+    """
+
+    def __init__(self, folder: Path, teacher: str, recipe: HealingRecipe) -> None:
+        self.folder = folder
+        self.config = converted_config(folder)
+        self.checkpoint = FolderCheckpoint(folder)
+        self.source = open_source(teacher)
+        self._recipe = recipe
+        self._check()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer."""
+        return self.checkpoint.tokenizer()
+
+    @property
+    def provenance(self) -> Provenance:
+        """How the checkpoint came to be."""
+        return read_provenance(self.config)
+
+    def _check(self) -> None:
+        theirs, ours = self.source.config, self.config
+        same_tokens = self.source.tokenizer().get_vocab() == self.tokenizer.get_vocab()
+        if theirs.vocab_size != ours.vocab_size or not same_tokens:
+            raise HealingError(
+                f"{self.source.name}: its vocabulary is not the checkpoint's; give the model "
+                f"it was made from, {self.provenance.source.name}"
+            )
+        shape = ("hidden_size", "num_hidden_layers")
+        if self._recipe.hidden_weight and any(
+            getattr(theirs, k) != getattr(ours, k) for k in shape
+        ):
+            raise HealingError(
+                f"{self.source.name}: its hidden states have another shape than the checkpoint's; "
+                "leave hidden_weight at 0"
+            )
+
+    def check_text(self, text: Packed) -> None:
+        """Whether the model has an embedding for every token.
+
+        Raises:
+            HealingError: it does not.
+        """
+        if int(text.ids.max()) >= self.config.vocab_size:
+            raise HealingError(
+                f"{self.folder}: the tokenizer makes ids beyond the vocabulary of "
+                f"{self.config.vocab_size}; it belongs to another model"
+            )
+
+    def check_memory(self, stored_teacher: bool) -> None:
+        """Say how much memory it takes.
+
+        Raises:
+            HealingError: more than there is.
+        """
+        family = next(f for f in FAMILIES.values() if isinstance(self.config, f.config_class))
+        with torch.device("meta"):
+            student = family.converted_causal_lm(self.config)
+            asked = self._recipe.needs_teacher and not stored_teacher
+            teacher = self.source.family.causal_lm(self.source.config) if asked else None
+        needed = healing_bytes(student, teacher, self._recipe, rounds_products())
+        logger.info("about %.1f GiB of memory are needed", needed / 2**30)
+        check_memory(needed)
+
+    def products(self) -> AbstractContextManager[None]:
+        """Products in bfloat16 where they are in training."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.autocast(device, torch.bfloat16, enabled=rounds_products())
+
+    def load_teacher(self, device: torch.device) -> Any:
+        """The original, float32, on the device."""
+        teacher = source_model(self.source, torch.float32).requires_grad_(False)
+        set_attention(teacher, device.type)
+        return teacher.to(device)
+
+    def load_student(self, device: torch.device, teacher: Any | None, sharded: bool) -> Any:
+        """The converted model, float32, ready to learn.
+
+        Args:
+            device: where it trains.
+            teacher: shares what does not learn, unless the student is cut in shards.
+            sharded: whether it will be.
+        """
+        student, _ = load_converted(self.folder, torch.float32)
+        set_attention(student, device.type)
+        choose_trainable(student, self._recipe.train == "all")
+        student.to(device)
+        if not sharded:
+            if rounds_products():
+                for model in (student, teacher):
+                    if model is not None:
+                        round_frozen(model)
+            if teacher is not None:
+                share_frozen(student, teacher)
+        return student

@@ -1,0 +1,165 @@
+"""A healing, from checkpoint, teacher and text to a checkpoint of the same kind."""
+
+import logging
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from conversion.errors import HealingError
+from conversion.healing.arguments import healing_arguments
+from conversion.healing.cache import TeacherCache
+from conversion.healing.curve import LossCurve
+from conversion.healing.pair import Pair
+from conversion.healing.recipe import HealingRecipe
+from conversion.healing.states import States
+from conversion.healing.teacher import LiveTeacher, StoredTeacher, Teacher
+from conversion.healing.text import Packed, packed_windows
+from conversion.healing.train import Training
+from conversion.healing.write import healed_provenance, write_healed
+from conversion.memory import keep_freed_memory
+from conversion.progress import Progress
+from conversion.writer import check_output
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Healing:
+    """What to heal and how to run, as opposed to what it makes.
+
+    Attributes:
+        checkpoint: folder of a converted checkpoint.
+        out: the folder to create.
+        teacher: the original, as the converter takes it.
+        text: files to train on.
+        cache_teacher: folder for the teacher's predictions; ``None``: asked at every step.
+        tensorboard: folder for TensorBoard's log; ``None``: none.
+        restart: whether states of an interrupted healing into the same folder are dropped.
+        overwrite: whether an existing checkpoint may be replaced.
+    """
+
+    checkpoint: Path
+    out: Path
+    teacher: str
+    text: tuple[Path, ...]
+    cache_teacher: Path | None = None
+    tensorboard: Path | None = None
+    restart: bool = False
+    overwrite: bool = False
+
+
+def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
+    """Train a converted checkpoint and write the result to ``asked.out``.
+
+    1. Read text, checkpoint and teacher; work out the memory.
+    2. Store the teacher's predictions if they are to be stored.
+    3. Train, in transformers' Trainer; several devices under ``accelerate launch``. States are
+       saved in ``.OUT.healing``, and the same call goes on from the last one.
+    4. Write: the learned weights, the others as they were, the provenance extended.
+
+    Args:
+        asked: what and how.
+        recipe: what to make.
+        progress: told about every step.
+
+    Raises:
+        HealingError, CheckpointError, SourceError, CalibrationError, OutputError: with the way out.
+    """
+    check_output(asked.out, asked.overwrite)
+    _check_options(asked, recipe)
+    pair = Pair(asked.checkpoint, asked.teacher, recipe)
+    text = packed_windows(
+        pair.tokenizer, asked.text, recipe.tokens, recipe.window, recipe.held_out_tokens
+    )
+    pair.check_text(text)
+    states = States(asked.out)
+    step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * _processes()
+    steps = max(1, recipe.tokens // step_tokens)
+    arguments = _arguments(recipe, states, steps)
+    if not arguments.should_save:
+        progress = Progress(None)
+    passes = steps * step_tokens / text.ids.numel()
+    logger.info("%d steps of %d tokens, %.1f times the text", steps, step_tokens, passes)
+    pair.check_memory(asked.cache_teacher is not None)
+    run = {
+        "recipe": recipe.model_dump(),
+        "checkpoint": pair.checkpoint.fingerprint(),
+        "teacher": pair.source.fingerprint(),
+        "text": text.fingerprint,
+        "steps": steps,
+    }
+    keep_freed_memory()
+    with states.claimed(run, asked.restart) if arguments.should_save else nullcontext():
+        PartialState().wait_for_everyone()
+        teacher, model = _teacher(pair, recipe, asked, text, arguments, progress)
+        student = pair.load_student(arguments.device, model, _is_sharded())
+        curve = LossCurve(states.folder, step_tokens)
+        training = Training(student, teacher, text, recipe, arguments, states, curve)
+        learned = training.run(asked.tensorboard, step_tokens, progress)
+        if arguments.should_save:
+            tokens = steps * step_tokens
+            before, after = training.before, training.after
+            provenance = healed_provenance(pair, recipe, text, tokens, before, after)
+            write_healed(pair, learned, provenance, curve, asked.out, asked.overwrite)
+            states.remove()
+        PartialState().wait_for_everyone()
+
+
+def _check_options(asked: Healing, recipe: HealingRecipe) -> None:
+    if asked.cache_teacher is not None and recipe.hidden_weight:
+        raise HealingError(
+            "--cache-teacher: hidden states are not stored; leave it out or set hidden_weight to 0"
+        )
+    if asked.tensorboard is not None and find_spec("tensorboard") is None:
+        raise HealingError("--tensorboard needs tensorboard; install with: pip install tensorboard")
+
+
+def _processes() -> int:
+    """How many processes ``accelerate launch`` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_sharded() -> bool:
+    """Whether ``accelerate launch`` cuts the student in shards."""
+    return any(
+        os.environ.get(name, "false") == "true"
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    )
+
+
+def _arguments(recipe: HealingRecipe, states: States, steps: int) -> TrainingArguments:
+    arguments = healing_arguments(recipe, states.folder, steps)
+    # One process has one device: several devices are several processes.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _teacher(
+    pair: Pair,
+    recipe: HealingRecipe,
+    asked: Healing,
+    text: Packed,
+    arguments: TrainingArguments,
+    progress: Progress,
+) -> tuple[Teacher | None, Any]:
+    """The teacher, and its model if that stays in memory."""
+    if not recipe.needs_teacher:
+        return None, None
+    if asked.cache_teacher is None:
+        model = pair.load_teacher(arguments.device)
+        return LiveTeacher(model, recipe.hidden_weight > 0), model
+    cache = TeacherCache(asked.cache_teacher, pair.source.fingerprint(), recipe.teacher_top_k)
+    missing = cache.missing(torch.cat((text.ids, text.held_out)))
+    if missing:
+        logger.info("up to %.2f GiB for %s", cache.bytes_of(missing) / 2**30, asked.cache_teacher)
+        mine = missing[arguments.process_index :: arguments.world_size]
+        cache.fill(mine, pair.load_teacher(arguments.device), pair.products, progress)
+        PartialState().wait_for_everyone()
+    return StoredTeacher(cache), None

@@ -1,0 +1,82 @@
+"""The text to heal on: files packed into windows, some of them held out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from conversion.calibration.text import read_text, tokenize
+from conversion.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Token windows of equal length.
+
+    Attributes:
+        ids: to train on  # [windows, window], int64
+        held_out: of the same texts, never trained on  # [held-out windows, window], int64
+        files: names of the texts.
+        fingerprint: of both.
+    """
+
+    ids: Tensor
+    held_out: Tensor
+    files: list[str]
+    fingerprint: str
+
+
+def packed_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    files: Sequence[Path],
+    tokens: int,
+    window: int,
+    held_out_tokens: int,
+) -> Packed:
+    """Files end to end, cut into windows; of more windows than asked for, evenly spread ones.
+
+    Args:
+        tokenizer: the model's.
+        files: texts, ``.txt`` or ``.jsonl``; records with ``messages`` go through the model's chat
+            template.
+        tokens: how many to train on, at most.
+        window: tokens per window.
+        held_out_tokens: how many to hold out, of all parts of the text; none of a text of which
+            that would be more than a fifth.
+
+    Raises:
+        CalibrationError: a file cannot be used, or together they have not one window.
+    """
+    end = tokenizer.eos_token_id
+    parts: list[Tensor] = []
+    for path in files:
+        parts.append(tokenize(tokenizer, read_text(path, tokenizer)))
+        if end is not None:
+            parts.append(torch.tensor([end]))
+    ids = torch.cat(parts)
+    count = ids.numel() // window
+    if count < 1:
+        names = ", ".join(path.name for path in files)
+        raise CalibrationError(
+            f"{names}: {ids.numel()} tokens are less than one window of {window}; give more text"
+        )
+    windows = ids[: count * window].view(count, window)
+    apart = -(-held_out_tokens // window)
+    held = _evenly(count, apart if 5 * apart <= count else count // 5)
+    others = torch.ones(count, dtype=torch.bool)
+    others[held] = False
+    train = windows[others]
+    train = train[_evenly(len(train), max(1, tokens // window))]
+    held_out = windows[held]
+    digest = hashlib.sha256(train.numpy().tobytes() + held_out.numpy().tobytes())
+    return Packed(train, held_out, [path.name for path in files], digest.hexdigest())
+
+
+def _evenly(count: int, wanted: int) -> Tensor:
+    """``wanted`` of ``count`` places, or all of them, each in the middle of its share."""
+    wanted = min(wanted, count)
+    return ((2 * torch.arange(wanted) + 1) * count).div(2 * max(1, wanted), rounding_mode="floor")

@@ -1,0 +1,107 @@
+"""transformers' Trainer with the losses of healing."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+
+from conversion.healing.losses import next_token
+from conversion.healing.teacher import Teacher
+
+
+class HealingTrainer(Trainer):
+    """Trains a student on token windows towards a teacher, the text, or both.
+
+    Args:
+        teacher: what the student is held against; ``None``: only the text.
+        lm_weight: share of the next-token loss: 0 to 1.
+        hidden_weight: of the hidden states' error, beside the divergence.
+        stride: every how manieth position is compared.
+        kwargs: Trainer's.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: Teacher | None,
+        lm_weight: float = 0.0,
+        hidden_weight: float = 0.0,
+        stride: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        # It prints what the caller's own progress says.
+        self.remove_callback(PrinterCallback)
+        self._teacher = teacher
+        self._lm_weight = lm_weight
+        self._hidden_weight = hidden_weight
+        self._stride = stride
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss of one batch of windows, ``input_ids``  # [batch, tokens]"""
+        ids = inputs["input_ids"]
+        # The last position predicts what is not there.
+        offset = self.state.global_step % self._stride
+        positions = torch.arange(offset, ids.shape[1] - 1, self._stride, device=ids.device)
+        apart, hidden, text = self._losses(model, ids, positions)
+        loss = torch.zeros((), device=ids.device)
+        if self._lm_weight < 1:
+            loss = loss + (1 - self._lm_weight) * apart
+        if self._lm_weight > 0:
+            loss = loss + self._lm_weight * text
+        if self._hidden_weight > 0:
+            loss = loss + self._hidden_weight * hidden
+        return loss
+
+    def _losses(
+        self, model: Any, ids: Tensor, positions: Tensor, everything: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Divergence, hidden states' error and next-token loss; zero where not asked for."""
+        teacher = self._teacher
+        zero = torch.zeros((), device=ids.device)
+        # Trainer has only the student's forward pass in mixed precision.
+        with self.accelerator.autocast():
+            student = model(
+                input_ids=ids,
+                logits_to_keep=positions,
+                use_cache=False,
+                output_hidden_states=teacher is not None and teacher.wants_hidden,
+            )
+            apart, hidden = (
+                (zero, zero) if teacher is None else teacher.loss(student, ids, positions)
+            )
+        text = zero
+        if everything or self._lm_weight > 0:
+            text = next_token(student.logits.flatten(0, 1), ids[:, positions + 1].flatten())
+        return apart, hidden, text
+
+    @torch.no_grad()
+    def measure(self, windows: Tensor) -> dict[str, float]:
+        """Figures of the student as it is, over whole windows.
+
+        Args:
+            windows: token ids  # [windows, window]
+
+        Returns:
+            ``perplexity``, and ``divergence`` if there is a teacher; nothing without windows.
+        """
+        if not len(windows):
+            return {}
+        model = self.model_wrapped
+        training = model.training
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for row in windows:
+            ids = row[None].to(self.args.device)
+            positions = torch.arange(ids.shape[1] - 1, device=ids.device)
+            apart, _, text = self._losses(model, ids, positions, everything=True)
+            sums += torch.stack((apart, text)).double().cpu()
+        model.train(training)
+        apart, text = (sums / len(windows)).tolist()
+        figures = {"perplexity": math.exp(text)}
+        return figures if self._teacher is None else figures | {"divergence": apart}

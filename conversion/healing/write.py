@@ -1,0 +1,89 @@
+"""Writing a healed checkpoint: what was learned, the rest as it was."""
+
+import importlib.metadata
+import platform
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from torch import Tensor
+
+from conversion.healing.curve import PLOT, LossCurve, plot_curve
+from conversion.healing.pair import Pair
+from conversion.healing.recipe import HealingRecipe
+from conversion.healing.text import Packed
+from conversion.model_card import model_card
+from conversion.writer import CheckpointWriter, staged_folder
+from vllm_mha2mla.config import HealingInfo, Provenance, layer_layouts
+from vllm_mha2mla.version import __version__
+
+PACKAGES = ("torch", "transformers", "accelerate")
+
+
+def healed_provenance(
+    pair: Pair,
+    recipe: HealingRecipe,
+    text: Packed,
+    tokens: int,
+    before: dict[str, float],
+    after: dict[str, float],
+) -> Provenance:
+    """The checkpoint's provenance with one more healing."""
+    done = HealingInfo(
+        recipe=recipe.model_dump(),
+        teacher=pair.source.name,
+        teacher_fingerprint=pair.source.fingerprint(),
+        files=text.files,
+        fingerprint=text.fingerprint,
+        tokens=tokens,
+        versions={"vllm-mha2mla": __version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        before=before,
+        after=after,
+    )
+    known = pair.provenance
+    return known.model_copy(update={"healing": [*known.healing, done]})
+
+
+def write_healed(
+    pair: Pair,
+    learned: dict[str, Tensor],
+    provenance: Provenance,
+    curve: LossCurve,
+    out: Path,
+    overwrite: bool,
+) -> None:
+    """Write the checkpoint, each tensor in its dtype before, and the loss curve beside it.
+
+    Args:
+        pair: the checkpoint as it was.
+        learned: tensors that changed, by name.
+        provenance: of the new checkpoint.
+        curve: of the training.
+        out: the folder to create.
+        overwrite: whether it may exist.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    before = pair.checkpoint
+    config = pair.config
+    config.mha2mla = provenance.model_dump(mode="json")
+    with staged_folder(out, overwrite) as folder:
+        shards = Counter(info.shard for info in before.tensors.values())
+        writer = CheckpointWriter(folder, dict(shards))
+        try:
+            for name, info in before.tensors.items():
+                if name in learned:
+                    writer.write(name, learned[name].to(info.dtype), info.shard)
+                else:
+                    pieces = before.pieces(name)
+                    writer.write_pieces(name, pieces, info.shape, info.dtype, info.shard)
+            before.write_assets(folder)
+            shutil.copyfile(curve.path, folder / curve.path.name)
+            plot_curve(curve.path, folder / PLOT, f"healing of {pair.folder.name}")
+            card = model_card(provenance, layer_layouts(config), config.dtype)
+            writer.finish(config, card)
+        except BaseException:
+            writer.abandon()
+            raise

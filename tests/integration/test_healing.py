@@ -1,0 +1,184 @@
+"""``mha2mla heal`` on tiny models: what it trains, what it writes, how it goes on."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from tests.integration.test_conversion import run as convert
+from tests.integration.test_conversion import windows
+from tests.integration.test_layers_together import divergence
+from tests.tiny import TEXT, save_tiny
+from vllm_mha2mla.config import read_provenance
+from vllm_mha2mla.hf.llama import LlamaMLAForCausalLM
+
+WINDOW = 64
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An original, its conversion by a method that leaves much to repair, and a text."""
+    folder = tmp_path_factory.mktemp("models")
+    source = save_tiny(folder / "source")
+    recipe = {"cache_fraction": 0.3, "split": "fixed", "method": "mha2mla"}
+    convert(source, folder / "converted", **recipe)
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+def arguments(models, out, *more, tokens=40 * WINDOW):
+    return [
+        "heal", str(models / "converted"), str(out), "--teacher", str(models / "source"),
+        "--text", str(models / "text.txt"), "--tokens", str(tokens), "--window", str(WINDOW),
+        "--lr", "2e-3", *map(str, more),
+    ]  # fmt: skip
+
+
+def heal(models, out, *more, **options):
+    command = [sys.executable, "-m", "conversion.cli", *arguments(models, out, *more, **options)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return LlamaMLAForCausalLM.from_pretrained(out).eval()
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def losses(out):
+    with (out / "healing.csv").open(newline="") as file:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def original(models):
+    return LlamaForCausalLM.from_pretrained(models / "source").eval()
+
+
+def test_distillation_follows_the_teacher_and_trains_attention_only(models, tmp_path):
+    before = LlamaMLAForCausalLM.from_pretrained(models / "converted").eval()
+    after = heal(models, tmp_path / "healed")
+    assert divergence(original(models), after) < 0.8 * divergence(original(models), before)
+
+    old, new = (
+        load_file(folder / "model.safetensors")
+        for folder in (models / "converted", tmp_path / "healed")
+    )
+    assert old.keys() == new.keys()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert all(".self_attn." in name for name in changed)
+    assert not any(name.endswith("rope_inv_freq") for name in changed)
+
+    provenance = read_provenance(after.config)
+    (healing,) = provenance.healing
+    assert healing.tokens == 40 * WINDOW
+    assert healing.files == ["text.txt"]
+    assert healing.after["divergence"] < healing.before["divergence"]
+    assert healing.after["perplexity"] > 1
+    assert provenance.recipe == read_provenance(before.config).recipe
+    assert len(losses(tmp_path / "healed")) == 40
+    assert (tmp_path / "healed" / "healing.png").stat().st_size > 1000
+    assert "## Healed" in (tmp_path / "healed" / "README.md").read_text()
+    assert not (tmp_path / ".healed.healing").exists()
+
+    # A healed checkpoint can be healed again, and remembers both.
+    again = arguments(models, tmp_path / "twice", tokens=2 * WINDOW)
+    again[1] = str(tmp_path / "healed")
+    subprocess.run([sys.executable, "-m", "conversion.cli", *again], check=True, env=environment())
+    config = json.loads((tmp_path / "twice" / "config.json").read_text())
+    assert len(config["mha2mla"]["healing"]) == 2
+
+
+def test_next_tokens_of_all_weights(models, tmp_path):
+    after = heal(models, tmp_path / "healed", "--objective", "lm", "--train", "all")
+    before = LlamaMLAForCausalLM.from_pretrained(models / "converted").eval()
+    ids = windows()
+
+    def loss(model):
+        with torch.no_grad():
+            return float(model(ids, labels=ids).loss)
+
+    assert loss(after) < 0.8 * loss(before)
+    old, new = before.state_dict(), after.state_dict()
+    assert not torch.equal(old["model.norm.weight"], new["model.norm.weight"])
+    (healing,) = read_provenance(after.config).healing
+    assert healing.recipe["objective"] == "lm"
+    assert "divergence" not in healing.after
+
+
+def test_a_mix_with_hidden_states_and_a_stored_teacher(models, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: mix\nhidden_weight: 0.5\naccumulation: 2\n")
+    heal(models, tmp_path / "mixed", "--recipe", recipe)
+    # 40 windows, two to a step.
+    assert [step for step, _ in losses(tmp_path / "mixed")] == list(range(1, 21))
+
+    live = heal(models, tmp_path / "live")
+    options = ("--cache-teacher", tmp_path / "cache")
+    recipe.write_text("teacher_top_k: 256\n")
+    stored = heal(models, tmp_path / "stored", "--recipe", recipe, *options)
+    # The same but for float16 log-probabilities.
+    apart = [divergence(original(models), model) for model in (live, stored)]
+    assert apart[0] == pytest.approx(apart[1], rel=0.02)
+    pairs = zip(losses(tmp_path / "live"), losses(tmp_path / "stored"), strict=True)
+    assert all(one == pytest.approx(other, rel=0.02) for one, other in pairs)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    heal(models, tmp_path / "again", "--recipe", recipe, *options)
+    assert files == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")
+    }
+
+
+def test_killed_it_goes_on_with_the_same_curve(models, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_steps: 5\n")
+    more = ("--recipe", recipe)
+    whole = heal(models, tmp_path / "whole", *more)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "conversion.cli", *arguments(models, out, *more)]
+    for step in (5, 20):
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+        state = tmp_path / ".killed.healing" / f"checkpoint-{step}" / "trainer_state.json"
+        while not state.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+    resumed = heal(models, out, *more)
+    assert losses(out) == losses(tmp_path / "whole")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    before = [read_provenance(model.config).healing[0].before for model in (whole, resumed)]
+    assert before[0] == before[1]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_make_larger_steps(models, tmp_path):
+    # What accelerate launch runs for several processes; itself it starts only one on a CPU.
+    launched = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+        "--master_port", str(free_port()),
+        "-m", "conversion.cli", *arguments(models, tmp_path / "two"),
+    ]  # fmt: skip
+    done = subprocess.run(launched, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert [step for step, _ in losses(tmp_path / "two")] == list(range(1, 21))
+    model = LlamaMLAForCausalLM.from_pretrained(tmp_path / "two").eval()
+    (healing,) = read_provenance(model.config).healing
+    assert healing.tokens == 40 * WINDOW
+    assert healing.after["divergence"] < 0.9 * healing.before["divergence"]
