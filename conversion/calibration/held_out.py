@@ -30,6 +30,31 @@ def held_out_starts(
     return [free[(2 * index + 1) * len(free) // (2 * count)] for index in range(count)]
 
 
+def shared_grid(
+    lengths: Sequence[int], window: int, share: int, count: int
+) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Windows of both kinds on one grid, for when what is calibrated on leaves no other room.
+
+    Args:
+        lengths: of each text, tokens.
+        window: tokens per window, of both kinds.
+        share: how many windows of each text to calibrate on, at most.
+        count: how many windows to hold out, of all texts.
+
+    Returns:
+        starts to calibrate on, for each text, and text and start of each held-out window.
+    """
+    grid = [(text, start) for text, length in enumerate(lengths)
+            for start in range(0, length - window + 1, window)]  # fmt: skip
+    held_out = [grid[(2 * index + 1) * len(grid) // (2 * count)] for index in range(count)]
+    starts = []
+    for text in range(len(lengths)):
+        left = [start for owner, start in grid if owner == text and (text, start) not in held_out]
+        taken = min(share, len(left))
+        starts.append([left[index * len(left) // taken] for index in range(taken)])
+    return starts, held_out
+
+
 def _centred(begin: int, end: int, window: int) -> range:
     fitting = max(0, end - begin) // window
     first = begin + (end - begin - fitting * window) // 2

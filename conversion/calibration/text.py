@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.calibration.held_out import held_out_starts
+from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.errors import CalibrationError
 
 BUILTIN_NAME = "pydoc_data.topics"
 # Every fifth topic of the built-in text is kept out of calibration, to measure on.
 HELD_OUT_EVERY = 5
+# Part of a text's windows that may be taken from calibration.
+HELD_OUT_AT_MOST = 0.2
 # JSON-lines fields that make up a record's text; the first that is there decides.
 TEXT_FIELDS = ("text", "content")
 PROMPT_FIELDS = ("prompt", "instruction", "question", "input")
@@ -151,7 +153,8 @@ def calibration_windows(
         files: texts; none means the built-in one.
         tokens: how many tokens in all, at least.
         window: tokens per window; a shorter text gives one window of its own length.
-        held_out_tokens: how many tokens between those windows to hold out, at least.
+        held_out_tokens: how many tokens to hold out, at least: between those windows, or, where
+            they leave no room, instead of some of them.
 
     Raises:
         CalibrationError: a file cannot be used, or there is less than two tokens of text.
@@ -164,7 +167,13 @@ def calibration_windows(
     wanted = max(1, -(-tokens // window))
     share = -(-wanted // len(texts))
     tokenised = [tokenize(tokenizer, text) for text in texts]
-    starts = [_spread(ids.numel(), window, share) for ids in tokenised]
+    lengths = [ids.numel() for ids in tokenised]
+    starts = [_spread(length, window, share) for length in lengths]
+    apart = -(-held_out_tokens // window)
+    places = held_out_starts(list(zip(lengths, starts, strict=True)), window, apart)
+    fitting = sum(length // window for length in lengths)
+    if len(places) < apart and HELD_OUT_AT_MOST * fitting >= apart:
+        starts, places = shared_grid(lengths, window, share, apart)
     chosen = [
         ids[start : start + window]
         for ids, taken in zip(tokenised, starts, strict=True)
@@ -175,8 +184,6 @@ def calibration_windows(
     if length < 2:
         raise CalibrationError("calibration text: fewer than two tokens; give more text")
     stacked = torch.stack([ids[:length] for ids in full])
-    lengths = [(ids.numel(), taken) for ids, taken in zip(tokenised, starts, strict=True)]
-    places = held_out_starts(lengths, window, -(-held_out_tokens // window))
     return Windows(
         ids=stacked,
         held_out=torch.stack([tokenised[text][at : at + window] for text, at in places])

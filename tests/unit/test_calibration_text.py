@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion.calibration.held_out import held_out_starts
+from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.text import (
     builtin_text,
     calibration_windows,
@@ -113,6 +113,26 @@ def test_held_out_windows_are_spread_over_the_room_there_is():
     assert held_out_starts([(100, (0, 50))], 10, 2) == [(0, 30), (0, 80)]
     assert held_out_starts([(100, (0, 50)), (15, (0,))], 10, 1) == [(0, 60)]
     assert held_out_starts([(35, (0, 25))], 10, 3) == [(0, 12)]
+
+
+def test_where_calibration_takes_all_some_of_it_is_held_out():
+    starts, places = shared_grid([55, 30], 10, 9, 2)
+    # The grid: 0 to 40 of the first text, 0 to 20 of the second.
+    assert places == [(0, 20), (1, 10)]
+    assert starts == [[0, 10, 30, 40], [0, 20]]
+    assert shared_grid([55, 30], 10, 2, 2)[0] == [[0, 30], [0, 20]]
+
+
+def test_a_text_used_to_its_end_still_holds_something_out(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT[:3000])
+    windows = calibration_windows(tiny_tokenizer(), [file], 3000, 100, 300)
+    assert windows.held_out.shape == (3, 100)
+    assert windows.ids.shape == (27, 100)
+    few = calibration_windows(tiny_tokenizer(), [file], 1000, 100, 300)
+    assert few.ids.shape == (10, 100)
+    # More than a fifth is not taken away.
+    assert len(calibration_windows(tiny_tokenizer(), [file], 3000, 100, 900).held_out) == 0
 
 
 def test_evaluation_windows_do_not_overlap():
