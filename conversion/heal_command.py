@@ -22,12 +22,12 @@ def heal_command(
     output: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
     teacher: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
     text: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             help="Text to train on, .txt or .jsonl; records with messages go through the model's "
-            "chat template. Repeatable."
+            "chat template. Repeatable. Default: one that Python carries."
         ),
-    ],
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help=_help("tokens"))] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML recipe; options given here win over it.")
@@ -68,7 +68,7 @@ def heal_command(
         checkpoint=checkpoint,
         out=output,
         teacher=teacher,
-        text=tuple(text),
+        text=tuple(text or ()),
         cache_teacher=cache_teacher,
         tensorboard=tensorboard,
         restart=restart,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.calibration.text import read_text, tokenize
+from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, tokenize
 from conversion.errors import CalibrationError
 
 
@@ -42,7 +42,7 @@ def packed_windows(
     Args:
         tokenizer: the model's.
         files: texts, ``.txt`` or ``.jsonl``; records with ``messages`` go through the model's chat
-            template.
+            template. None means the built-in one.
         tokens: how many to train on, at most.
         window: tokens per window.
         held_out_tokens: how many to hold out, of all parts of the text; none of a text of which
@@ -52,17 +52,19 @@ def packed_windows(
         CalibrationError: a file cannot be used, or together they have not one window.
     """
     end = tokenizer.eos_token_id
+    texts = [read_text(path, tokenizer) for path in files] or [builtin_text("calibration")]
+    names = [path.name for path in files] or [BUILTIN_NAME]
     parts: list[Tensor] = []
-    for path in files:
-        parts.append(tokenize(tokenizer, read_text(path, tokenizer)))
+    for text in texts:
+        parts.append(tokenize(tokenizer, text))
         if end is not None:
             parts.append(torch.tensor([end]))
     ids = torch.cat(parts)
     count = ids.numel() // window
     if count < 1:
-        names = ", ".join(path.name for path in files)
         raise CalibrationError(
-            f"{names}: {ids.numel()} tokens are less than one window of {window}; give more text"
+            f"{', '.join(names)}: {ids.numel()} tokens are less than one window of {window}; give "
+            "more text"
         )
     windows = ids[: count * window].view(count, window)
     apart = -(-held_out_tokens // window)
@@ -73,7 +75,7 @@ def packed_windows(
     train = train[_evenly(len(train), max(1, tokens // window))]
     held_out = windows[held]
     digest = hashlib.sha256(train.numpy().tobytes() + held_out.numpy().tobytes())
-    return Packed(train, held_out, [path.name for path in files], digest.hexdigest())
+    return Packed(train, held_out, names, digest.hexdigest())
 
 
 def _evenly(count: int, wanted: int) -> Tensor:

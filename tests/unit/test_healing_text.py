@@ -54,6 +54,12 @@ def test_messages_go_through_the_chat_template(tmp_path):
     assert text.startswith("<user>Hello there")
 
 
+def test_without_files_it_is_the_built_in_text():
+    packed = pack([], tokens=640)
+    assert packed.ids.shape == (20, 32)
+    assert packed.files == ["pydoc_data.topics"]
+
+
 def test_less_than_a_window_is_refused(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("short")
