@@ -42,7 +42,7 @@ Source fingerprint: `{fingerprint}`. Versions: {versions}.
 HEALING = """
 ## Healed
 
-On {tokens} tokens of {files}, with `{teacher}` ({fingerprint}) as teacher.
+On {tokens} tokens of {files}, with `{teacher}` ({fingerprint}) as teacher{stored}.
 
 ```yaml
 {recipe}
@@ -86,6 +86,9 @@ def _healing(done: HealingInfo) -> str:
         files=", ".join(done.files),
         teacher=done.teacher,
         fingerprint=done.teacher_fingerprint[:12],
+        stored=f", of each prediction the likeliest {done.stored_top_k} tokens"
+        if done.stored_top_k
+        else "",
         recipe=yaml.safe_dump(done.recipe, sort_keys=False).strip(),
         figures=", ".join(changes) or "nothing was held out",
     )

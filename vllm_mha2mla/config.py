@@ -82,6 +82,8 @@ class HealingInfo(BaseModel):
     files: list[str]
     fingerprint: str
     tokens: int
+    stored_top_k: int | None = None
+    """Predictions kept per position where the teacher's were stored; ``None``: it was asked."""
     versions: dict[str, str] = {}
     before: dict[str, float] = {}
     after: dict[str, float] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -104,14 +105,20 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _records(text: str, path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines, which also cuts where JSON may hold a separator of Unicode's.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except ValueError as error:
             raise CalibrationError(f"{path}: line {number} is not JSON ({error})") from error
-        body = _record_text(record, tokenizer)
+        try:
+            body = _record_text(record, tokenizer)
+        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+            raise CalibrationError(
+                f"{path}: line {number}: messages do not fit the model's chat template ({error})"
+            ) from error
         if body is None:
             raise CalibrationError(
                 f"{path}: line {number} has none of the fields text, messages, or "

@@ -47,6 +47,7 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         folder: where the states are saved.
         steps: how many.
     """
+    logging_steps = max(1, steps // POINTS)
     return TrainingArguments(
         **common_arguments(folder, steps),
         per_device_train_batch_size=recipe.batch_size,
@@ -63,9 +64,11 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         },
         warmup_steps=round(recipe.warmup * steps),
         logging_strategy="steps",
-        logging_steps=max(1, steps // POINTS),
+        logging_steps=logging_steps,
         save_strategy="steps",
-        save_steps=recipe.save_steps,
+        # Where the curve has a point: a mean of losses begins anew after an interruption.
+        save_steps=-(-recipe.save_steps // logging_steps) * logging_steps,
         save_total_limit=2,
+        train_sampling_strategy="sequential",
         seed=recipe.seed,
     )

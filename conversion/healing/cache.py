@@ -1,6 +1,5 @@
 """A teacher's predictions on disk, so that repeated runs don't pay for them twice."""
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -83,12 +82,13 @@ class TeacherCache:
             staged.replace(path)
         except (OSError, SafetensorError) as error:
             staged.unlink(missing_ok=True)
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full" if full or "28" in str(error) else str(error)
             raise HealingError(
-                f"--cache-teacher {self._folder.parent}: cannot be written ({reason}); free some "
+                f"--cache-teacher {self._folder.parent}: cannot be written ({error}); free some "
                 "space, choose another folder, or leave the option out"
             ) from error
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A window's predictions.

@@ -71,6 +71,27 @@ class RecordCurve(TrainerCallback):
             self._curve.append(state.log_history[-1])
 
 
+class UseRate(TrainerCallback):
+    """Goes on with the learning rate of now, where a saved state has that of before."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Change it if it differs."""
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        for index, base in enumerate(schedule.base_lrs):
+            group = optimizer.param_groups[index]
+            group["lr"] *= args.learning_rate / base
+            group["initial_lr"] = schedule.base_lrs[index] = args.learning_rate
+            schedule._last_lr[index] = group["lr"]
+
+
 class StopWhenNotFinite(TrainerCallback):
     """Stops before a step would write NaN or infinite numbers into the weights.
 
@@ -90,9 +111,11 @@ class StopWhenNotFinite(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Look at every gradient: a loss that is not finite gives such gradients too."""
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                raise HealingError(
-                    f"step {state.global_step + 1}: the gradient of {name} is NaN or infinite; "
-                    f"{self._kept()}"
-                )
+        gradients = (parameter.grad for parameter in model.parameters())
+        if not all(
+            bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None
+        ):
+            raise HealingError(
+                f"step {state.global_step + 1}: loss or gradients are NaN or infinite; "
+                f"{self._kept()}"
+            )

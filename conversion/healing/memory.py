@@ -42,6 +42,12 @@ def healing_bytes(student: Any, teacher: Any, recipe: HealingRecipe, rounded: bo
     return max(whole, held + _activations(student.config, recipe))
 
 
+def asking_bytes(teacher: Any, window: int) -> int:
+    """About how much it takes to store a teacher's predictions, a window at a time."""
+    logits = window * int(teacher.config.vocab_size)
+    return (_numbers(teacher) + LOGITS * logits) * FLOAT32
+
+
 def _activations(config: Any, recipe: HealingRecipe) -> int:
     tokens = recipe.batch_size * recipe.window
     widest = max(layout.width for layout in layer_layouts(config))

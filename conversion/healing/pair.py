@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from conversion.errors import HealingError
 from conversion.families import FAMILIES
 from conversion.healing.arguments import rounds_products
-from conversion.healing.memory import check_memory, healing_bytes
+from conversion.healing.memory import asking_bytes, check_memory, healing_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import Packed
@@ -71,6 +71,9 @@ class Pair:
                 f"{self.source.name}: its hidden states have another shape than the checkpoint's; "
                 "leave hidden_weight at 0"
             )
+        limit = min(theirs.max_position_embeddings, ours.max_position_embeddings)
+        if self._recipe.window > limit:
+            raise HealingError(f"window {self._recipe.window}: the models take {limit} tokens")
 
     def check_text(self, text: Packed) -> None:
         """Whether the model has an embedding for every token.
@@ -78,14 +81,18 @@ class Pair:
         Raises:
             HealingError: it does not.
         """
-        if int(text.ids.max()) >= self.config.vocab_size:
+        if int(torch.cat((text.ids, text.held_out)).max()) >= self.config.vocab_size:
             raise HealingError(
                 f"{self.folder}: the tokenizer makes ids beyond the vocabulary of "
                 f"{self.config.vocab_size}; it belongs to another model"
             )
 
-    def check_memory(self, stored_teacher: bool) -> None:
+    def check_memory(self, stored_teacher: bool, processes: int) -> None:
         """Say how much memory it takes.
+
+        Args:
+            stored_teacher: whether the teacher is only asked before the training.
+            processes: how many share the machine.
 
         Raises:
             HealingError: more than there is.
@@ -93,9 +100,13 @@ class Pair:
         family = next(f for f in FAMILIES.values() if isinstance(self.config, f.config_class))
         with torch.device("meta"):
             student = family.converted_causal_lm(self.config)
-            asked = self._recipe.needs_teacher and not stored_teacher
-            teacher = self.source.family.causal_lm(self.source.config) if asked else None
+            original = self.source.family.causal_lm(self.source.config)
+        teacher = original if self._recipe.needs_teacher and not stored_teacher else None
         needed = healing_bytes(student, teacher, self._recipe, rounds_products())
+        if stored_teacher:
+            needed = max(needed, asking_bytes(original, self._recipe.window))
+        # On a CPU all share its memory.
+        needed *= 1 if torch.cuda.is_available() else processes
         logger.info("about %.1f GiB of memory are needed", needed / 2**30)
         check_memory(needed)
 
@@ -110,23 +121,21 @@ class Pair:
         set_attention(teacher, device.type)
         return teacher.to(device)
 
-    def load_student(self, device: torch.device, teacher: Any | None, sharded: bool) -> Any:
+    def load_student(self, device: torch.device, teacher: Any | None) -> Any:
         """The converted model, float32, ready to learn.
 
         Args:
             device: where it trains.
-            teacher: shares what does not learn, unless the student is cut in shards.
-            sharded: whether it will be.
+            teacher: shares what does not learn.
         """
         student, _ = load_converted(self.folder, torch.float32)
         set_attention(student, device.type)
         choose_trainable(student, self._recipe.train == "all")
         student.to(device)
-        if not sharded:
-            if rounds_products():
-                for model in (student, teacher):
-                    if model is not None:
-                        round_frozen(model)
-            if teacher is not None:
-                share_frozen(student, teacher)
+        if rounds_products():
+            for model in (student, teacher):
+                if model is not None:
+                    round_frozen(model)
+        if teacher is not None:
+            share_frozen(student, teacher)
         return student

@@ -73,6 +73,8 @@ class HealingRecipe(BaseModel):
     def _shares_fit(self) -> "HealingRecipe":
         if self.warmup + self.decay > 1:
             raise ValueError("warmup and decay are shares of the same steps: at most 1 together")
+        if self.stride >= self.window:
+            raise ValueError("stride must be less than window, or nothing of a window is compared")
         return self
 
     @property
@@ -93,4 +95,7 @@ def make_healing_recipe(file: Path | None, **options: Any) -> HealingRecipe:
         RecipeError: unreadable file, unknown key, or a value out of range.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    return validated(HealingRecipe, read_yaml(file) | given, file)
+    values = read_yaml(file)
+    # An option's mistake is not the file's.
+    validated(HealingRecipe, values, file)
+    return validated(HealingRecipe, values | given, None)

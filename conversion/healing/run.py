@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from conversion.errors import HealingError
-from conversion.healing.arguments import healing_arguments
+from conversion.healing.arguments import healing_arguments, rounds_products
 from conversion.healing.cache import TeacherCache
 from conversion.healing.curve import LossCurve
 from conversion.healing.pair import Pair
@@ -26,6 +26,8 @@ from conversion.healing.write import healed_provenance, write_healed
 from conversion.memory import keep_freed_memory
 from conversion.progress import Progress
 from conversion.writer import check_output
+
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 logger = logging.getLogger(__name__)
 
@@ -82,33 +84,41 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     states = States(asked.out)
     step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * _processes()
     steps = max(1, recipe.tokens // step_tokens)
+    stored = asked.cache_teacher is not None and recipe.needs_teacher
     arguments = _arguments(recipe, states, steps)
     if not arguments.should_save:
         progress = Progress(None)
     passes = steps * step_tokens / text.ids.numel()
     logger.info("%d steps of %d tokens, %.1f times the text", steps, step_tokens, passes)
-    pair.check_memory(asked.cache_teacher is not None)
+    pair.check_memory(stored, _processes())
     run = {
-        "recipe": recipe.model_dump(),
+        # A run may go on with another rate: the way out when its numbers ran away.
+        "recipe": recipe.model_dump(exclude={"lr"}),
         "checkpoint": pair.checkpoint.fingerprint(),
         "teacher": pair.source.fingerprint(),
         "text": text.fingerprint,
         "steps": steps,
+        "number of processes": _processes(),
+        "way of asking the teacher": "stored" if stored else "asked",
+        "precision": "bfloat16" if rounds_products() else "float32",
     }
     keep_freed_memory()
     with states.claimed(run, asked.restart) if arguments.should_save else nullcontext():
         PartialState().wait_for_everyone()
         teacher, model = _teacher(pair, recipe, asked, text, arguments, progress)
-        student = pair.load_student(arguments.device, model, _is_sharded())
+        student = pair.load_student(arguments.device, model)
         curve = LossCurve(states.folder, step_tokens)
         training = Training(student, teacher, text, recipe, arguments, states, curve)
-        learned = training.run(asked.tensorboard, step_tokens, progress)
+        dtypes = {name: info.dtype for name, info in pair.checkpoint.tensors.items()}
+        learned = training.run(dtypes, asked.tensorboard, step_tokens, progress)
         if arguments.should_save:
             tokens = steps * step_tokens
             before, after = training.before, training.after
-            provenance = healed_provenance(pair, recipe, text, tokens, before, after)
+            provenance = healed_provenance(pair, recipe, text, tokens, stored, before, after)
             write_healed(pair, learned, provenance, curve, asked.out, asked.overwrite)
             states.remove()
+            for name, value in before.items():
+                logger.info("%s on held-out text: %.4f to %.4f", name, value, after[name])
         PartialState().wait_for_everyone()
 
 
@@ -117,21 +127,26 @@ def _check_options(asked: Healing, recipe: HealingRecipe) -> None:
         raise HealingError(
             "--cache-teacher: hidden states are not stored; leave it out or set hidden_weight to 0"
         )
-    if asked.tensorboard is not None and find_spec("tensorboard") is None:
+    if asked.cache_teacher is not None and not recipe.needs_teacher:
+        raise HealingError(f"--cache-teacher: objective {recipe.objective} asks no teacher")
+    if any(os.environ.get(name, "false") == "true" for name in SHARDING):
+        raise HealingError(
+            "accelerate launch: FSDP and DeepSpeed cut the model in shards, which healing does not "
+            "do in this release; launch with plain data parallelism (--multi_gpu)"
+        )
+    if asked.tensorboard is None:
+        return
+    if find_spec("tensorboard") is None:
         raise HealingError("--tensorboard needs tensorboard; install with: pip install tensorboard")
+    try:
+        asked.tensorboard.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HealingError(f"--tensorboard {asked.tensorboard}: {error.strerror}") from error
 
 
 def _processes() -> int:
     """How many processes ``accelerate launch`` started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _is_sharded() -> bool:
-    """Whether ``accelerate launch`` cuts the student in shards."""
-    return any(
-        os.environ.get(name, "false") == "true"
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
 
 
 def _arguments(recipe: HealingRecipe, states: States, steps: int) -> TrainingArguments:
@@ -157,9 +172,11 @@ def _teacher(
         return LiveTeacher(model, recipe.hidden_weight > 0), model
     cache = TeacherCache(asked.cache_teacher, pair.source.fingerprint(), recipe.teacher_top_k)
     missing = cache.missing(torch.cat((text.ids, text.held_out)))
+    # All have looked before one writes: each takes its part of the same list.
+    PartialState().wait_for_everyone()
     if missing:
         logger.info("up to %.2f GiB for %s", cache.bytes_of(missing) / 2**30, asked.cache_teacher)
         mine = missing[arguments.process_index :: arguments.world_size]
         cache.fill(mine, pair.load_teacher(arguments.device), pair.products, progress)
-        PartialState().wait_for_everyone()
+    PartialState().wait_for_everyone()
     return StoredTeacher(cache), None

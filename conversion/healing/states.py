@@ -1,6 +1,7 @@
 """States of a healing that is under way, to go on from after any end."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from conversion.errors import HealingError
 from conversion.writer import locked
+
+logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 
@@ -31,6 +34,8 @@ class States:
     def claimed(self, run: dict[str, Any], restart: bool) -> Iterator[None]:
         """Make the folder this run's, or go on with it; other processes are kept out.
 
+        What ends the block before anything was saved leaves no folder.
+
         Args:
             run: all that decides what comes out.
             restart: whether another run's states may go.
@@ -38,8 +43,6 @@ class States:
         Raises:
             HealingError: another run's states are there.
             OutputError: another process is at it.
-
-        What ends the block before anything was saved leaves no folder.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +64,11 @@ class States:
             try:
                 yield
             except BaseException:
-                if self.last() is None:
+                last = self.last()
+                if last is None:
                     self.remove()
+                else:
+                    logger.info("%s: kept; the same command goes on from step %d", last, step(last))
                 raise
 
     @property
@@ -84,6 +90,8 @@ class States:
 
     def remove(self) -> None:
         """All is done."""
+        # First what makes it a run: half a folder must not look like one.
+        (self.folder / RUN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _saved(self) -> list[Path]:
@@ -92,7 +100,7 @@ class States:
             for folder in self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
             if folder.name.rpartition("-")[2].isdecimal()
         ]
-        return sorted(found, key=_step, reverse=True)
+        return sorted(found, key=step, reverse=True)
 
     def _noted(self) -> dict[str, Any] | None:
         try:
@@ -107,6 +115,7 @@ class States:
         staged.replace(self.folder / RUN)
 
     def _empty(self) -> None:
+        (self.folder / RUN).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -114,7 +123,8 @@ class States:
                 path.unlink()
 
 
-def _step(folder: Path) -> int:
+def step(folder: Path) -> int:
+    """After which step a state was saved."""
     return int(folder.name.rpartition("-")[2])
 
 
@@ -124,4 +134,4 @@ def _is_whole(folder: Path) -> bool:
         state = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(state.get("global_step") == _step(folder))
+    return bool(state.get("global_step") == step(folder))

@@ -70,11 +70,11 @@ class StoredTeacher:
 
     def loss(self, student: Any, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`Teacher.loss`; hidden states are not stored."""
-        at = positions.cpu()
+        at = positions.cpu()  # [positions]
         rows = [self._cache.read(row) for row in ids.cpu()]
         tokens, log_p, rest = (
             torch.cat([part[at] for part in parts]).to(ids.device)
             for parts in zip(*rows, strict=True)
-        )
+        )  # [batch * positions, k] twice, [batch * positions]
         apart = top_divergence(student.logits.flatten(0, 1), tokens, log_p, rest)
         return apart, apart.new_zeros(())

@@ -45,8 +45,7 @@ def packed_windows(
             template. None means the built-in one.
         tokens: how many to train on, at most.
         window: tokens per window.
-        held_out_tokens: how many to hold out, of all parts of the text; none of a text of which
-            that would be more than a fifth.
+        held_out_tokens: how many to hold out, of all parts of the text; at most a fifth of it.
 
     Raises:
         CalibrationError: a file cannot be used, or together they have not one window.
@@ -54,22 +53,22 @@ def packed_windows(
     end = tokenizer.eos_token_id
     texts = [read_text(path, tokenizer) for path in files] or [builtin_text("calibration")]
     names = [path.name for path in files] or [BUILTIN_NAME]
-    parts: list[Tensor] = []
+    parts: list[Tensor] = []  # each [tokens]
     for text in texts:
         parts.append(tokenize(tokenizer, text))
         if end is not None:
             parts.append(torch.tensor([end]))
-    ids = torch.cat(parts)
+    ids = torch.cat(parts)  # [tokens]
     count = ids.numel() // window
     if count < 1:
         raise CalibrationError(
             f"{', '.join(names)}: {ids.numel()} tokens are less than one window of {window}; give "
             "more text"
         )
-    windows = ids[: count * window].view(count, window)
+    windows = ids[: count * window].view(count, window)  # [windows, window]
     apart = -(-held_out_tokens // window)
-    held = _evenly(count, apart if 5 * apart <= count else count // 5)
-    others = torch.ones(count, dtype=torch.bool)
+    held = _evenly(count, min(apart, count // 5))  # [held-out windows]
+    others = torch.ones(count, dtype=torch.bool)  # [windows]
     others[held] = False
     train = windows[others]
     train = train[_evenly(len(train), max(1, tokens // window))]
@@ -78,7 +77,27 @@ def packed_windows(
     return Packed(train, held_out, names, digest.hexdigest())
 
 
+def in_order(ids: Tensor, wanted: int, seed: int) -> Tensor:
+    """So many windows in the order they are trained on: all in a random order, then all again.
+
+    One sequence for the whole training, whatever a step takes of it: every step is whole, and a
+    step that is done is done whatever comes after an interruption.
+
+    Args:
+        ids: windows  # [windows, window]
+        wanted: how many.
+        seed: of the order.
+
+    Returns:
+        numbers of windows  # [wanted]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-wanted // len(ids))
+    orders = [torch.randperm(len(ids), generator=generator) for _ in range(passes)]
+    return torch.cat(orders)[:wanted]
+
+
 def _evenly(count: int, wanted: int) -> Tensor:
-    """``wanted`` of ``count`` places, or all of them, each in the middle of its share."""
+    """``wanted`` of ``count`` places, or all, each in the middle of its share  # [wanted]"""
     wanted = min(wanted, count)
     return ((2 * torch.arange(wanted) + 1) * count).div(2 * max(1, wanted), rounding_mode="floor")

@@ -1,24 +1,26 @@
 """The training of a healing: Trainer with what watches it."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from conversion.errors import HealingError
-from conversion.healing.callbacks import RecordCurve, ShowProgress, StopWhenNotFinite
+from conversion.healing.callbacks import RecordCurve, ShowProgress, StopWhenNotFinite, UseRate
 from conversion.healing.curve import LossCurve
 from conversion.healing.recipe import HealingRecipe
-from conversion.healing.states import States
+from conversion.healing.states import States, step
 from conversion.healing.teacher import Teacher
-from conversion.healing.text import Packed
+from conversion.healing.text import Packed, in_order
 from conversion.healing.trainer import HealingTrainer
 from conversion.progress import Progress
+from vllm_mha2mla.errors import MHA2MLAError
 
 
 class Training:
@@ -35,7 +37,7 @@ class Training:
 
     Attributes:
         before: figures on held-out text before the training.
-        after: and after it.
+        after: and after it, of the weights in the dtype they are written in.
     """
 
     def __init__(
@@ -53,7 +55,11 @@ class Training:
         self._held_out = text.held_out
         self._states = states
         self._curve = curve
+        self._last = states.last()
+        self._begun = False
         weights = {"distill": 0.0, "lm": 1.0, "mix": recipe.lm_weight}
+        windows = arguments.max_steps * arguments.gradient_accumulation_steps
+        windows *= arguments.train_batch_size * arguments.world_size
         self._trainer = HealingTrainer(
             model=student,
             teacher=teacher,
@@ -61,45 +67,61 @@ class Training:
             hidden_weight=recipe.hidden_weight,
             stride=recipe.stride,
             args=arguments,
-            train_dataset=[{"input_ids": row} for row in text.ids],
+            train_dataset=[
+                {"input_ids": text.ids[index]} for index in in_order(text.ids, windows, recipe.seed)
+            ],
         )
 
-    def run(self, tensorboard: Path | None, tokens: int, progress: Progress) -> dict[str, Tensor]:
+    def run(
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        tensorboard: Path | None,
+        tokens: int,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
         """Train.
 
         Args:
+            dtypes: in which tensors are written, by name.
             tensorboard: folder of TensorBoard's log, if there is to be one.
             tokens: per step, on all devices.
             progress: told about every step.
 
         Returns:
-            what was learned, by name, on the CPU; empty where another process writes.
+            what was learned, by name, on the CPU.
 
         Raises:
-            HealingError: the numbers ran away.
+            HealingError: the numbers ran away, or a state cannot be saved or read.
         """
         trainer = self._trainer
-        names = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
-        last = self._states.last()
         with progress.task("Healing", trainer.args.max_steps) as advance:
             for callback in (
-                _AtStart(self._measure_before),
+                UseRate(),
+                _AtStart(self._begin),
                 ShowProgress(advance, tokens),
                 RecordCurve(self._curve),
                 StopWhenNotFinite(self._kept),
             ):
                 trainer.add_callback(callback)
-            if tensorboard is not None:
-                trainer.add_callback(_tensorboard(tensorboard))
-            with _saving(self._states.folder):
-                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            if tensorboard is not None and trainer.args.should_save:
+                trainer.add_callback(_tensorboard(tensorboard, self._last))
+            with self._errors_of_states():
+                trainer.train(resume_from_checkpoint=self._last and str(self._last))
+        learned = {
+            name: parameter.data
+            for name, parameter in trainer.model.named_parameters()
+            if parameter.requires_grad
+        }
+        for name, tensor in learned.items():
+            tensor.copy_(tensor.to(dtypes[name]))
         self.after = trainer.measure(self._held_out)
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        if not trainer.args.should_save:
-            return {}
-        return {name: state[name].detach().cpu() for name in names}
+        finite = all(bool(tensor.isfinite().all()) for tensor in learned.values())
+        if not finite or not all(map(math.isfinite, self.after.values())):
+            raise HealingError(f"the trained weights are NaN or infinite; {self._kept()}")
+        return {name: tensor.cpu() for name, tensor in learned.items()}
 
-    def _measure_before(self) -> None:
+    def _begin(self) -> None:
+        self._begun = True
         known = self._states.before
         self.before = self._trainer.measure(self._held_out) if known is None else known
         if known is None and self._trainer.args.should_save:
@@ -107,8 +129,32 @@ class Training:
 
     def _kept(self) -> str:
         last = self._states.last()
-        kept = "nothing was saved yet" if last is None else f"the last good state is in {last}"
-        return f"{kept}; start again with a lower --lr and --restart"
+        if last is None:
+            return "nothing was saved yet; start again with a lower --lr"
+        return (
+            f"the state of step {step(last)} is kept in {last}; a lower --lr goes on from there, "
+            "with --restart from the beginning"
+        )
+
+    @contextmanager
+    def _errors_of_states(self) -> Iterator[None]:
+        """What Trainer raises when a state cannot be read or written, as ours."""
+        try:
+            yield
+        except MHA2MLAError:
+            raise
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if self._last is not None and not self._begun:
+                raise HealingError(
+                    f"{self._last}: cannot be read ({reason}); drop it with --restart"
+                ) from error
+            if not _is_of_writing(error):
+                raise
+            raise HealingError(
+                f"{self._states.folder}: a state cannot be saved ({reason}); free some space, and "
+                "the same command goes on from the last one"
+            ) from error
 
 
 class _AtStart(TrainerCallback):
@@ -119,23 +165,19 @@ class _AtStart(TrainerCallback):
         self._action()
 
 
-def _tensorboard(folder: Path) -> TrainerCallback:
+def _is_of_writing(error: Exception) -> bool:
+    # safetensors and torch.save have no errors of their own for it.
+    said = ("PytorchStreamWriter", "inline_container", "SafetensorError", "I/O error")
+    return isinstance(error, OSError) or any(
+        word in f"{type(error).__name__}: {error}" for word in said
+    )
+
+
+def _tensorboard(folder: Path, last: Path | None) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
 
-    callback: TrainerCallback = TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+    purge = None if last is None else step(last) + 1
+    callback: TrainerCallback = TensorBoardCallback(
+        SummaryWriter(log_dir=str(folder), purge_step=purge)
+    )
     return callback
-
-
-@contextmanager
-def _saving(folder: Path) -> Iterator[None]:
-    """Trainer's own errors when a state cannot be written, as ours."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save has no error of its own.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise HealingError(
-            f"{folder}: a state cannot be saved ({str(error).splitlines()[0]}); free some space, "
-            "and the same command goes on from the last one"
-        ) from error

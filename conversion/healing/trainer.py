@@ -1,6 +1,5 @@
 """transformers' Trainer with the losses of healing."""
 
-import math
 from typing import Any
 
 import torch
@@ -47,7 +46,8 @@ class HealingTrainer(Trainer):
         ids = inputs["input_ids"]
         # The last position predicts what is not there.
         offset = self.state.global_step % self._stride
-        positions = torch.arange(offset, ids.shape[1] - 1, self._stride, device=ids.device)
+        last = ids.shape[1] - 1
+        positions = torch.arange(offset, last, self._stride, device=ids.device)  # [positions]
         apart, hidden, text = self._losses(model, ids, positions)
         loss = torch.zeros((), device=ids.device)
         if self._lm_weight < 1:
@@ -95,13 +95,14 @@ class HealingTrainer(Trainer):
         model = self.model_wrapped
         training = model.training
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64)  # divergence, next-token loss
         for row in windows:
-            ids = row[None].to(self.args.device)
-            positions = torch.arange(ids.shape[1] - 1, device=ids.device)
+            ids = row[None].to(self.args.device)  # [1, window]
+            positions = torch.arange(ids.shape[1] - 1, device=ids.device)  # [window - 1]
             apart, _, text = self._losses(model, ids, positions, everything=True)
             sums += torch.stack((apart, text)).double().cpu()
         model.train(training)
         apart, text = (sums / len(windows)).tolist()
-        figures = {"perplexity": math.exp(text)}
+        # Not math.exp, which raises where this is infinite.
+        figures = {"perplexity": float(torch.tensor(text).exp())}
         return figures if self._teacher is None else figures | {"divergence": apart}

@@ -25,10 +25,11 @@ def healed_provenance(
     recipe: HealingRecipe,
     text: Packed,
     tokens: int,
+    stored: bool,
     before: dict[str, float],
     after: dict[str, float],
 ) -> Provenance:
-    """The checkpoint's provenance with one more healing."""
+    """The checkpoint's provenance with one more healing, of so many tokens."""
     done = HealingInfo(
         recipe=recipe.model_dump(),
         teacher=pair.source.name,
@@ -36,6 +37,7 @@ def healed_provenance(
         files=text.files,
         fingerprint=text.fingerprint,
         tokens=tokens,
+        stored_top_k=recipe.teacher_top_k if stored else None,
         versions={"vllm-mha2mla": __version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         before=before,

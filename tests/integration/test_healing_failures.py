@@ -1,14 +1,18 @@
 """``mha2mla heal`` where it cannot start or go on: one line, exit code 2, no checkpoint."""
 
+import csv
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from conversion.healing import memory
+from conversion.healing.callbacks import ShowProgress
 from tests.integration.test_conversion import run as convert
 from tests.integration.test_healing import environment
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
@@ -110,44 +114,127 @@ def test_too_little_memory(monkeypatch, refused):
     assert "GiB are free; lower window or batch_size" in refused()
 
 
-def test_numbers_that_run_away_keep_the_last_good_state(mha2mla, models, tmp_path):
+def test_numbers_that_run_away_keep_the_last_state(mha2mla, models, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    # No warm-up, no decay: the first steps are as long as they get.
-    recipe.write_text("save_steps: 1\nwarmup: 0\ndecay: 0\n")
-    result = mha2mla(*arguments(models, tmp_path / "out", "--recipe", recipe, "--lr", 1e30))
+    recipe.write_text("save_steps: 1\nwarmup: 1\ndecay: 0\n")
+    # The first step of a warm-up has no length, the second is far too long.
+    asked = arguments(models, tmp_path / "out", "--recipe", recipe)
+    result = mha2mla(*asked, "--lr", 1e38)
     assert result.returncode == 2, result.stderr
     line = result.stderr.strip().splitlines()[-1]
-    assert "is NaN or infinite" in line
-    assert "--restart" in line
+    assert "loss or gradients are NaN or infinite" in line
     assert not (tmp_path / "out").exists()
     kept = tmp_path / ".out.healing"
     assert str(kept) in line
-    # The other recipe is refused until told to drop it.
-    again = arguments(models, tmp_path / "out", "--recipe", recipe)
-    result = mha2mla(*again)
-    assert result.returncode == 2
-    assert "with another recipe" in result.stderr
-    assert mha2mla(*again, "--restart").returncode == 0
+    last = max(int(path.name.rpartition("-")[2]) for path in kept.glob("checkpoint-*"))
+    assert f"the state of step {last} is kept" in line
+    # What is lost is lost: from the beginning, with what the message says.
+    assert mha2mla(*asked, "--restart", "--lr", 1e-3).returncode == 0
     assert (tmp_path / "out" / "config.json").exists()
     assert not kept.exists()
 
 
-def test_a_disk_that_fills_up(models, tmp_path):
-    # A limit on the size of a file stands in for a full disk: the same write fails.
-    def limit():
+def interrupt_at(number, monkeypatch):
+    """A Ctrl-C at the end of one step."""
+    step_end = ShowProgress.on_step_end
+
+    def stop(self, arguments, state, control, **kwargs):
+        step_end(self, arguments, state, control, **kwargs)
+        if state.global_step == number:
+            monkeypatch.setattr(ShowProgress, "on_step_end", step_end)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShowProgress, "on_step_end", stop)
+
+
+def test_interrupted_it_says_how_to_go_on(mha2mla, models, tmp_path, monkeypatch, caplog):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_steps: 2\n")
+    asked = arguments(models, tmp_path / "out", "--recipe", recipe)
+    interrupt_at(5, monkeypatch)
+    with caplog.at_level("INFO"):
+        assert mha2mla(*asked).returncode == 130
+    assert "the same command goes on from step 4" in caplog.text
+    kept = tmp_path / ".out.healing"
+    assert not (tmp_path / "out").exists()
+    # Not with another text; with another rate, as after numbers that ran away.
+    (tmp_path / "other.txt").write_text(TEXT[:5000])
+    result = mha2mla(*asked, "--text", tmp_path / "other.txt")
+    assert result.returncode == 2
+    assert "an interrupted healing with another text" in result.stderr
+    # A damaged state is named.
+    weights = kept / "checkpoint-4" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    result = mha2mla(*asked)
+    assert result.returncode == 2
+    assert "checkpoint-4: cannot be read" in result.stderr
+    weights.write_bytes(whole)
+    assert mha2mla(*asked, "--lr", 1e-9).returncode == 0
+    with (tmp_path / "out" / "healing.csv").open(newline="") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert len(rates) == 10
+    assert min(rates[:4]) > 1e-6
+    assert max(rates[4:]) <= 1e-9
+
+
+@pytest.mark.parametrize("limit", [50_000, 300_000])
+def test_a_disk_that_fills_up(models, tmp_path, limit):
+    # A limit on the size of a file stands in for a full disk: the same write fails. The smaller
+    # one that of the weights, the larger one that of Adam's moments.
+    def limited():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("save_steps: 5\n")
+    recipe.write_text("save_steps: 5\ntrain: all\n")
     command = [sys.executable, "-m", "conversion.cli"]
     command += map(str, arguments(models, tmp_path / "out", "--recipe", recipe))
     result = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), preexec_fn=limit
+        command, capture_output=True, text=True, env=environment(), preexec_fn=limited
     )
     assert result.returncode == 2, result.stderr
     assert "a state cannot be saved" in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_messages_that_do_not_fit_the_template(tmp_path, models, mha2mla):
+    for name in ("source", "converted"):
+        shutil.copytree(models / name, tmp_path / name)
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = "{{ raise_exception('only one message') }}"
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "text.txt").write_text("")
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    asked = arguments(tmp_path, tmp_path / "out")
+    asked[asked.index("--text") + 1] = chat
+    result = mha2mla(*asked)
+    assert result.returncode == 2
+    assert "chat.jsonl: line 1: messages do not fit" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--objective", "lm", "--cache-teacher", "cache"), "asks no teacher"),
+        (("--window", 1024), "the models take 512 tokens"),
+        (("--window", 2), "stride must be less than window"),
+        (("--lr", -1), "error: --lr"),
+    ],
+)
+def test_options(refused, options, message):
+    assert message in refused(*options)
+
+
+def test_sharding_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "FSDP and DeepSpeed" in refused()
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_tensorboard_has_to_be_there(refused, tmp_path):
+    assert "pip install tensorboard" in refused("--tensorboard", tmp_path / "log")
 
 
 def test_ids_beyond_the_vocabulary(models, tmp_path, mha2mla):
