@@ -2,27 +2,22 @@
 
 from collections.abc import Iterable
 
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
-from vllm.logger import init_logger
+from vllm.config import VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from vllm_mha2mla.config import layer_layouts
 from vllm_mha2mla.errors import UnsupportedEngineError
 
-# vLLM shows the log lines of loggers below its own name.
-logger = init_logger("vllm.mha2mla")
-
 
 class LatentModelConfig(VerifyAndUpdateConfig):
-    """Refuses what cannot work and picks the defaults that serve a CPU user best."""
+    """Refuses what cannot work, before anything is loaded."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Called once by vLLM, before its own defaults are resolved."""
         _refuse_unsupported(vllm_config)
         layer_layouts(vllm_config.model_config.hf_config)
-        _prefer_eager_on_cpu(vllm_config)
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
@@ -42,18 +37,6 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
             "--decode-context-parallel-size: latent attention needs the whole context on each "
             "rank; leave the option out"
         )
-
-
-def _prefer_eager_on_cpu(vllm_config: VllmConfig) -> None:
-    compilation = vllm_config.compilation_config
-    if compilation.mode is not None or vllm_config.model_config.enforce_eager:
-        return
-    compilation.mode = CompilationMode.NONE
-    compilation.cudagraph_mode = CUDAGraphMode.NONE
-    logger.info(
-        "mha2mla: running eagerly for a quick start; -cc.mode=3 compiles, which takes minutes "
-        "at every start on a CPU and then generates faster"
-    )
 
 
 def register_config_hooks(architectures: Iterable[str]) -> None:

@@ -39,7 +39,7 @@ def test_original_and_converted_side_by_side(half_cache, tmp_path, scratch):
     done = bench(
         scratch, half_cache, "--baseline", DEMO, "--kv-memory", "16MiB", "--input-len", 32,
         "--output-len", 16, "--max-concurrency", 4, "--num-prompts", 4, "--rounds", 1,
-        "--original-args", "--enforce-eager",
+        "--args", "--enforce-eager",
         "--json", tmp_path / "figures.json", "--plot", tmp_path / "plot.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,7 @@ BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 4  # layers, keys and values, KV heads, head
 @pytest.fixture(scope="module")
 def started(full_width, prompts):
     sampling = greedy_sampling(NEW_TOKENS)
+    # Compiled, as vLLM serves unless told otherwise; the others start sooner.
     usual = {
         "model": str(full_width),
         "dtype": "float32",
@@ -40,8 +41,9 @@ def started(full_width, prompts):
         "max_model_len": 1568,
         "max_num_batched_tokens": CHUNK,
         "max_num_seqs": 8,
+        "enforce_eager": True,
     }
-    bfloat16 = usual | {"dtype": "bfloat16"}
+    bfloat16 = usual | {"dtype": "bfloat16", "enforce_eager": True}
     batch = {"prompts": prompts, "sampling": sampling}
     text = {
         "prompts": [prompts[TEXT]],

@@ -44,6 +44,7 @@ def runs(tiny_checkpoint, tiny_query_checkpoint, tiny_prompts):
         "dtype": "float32",
         "skip_tokenizer_init": True,
         "max_model_len": 256,
+        "enforce_eager": True,
     }
 
     def engine(block_size, tokens, **changes):
@@ -57,7 +58,7 @@ def runs(tiny_checkpoint, tiny_query_checkpoint, tiny_prompts):
     small = engine(16, SMALL_CACHE_TOKENS, max_num_batched_tokens=32, max_num_seqs=8)
     alone = {"prompts": tiny_prompts, "sampling": sampling, "alone": True, "reset": True}
     small["steps"].append(alone)
-    query = engine(16, CACHE_TOKENS, model=str(tiny_query_checkpoint))
+    query = engine(16, CACHE_TOKENS, model=str(tiny_query_checkpoint), enforce_eager=False)
     results = run_engines(*engines, small, query)
     return dict(zip((*BLOCK_SIZES, "small", "query"), results, strict=True))
 
