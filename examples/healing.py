@@ -1,4 +1,4 @@
-"""From a model to a converted and healed checkpoint, measured, in about ten minutes on two cores.
+"""From a model to a converted and healed checkpoint, measured, in minutes on two cores.
 
     python examples/healing.py [--out FOLDER]
 
