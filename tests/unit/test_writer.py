@@ -11,7 +11,7 @@ def test_a_second_writer_is_kept_out(tmp_path):
     with staged_folder(out, overwrite=False) as folder:
         (folder / "config.json").write_text("{}")
         with (
-            pytest.raises(OutputError, match="another conversion"),
+            pytest.raises(OutputError, match="another process"),
             staged_folder(out, overwrite=False),
         ):
             pass
