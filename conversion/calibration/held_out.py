@@ -26,8 +26,7 @@ def held_out_starts(
         )
         for start in _centred(begin, end, window)
     ]
-    count = min(count, len(free))
-    return [free[(2 * index + 1) * len(free) // (2 * count)] for index in range(count)]
+    return [free[place] for place in evenly(len(free), count)]
 
 
 def shared_grid(
@@ -46,13 +45,19 @@ def shared_grid(
     """
     grid = [(text, start) for text, length in enumerate(lengths)
             for start in range(0, length - window + 1, window)]  # fmt: skip
-    held_out = [grid[(2 * index + 1) * len(grid) // (2 * count)] for index in range(count)]
+    held_out = [grid[place] for place in evenly(len(grid), count)]
     starts = []
     for text in range(len(lengths)):
         left = [start for owner, start in grid if owner == text and (text, start) not in held_out]
         taken = min(share, len(left))
         starts.append([left[index * len(left) // taken] for index in range(taken)])
     return starts, held_out
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """``wanted`` of ``count`` places, or all of them, each in the middle of its share."""
+    wanted = min(wanted, count)
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
 
 
 def _centred(begin: int, end: int, window: int) -> range:

@@ -81,14 +81,12 @@ class TeacherCache:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, staged)
             staged.replace(path)
         except (OSError, SafetensorError) as error:
-            staged.unlink(missing_ok=True)
             raise HealingError(
                 f"--cache-teacher {self._folder.parent}: cannot be written ({error}); free some "
                 "space, choose another folder, or leave the option out"
             ) from error
-        except BaseException:
+        finally:
             staged.unlink(missing_ok=True)
-            raise
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A window's predictions.

@@ -84,7 +84,7 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     states = States(asked.out)
     step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * _processes()
     steps = max(1, recipe.tokens // step_tokens)
-    stored = asked.cache_teacher is not None and recipe.needs_teacher
+    stored = asked.cache_teacher is not None
     arguments = _arguments(recipe, states, steps)
     if not arguments.should_save:
         progress = Progress(None)

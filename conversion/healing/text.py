@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from conversion.calibration.held_out import evenly
 from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, tokenize
 from conversion.errors import CalibrationError
 
@@ -67,11 +68,11 @@ def packed_windows(
         )
     windows = ids[: count * window].view(count, window)  # [windows, window]
     apart = -(-held_out_tokens // window)
-    held = _evenly(count, min(apart, count // 5))  # [held-out windows]
+    held = evenly(count, min(apart, count // 5))
     others = torch.ones(count, dtype=torch.bool)  # [windows]
     others[held] = False
     train = windows[others]
-    train = train[_evenly(len(train), max(1, tokens // window))]
+    train = train[evenly(len(train), max(1, tokens // window))]
     held_out = windows[held]
     digest = hashlib.sha256(train.numpy().tobytes() + held_out.numpy().tobytes())
     return Packed(train, held_out, names, digest.hexdigest())
@@ -95,9 +96,3 @@ def in_order(ids: Tensor, wanted: int, seed: int) -> Tensor:
     passes = -(-wanted // len(ids))
     orders = [torch.randperm(len(ids), generator=generator) for _ in range(passes)]
     return torch.cat(orders)[:wanted]
-
-
-def _evenly(count: int, wanted: int) -> Tensor:
-    """``wanted`` of ``count`` places, or all, each in the middle of its share  # [wanted]"""
-    wanted = min(wanted, count)
-    return ((2 * torch.arange(wanted) + 1) * count).div(2 * max(1, wanted), rounding_mode="floor")

@@ -13,6 +13,7 @@ import pytest
 
 from conversion.healing import memory
 from conversion.healing.callbacks import ShowProgress
+from tests.integration.test_bad_input import one_line
 from tests.integration.test_conversion import run as convert
 from tests.integration.test_healing import environment
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
@@ -40,12 +41,7 @@ def refused(mha2mla, models, tmp_path):
     def run(*more):
         before = sorted(tmp_path.iterdir())
         result = mha2mla(*arguments(models, tmp_path / "out", *more))
-        assert result.returncode == 2, result.stderr
-        assert sorted(tmp_path.iterdir()) == before
-        line = result.stderr.strip().splitlines()[-1]
-        assert line.startswith("error: ")
-        assert "Traceback" not in result.stderr
-        return line
+        return one_line(tmp_path, before, result)
 
     return run
 
