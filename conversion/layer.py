@@ -204,7 +204,7 @@ class LayerConverter:
                 x = x + self.attend(layer, x)
                 original[window] = self._pushed(layer, x)
             buffers.heads[window] = heads
-            refit.add(heads, x - y)
+            refit.add(heads, x - y, x)
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for window in range(len(original)):

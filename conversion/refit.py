@@ -3,22 +3,29 @@
 import torch
 from torch import Tensor
 
+# Of a stream that is nothing but rounding, far below that of any token.
+LEAST_POWER = 1e-12
+
 
 class OutputRefit:
     """Least squares for ``o_proj``, drawn towards what it is now; fed window by window.
 
     With ``X`` the heads' outputs of the converted layer on the converted stream, one column more
-    for the bias, and ``T`` what they should add to that stream:
+    for the bias, ``T`` what they should add to that stream and ``D`` a diagonal of token weights:
 
-        min_W ||X W - T||^2 + ridge * mean(diag(X^T X) / tokens) ||W - W_0||^2
+        min_W tr[(X W - T)^T D (X W - T)] + ridge * mean(diag(X^T D X) / tokens) ||W - W_0||^2
 
     The target holds the original attention's output and the drift of the residual stream, so a
     layer also repairs what the layers before it lost. The bias is not drawn anywhere.
 
-    ``X^T X`` and ``X^T T`` of a window are float32 products, summed over windows in float64. Within
-    a window rounding errs by about 1e-6 of the window's mean power, far below the pull of a ridge
-    of some tokens, which decides in directions of so little power. Double products would take most
-    of a refit's time.
+    ``D_t = 1 / |h_t|^2`` with ``h`` the stream where the output is added: whatever reads it divides
+    by its size (RMSNorm), so an error counts as far as it turns it. Unweighted, the fit would be
+    about the first token of each window, whose stream is a hundred times larger than others.
+
+    ``X^T D X`` and ``X^T D T`` of a window are float32 products, summed over windows in float64.
+    Within a window rounding errs by about 1e-6 of the window's mean power, far below the pull of a
+    ridge of some tokens, which decides in directions of so little power. Double products would take
+    most of a refit's time.
 
     Args:
         weight: ``o_proj.weight`` of the converted attention  # [hidden, heads * v]
@@ -34,18 +41,20 @@ class OutputRefit:
         self._ridge = ridge
         self._tokens = 0
 
-    def add(self, heads: Tensor, targets: Tensor) -> None:
+    def add(self, heads: Tensor, targets: Tensor, stream: Tensor) -> None:
         """Count one window.
 
         Args:
             heads: the converted heads' outputs, float32  # [tokens, heads * v]
             targets: ``attention_original + (stream_original - stream_converted)``, float32
                 # [tokens, hidden]
+            stream: ``h``, the original's, its attention's output added  # [tokens, hidden]
         """
         X = torch.cat((heads, heads.new_ones(len(heads), 1)), dim=1)
+        weighted = X / stream.square().mean(1, keepdim=True).clamp_min(LEAST_POWER)  # D X
         self._tokens += len(X)
-        self._gram += X.T @ X
-        self._cross += X.T @ targets
+        self._gram += weighted.T @ X
+        self._cross += weighted.T @ targets
 
     def solve(self) -> dict[str, Tensor]:
         """``o_proj.weight`` and ``o_proj.bias``, float32. Uses the sums up: call it once."""

@@ -6,9 +6,11 @@ import conversion.dense_attention as dense
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("scores", [1, 6 * 9**2, 1 << 20])
-def test_it_is_causal_attention(monkeypatch, kv_heads, scores):
-    """PyTorch's own in float64; however few heads are taken at once."""
+@pytest.mark.parametrize("queries", [1, 4, 9, 128])
+def test_it_is_causal_attention(monkeypatch, kv_heads, scores, queries):
+    """PyTorch's own in float64; however few heads and queries are taken at once."""
     monkeypatch.setattr(dense, "SCORES", scores)
+    monkeypatch.setattr(dense, "QUERIES", queries)
     torch.manual_seed(0)
     query, key, value = (
         torch.randn(2, heads, 9, width, dtype=torch.float64, requires_grad=True)
