@@ -146,7 +146,7 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     windows = calibration_windows(
         source.tokenizer(),
         _files(recipe),
-        max(recipe.calibration_tokens, recipe.refit_tokens or 0),
+        recipe.text_tokens,
         min(recipe.window, limit),
         recipe.held_out_tokens,
     ).measured_first(-(-recipe.calibration_tokens // min(recipe.window, limit)))

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from conversion.recipe import REFIT_SHARE
 from conversion.source import open_source
 from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 
@@ -46,10 +47,12 @@ def layer_bytes(source):
 
 def activation_bytes(refit, spread=False):
     token = 4 * WIDE["hidden_size"]
-    # The original stream; with a refit the converted one and the heads' outputs. To spread the
-    # budget, the held-out text before every layer and after the last, and two gradients of it.
+    # The original stream; with a refit, of more text, the converted one and the heads' outputs. To
+    # spread the budget, the held-out text before every layer and after the last, and two gradients
+    # of it.
     held_out = HELD_OUT * token * (WIDE["num_hidden_layers"] + 1 + 2) if spread else 0
-    return TOKENS * token * (3 if refit else 1) + held_out
+    streams = 3 * REFIT_SHARE if refit else 1
+    return TOKENS * token * streams + held_out
 
 
 def peak(source, out, refit=False, spread=False, offload=None, keep=False):

@@ -127,7 +127,7 @@ def test_the_split_is_the_best_candidate_on_text_held_out(tmp_path, changes, rec
     save_tiny(folder / "source", num_hidden_layers=LAYERS, **changes)
     files[0].write_text(TEXT)
     chosen = single(folder, folder / "auto", cache_fraction=0.5, **recipe).config
-    held_out = calibration_windows(tiny_tokenizer(), files, 512, WINDOW, 128).held_out
+    held_out = calibration_windows(tiny_tokenizer(), files, 3 * 512, WINDOW, 128).held_out
     assert held_out.shape == (2, WINDOW)
     losses = {}
     budget = Recipe(cache_fraction=0.5, **recipe)
