@@ -56,6 +56,8 @@ class Training:
         self._states = states
         self._curve = curve
         self._last = states.last()
+        # By all processes before the first of them notes it.
+        self._known = states.before
         self._begun = False
         weights = {"distill": 0.0, "lm": 1.0, "mix": recipe.lm_weight}
         windows = arguments.max_steps * arguments.gradient_accumulation_steps
@@ -122,7 +124,7 @@ class Training:
 
     def _begin(self) -> None:
         self._begun = True
-        known = self._states.before
+        known = self._known
         self.before = self._trainer.measure(self._held_out) if known is None else known
         if known is None and self._trainer.args.should_save:
             self._states.note_before(self.before)

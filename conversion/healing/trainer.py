@@ -80,6 +80,11 @@ class HealingTrainer(Trainer):
             text = next_token(student.logits.flatten(0, 1), ids[:, positions + 1].flatten())
         return apart, hidden, text
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last that other processes write of a state, before the first one declares it whole.
+        self.accelerator.wait_for_everyone()
+
     @torch.no_grad()
     def measure(self, windows: Tensor) -> dict[str, float]:
         """Figures of the student as it is, over whole windows.
