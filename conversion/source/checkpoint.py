@@ -87,8 +87,10 @@ class SourceCheckpoint(ABC):
         if name not in self.tensors:
             raise SourceError(f"{self.name}: tensor {name} is missing; download the model again")
         tensor = self.read(name, rows)
-        # NaN is its own smallest and largest value. Unlike isfinite, this takes no more memory.
-        if not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
+        # NaN is its own smallest and largest value. Unlike isfinite, this takes no more memory. A
+        # layer without rotary components has frequencies of no elements.
+        extremes = tensor.aminmax() if tensor.numel() else ()
+        if not all(bool(torch.isfinite(extreme)) for extreme in extremes):
             raise SourceError(
                 f"{self.name}: {name} in {self.tensors[name].shard} holds NaN or infinite values; "
                 "download the model again"

@@ -1,0 +1,19 @@
+"""Tensors of a folder: what is refused when one is read."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conversion.errors import SourceError
+from conversion.source.folder import FolderCheckpoint
+from tests.tiny import save_tiny
+
+
+def test_a_layer_without_rotary_components_has_empty_frequencies(tmp_path):
+    folder = save_tiny(tmp_path / "source")
+    tensors = {"none": torch.empty(0), "bad": torch.tensor([1.0, torch.nan])}
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = FolderCheckpoint(folder)
+    assert checkpoint.tensor("none").numel() == 0
+    with pytest.raises(SourceError, match=r"bad in model\.safetensors holds NaN"):
+        checkpoint.tensor("bad")
