@@ -178,7 +178,7 @@ def _range(values: list[int]) -> str:
 def main() -> None:
     """Run the command; our errors become one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "gguf", "matplotlib"):
+    for noisy in ("accelerate", "httpx", "transformers", "gguf", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     # A stop from outside is Ctrl-C: the same clean-up.

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from conversion.healing.launch import check_chosen, sharded
 from conversion.healing.recipe import HealingRecipe
+from conversion.healing.sharding import FSDP_CONFIG
 from conversion.mixed_precision import bfloat16_is_fast
 
 BETAS = (0.9, 0.98)
@@ -46,9 +48,12 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         recipe: what to do.
         folder: where the states are saved.
         steps: how many.
+
+    Raises:
+        HealingError: accelerate does not do here what it was launched for.
     """
     logging_steps = max(1, steps // POINTS)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         **common_arguments(folder, steps),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulation,
@@ -71,4 +76,19 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         save_total_limit=2,
         train_sampling_strategy="sequential",
         seed=recipe.seed,
+        **(_sharding() if sharded() else {}),
     )
+    check_chosen(arguments.distributed_state.distributed_type)
+    # One process has one device: several devices are several processes.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _sharding() -> dict[str, Any]:
+    return {
+        "fsdp": True,
+        "fsdp_config": dict(FSDP_CONFIG),
+        # Otherwise every device keeps the gradients of the whole model until the last batch of a
+        # step.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    }

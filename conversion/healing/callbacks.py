@@ -2,13 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from conversion.errors import HealingError
 from conversion.healing.curve import LossCurve
+from conversion.healing.sharding import part
 from conversion.progress import Advance
 
 
@@ -112,10 +116,15 @@ class StopWhenNotFinite(TrainerCallback):
     ) -> None:
         """Look at every gradient: a loss that is not finite gives such gradients too."""
         gradients = (parameter.grad for parameter in model.parameters())
-        if not all(
-            bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None
-        ):
+        if not all_finite(gradient for gradient in gradients if gradient is not None):
             raise HealingError(
                 f"step {state.global_step + 1}: loss or gradients are NaN or infinite; "
                 f"{self._kept()}"
             )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether there is no NaN and no infinite number, in any process's part of the tensors."""
+    parts = [part(tensor) for tensor in tensors]
+    bad = sum(int(not tensor.isfinite().all()) for tensor in parts)
+    return int(reduce(torch.tensor(bad, device=parts[0].device), "sum")) == 0

@@ -23,7 +23,9 @@ LOGITS = 7
 HIDDEN, INTERMEDIATE, LATENT, SCORES = 30, 12, 10, 10
 
 
-def healing_bytes(student: Any, teacher: Any, recipe: HealingRecipe, rounded: bool) -> int:
+def healing_bytes(
+    student: Any, teacher: Any, recipe: HealingRecipe, rounded: bool, shards: int = 1
+) -> int:
     """About how much a device needs at most, at the start or in a step.
 
     Args:
@@ -31,9 +33,17 @@ def healing_bytes(student: Any, teacher: Any, recipe: HealingRecipe, rounded: bo
         teacher: the original, if it is asked in training; likewise.
         recipe: what is trained, and how large a batch is.
         rounded: whether frozen weights are bfloat16 in training.
+        shards: over how many devices both are cut.
     """
     learning = sum(p.numel() for p in choose_trainable(student, recipe.train == "all").values())
     frozen = _numbers(student) - learning
+    if shards > 1:
+        frozen += 0 if teacher is None else _numbers(teacher)
+        parts = (learning * LEARNING + frozen * (2 if rounded else FLOAT32)) // shards
+        gathered = _gathered(student) + (0 if teacher is None else _gathered(teacher))
+        # What products in bfloat16 keep of weights that learn, for the backward pass.
+        kept = 2 * learning if rounded and not recipe.gradient_checkpointing else 0
+        return parts + gathered + kept + _activations(student.config, recipe)
     # The teacher shares what the student does not learn: of it only the rest is new.
     other = 0 if teacher is None else max(0, _numbers(teacher) - frozen)
     per_number = 2 if rounded else FLOAT32
@@ -42,10 +52,22 @@ def healing_bytes(student: Any, teacher: Any, recipe: HealingRecipe, rounded: bo
     return max(whole, held + _activations(student.config, recipe))
 
 
-def asking_bytes(teacher: Any, window: int) -> int:
-    """About how much it takes to store a teacher's predictions, a window at a time."""
-    logits = window * int(teacher.config.vocab_size)
-    return (_numbers(teacher) + LOGITS * logits) * FLOAT32
+def asking_bytes(teacher: Any, window: int, shards: int = 1) -> int:
+    """About how much a device needs to store a teacher's predictions, a window at a time."""
+    logits = LOGITS * window * int(teacher.config.vocab_size) * FLOAT32
+    weights = _numbers(teacher) * FLOAT32
+    return logits + (weights if shards == 1 else weights // shards + _gathered(teacher))
+
+
+def _gathered(model: Any) -> int:
+    """What is whole at once of a model that is cut: all that is no layer, and two of the layers."""
+
+    def numbers(module: nn.Module) -> int:
+        # A gradient is there twice while it is summed over devices.
+        return sum(p.numel() * (3 if p.requires_grad else 1) for p in module.parameters())
+
+    layers = [numbers(layer) for layer in model.model.layers]
+    return (numbers(model) - sum(layers) + 2 * max(layers)) * FLOAT32
 
 
 def _activations(config: Any, recipe: HealingRecipe) -> int:

@@ -10,11 +10,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import HealingError
-from conversion.families import FAMILIES
+from conversion.families import FAMILIES, Family
 from conversion.healing.arguments import rounds_products
+from conversion.healing.launch import processes, processes_here, sharded
 from conversion.healing.memory import asking_bytes, check_memory, healing_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
+from conversion.healing.sharding import shard
 from conversion.healing.text import Packed
 from conversion.loading import converted_config, load_converted, source_model
 from conversion.source import open_source
@@ -55,6 +57,10 @@ class Pair:
         """How the checkpoint came to be."""
         return read_provenance(self.config)
 
+    @property
+    def _family(self) -> Family:
+        return next(f for f in FAMILIES.values() if isinstance(self.config, f.config_class))
+
     def _check(self) -> None:
         theirs, ours = self.source.config, self.config
         same_tokens = self.source.tokenizer().get_vocab() == self.tokenizer.get_vocab()
@@ -87,26 +93,25 @@ class Pair:
                 f"{self.config.vocab_size}; it belongs to another model"
             )
 
-    def check_memory(self, stored_teacher: bool, processes: int) -> None:
+    def check_memory(self, stored_teacher: bool) -> None:
         """Say how much memory it takes.
 
         Args:
             stored_teacher: whether the teacher is only asked before the training.
-            processes: how many share the machine.
 
         Raises:
             HealingError: more than there is.
         """
-        family = next(f for f in FAMILIES.values() if isinstance(self.config, f.config_class))
         with torch.device("meta"):
-            student = family.converted_causal_lm(self.config)
-            original = self.source.family.causal_lm(self.source.config)
+            student = self._family.converted_causal_lm(self.config)
+            original = self.source.family.causal_lm(self.source.config).requires_grad_(False)
         teacher = original if self._recipe.needs_teacher and not stored_teacher else None
-        needed = healing_bytes(student, teacher, self._recipe, rounds_products())
+        shards = processes() if sharded() else 1
+        needed = healing_bytes(student, teacher, self._recipe, rounds_products(), shards)
         if stored_teacher:
-            needed = max(needed, asking_bytes(original, self._recipe.window))
+            needed = max(needed, asking_bytes(original, self._recipe.window, shards))
         # On a CPU all share its memory.
-        needed *= 1 if torch.cuda.is_available() else processes
+        needed *= 1 if torch.cuda.is_available() else processes_here()
         logger.info("about %.1f GiB of memory are needed", needed / 2**30)
         check_memory(needed)
 
@@ -116,26 +121,43 @@ class Pair:
         return torch.autocast(device, torch.bfloat16, enabled=rounds_products())
 
     def load_teacher(self, device: torch.device) -> Any:
-        """The original, float32, on the device."""
-        teacher = source_model(self.source, torch.float32).requires_grad_(False)
+        """The original on the device, or this device's part of it, where models are sharded."""
+        if sharded():
+            with torch.device("meta"):
+                teacher = self.source.family.causal_lm(self.source.config)
+        else:
+            teacher = source_model(self.source, torch.float32)
+        teacher.eval().requires_grad_(False)
         set_attention(teacher, device.type)
+        if rounds_products():
+            round_frozen(teacher)
+        if sharded():
+            rotary = self.source.family.rotary_embedding(self.source.config)
+            return shard(teacher, self.source, rotary, device)
         return teacher.to(device)
 
     def load_student(self, device: torch.device, teacher: Any | None) -> Any:
-        """The converted model, float32, ready to learn.
+        """The converted model, ready to learn, or this device's part of it.
 
         Args:
             device: where it trains.
-            teacher: shares what does not learn.
+            teacher: shares what does not learn, unless models are sharded.
         """
-        student, _ = load_converted(self.folder, torch.float32)
+        if sharded():
+            with torch.device("meta"):
+                student = self._family.converted_causal_lm(self.config)
+        else:
+            student, _ = load_converted(self.folder, torch.float32)
         set_attention(student, device.type)
         choose_trainable(student, self._recipe.train == "all")
+        if sharded():
+            if rounds_products():
+                round_frozen(student)
+            rotary = self._family.rotary_embedding(self.config)
+            return shard(student, self.checkpoint, rotary, device)
         student.to(device)
         if rounds_products():
-            for model in (student, teacher):
-                if model is not None:
-                    round_frozen(model)
+            round_frozen(student)
         if teacher is not None:
             share_frozen(student, teacher)
         return student

@@ -1,7 +1,7 @@
 """A healing, from checkpoint, teacher and text to a checkpoint of the same kind."""
 
+import gc
 import logging
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from conversion.errors import HealingError
 from conversion.healing.arguments import healing_arguments, rounds_products
 from conversion.healing.cache import TeacherCache
 from conversion.healing.curve import LossCurve
+from conversion.healing.launch import check_launch, processes, sharded
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.states import States
@@ -26,8 +27,6 @@ from conversion.healing.write import healed_provenance, write_healed
 from conversion.memory import keep_freed_memory
 from conversion.progress import Progress
 from conversion.writer import check_output
-
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +81,15 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     )
     pair.check_text(text)
     states = States(asked.out)
-    step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * _processes()
+    step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * processes()
     steps = max(1, recipe.tokens // step_tokens)
     stored = asked.cache_teacher is not None
-    arguments = _arguments(recipe, states, steps)
+    arguments = healing_arguments(recipe, states.folder, steps)
     if not arguments.should_save:
         progress = Progress(None)
     passes = steps * step_tokens / text.ids.numel()
     logger.info("%d steps of %d tokens, %.1f times the text", steps, step_tokens, passes)
-    pair.check_memory(stored, _processes())
+    pair.check_memory(stored)
     run = {
         # A run may go on with another rate: the way out when its numbers ran away.
         "recipe": recipe.model_dump(exclude={"lr"}),
@@ -98,7 +97,8 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         "teacher": pair.source.fingerprint(),
         "text": text.fingerprint,
         "steps": steps,
-        "number of processes": _processes(),
+        "number of processes": processes(),
+        "way of holding the model": "sharded" if sharded() else "whole",
         "way of asking the teacher": "stored" if stored else "asked",
         "precision": "bfloat16" if rounds_products() else "float32",
     }
@@ -129,11 +129,7 @@ def _check_options(asked: Healing, recipe: HealingRecipe) -> None:
         )
     if asked.cache_teacher is not None and not recipe.needs_teacher:
         raise HealingError(f"--cache-teacher: objective {recipe.objective} asks no teacher")
-    if any(os.environ.get(name, "false") == "true" for name in SHARDING):
-        raise HealingError(
-            "accelerate launch: FSDP and DeepSpeed cut the model in shards, which healing does not "
-            "do in this release; launch with plain data parallelism (--multi_gpu)"
-        )
+    check_launch()
     if asked.tensorboard is None:
         return
     if find_spec("tensorboard") is None:
@@ -142,18 +138,6 @@ def _check_options(asked: Healing, recipe: HealingRecipe) -> None:
         asked.tensorboard.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HealingError(f"--tensorboard {asked.tensorboard}: {error.strerror}") from error
-
-
-def _processes() -> int:
-    """How many processes ``accelerate launch`` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _arguments(recipe: HealingRecipe, states: States, steps: int) -> TrainingArguments:
-    arguments = healing_arguments(recipe, states.folder, steps)
-    # One process has one device: several devices are several processes.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 def _teacher(
@@ -176,7 +160,14 @@ def _teacher(
     PartialState().wait_for_everyone()
     if missing:
         logger.info("up to %.2f GiB for %s", cache.bytes_of(missing) / 2**30, asked.cache_teacher)
-        mine = missing[arguments.process_index :: arguments.world_size]
+        # As many for each process: of a sharded teacher all ask together.
+        count = arguments.world_size * -(-len(missing) // arguments.world_size)
+        mine = [
+            missing[index % len(missing)]
+            for index in range(arguments.process_index, count, arguments.world_size)
+        ]
         cache.fill(mine, pair.load_teacher(arguments.device), pair.products, progress)
+        # A sharded model refers to itself: it would stay beside the student.
+        gc.collect()
     PartialState().wait_for_everyone()
     return StoredTeacher(cache), None

@@ -8,13 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from conversion.errors import HealingError
-from conversion.healing.callbacks import RecordCurve, ShowProgress, StopWhenNotFinite, UseRate
+from conversion.healing.callbacks import (
+    RecordCurve,
+    ShowProgress,
+    StopWhenNotFinite,
+    UseRate,
+    all_finite,
+)
 from conversion.healing.curve import LossCurve
 from conversion.healing.recipe import HealingRecipe
+from conversion.healing.sharding import part, whole
 from conversion.healing.states import States, step
 from conversion.healing.teacher import Teacher
 from conversion.healing.text import Packed, in_order
@@ -90,7 +98,7 @@ class Training:
             progress: told about every step.
 
         Returns:
-            what was learned, by name, on the CPU.
+            in the process that writes, what was learned, by name, on the CPU.
 
         Raises:
             HealingError: the numbers ran away, or a state cannot be saved or read.
@@ -115,12 +123,18 @@ class Training:
             if parameter.requires_grad
         }
         for name, tensor in learned.items():
-            tensor.copy_(tensor.to(dtypes[name]))
+            mine = part(tensor)
+            mine.copy_(mine.to(dtypes[name]))
         self.after = trainer.measure(self._held_out)
-        finite = all(bool(tensor.isfinite().all()) for tensor in learned.values())
-        if not finite or not all(map(math.isfinite, self.after.values())):
+        if not all_finite(learned.values()) or not all(map(math.isfinite, self.after.values())):
             raise HealingError(f"the trained weights are NaN or infinite; {self._kept()}")
-        return {name: tensor.cpu() for name, tensor in learned.items()}
+        found = {}
+        for name, tensor in learned.items():
+            # All processes put it together, one needs it.
+            together = whole(tensor)
+            if trainer.args.should_save:
+                found[name] = together.cpu()
+        return found
 
     def _begin(self) -> None:
         self._begun = True
@@ -145,13 +159,14 @@ class Training:
             yield
         except MHA2MLAError:
             raise
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        except (Exception, CheckpointException) as error:
+            cause = _first(error)
+            reason = (str(cause) or type(cause).__name__).splitlines()[0]
             if self._last is not None and not self._begun:
                 raise HealingError(
                     f"{self._last}: cannot be read ({reason}); drop it with --restart"
                 ) from error
-            if not _is_of_writing(error):
+            if not _is_of_writing(cause):
                 raise
             raise HealingError(
                 f"{self._states.folder}: a state cannot be saved ({reason}); free some space, and "
@@ -167,7 +182,14 @@ class _AtStart(TrainerCallback):
         self._action()
 
 
-def _is_of_writing(error: Exception) -> bool:
+def _first(error: BaseException) -> BaseException:
+    """Of a state that processes save or read together: the error of the first that failed."""
+    if isinstance(error, CheckpointException):
+        return next((failure for failure, _ in error.failures.values()), error)
+    return error
+
+
+def _is_of_writing(error: BaseException) -> bool:
     # safetensors and torch.save have no errors of their own for it.
     said = ("PytorchStreamWriter", "inline_container", "SafetensorError", "I/O error")
     return isinstance(error, OSError) or any(

@@ -3,12 +3,16 @@
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs, convert_to_fp32
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from conversion.healing.losses import next_token
 from conversion.healing.teacher import Teacher
+
+# Every weight is used once: rounded copies of all layers would only stay.
+ONE_USE = AutocastKwargs(cache_enabled=False)
 
 
 class HealingTrainer(Trainer):
@@ -65,13 +69,16 @@ class HealingTrainer(Trainer):
         teacher = self._teacher
         zero = torch.zeros((), device=ids.device)
         # Trainer has only the student's forward pass in mixed precision.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(ONE_USE):
             student = model(
                 input_ids=ids,
                 logits_to_keep=positions,
                 use_cache=False,
                 output_hidden_states=teacher is not None and teacher.wants_hidden,
             )
+            # As accelerate does for a model that is not sharded: several losses would else add up
+            # their gradients in bfloat16.
+            student = convert_to_fp32(student)
             apart, hidden = (
                 (zero, zero) if teacher is None else teacher.loss(student, ids, positions)
             )

@@ -223,9 +223,9 @@ def test_options(refused, options, message):
     assert message in refused(*options)
 
 
-def test_sharding_is_refused(refused, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "FSDP and DeepSpeed" in refused()
+def test_how_it_was_launched(refused, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert "error: accelerate launch: DeepSpeed is not supported" in refused()
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")

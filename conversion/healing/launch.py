@@ -1,0 +1,93 @@
+"""How ``accelerate launch`` started this process: alone, in data parallel, or as one of a shard."""
+
+import os
+
+from accelerate.utils import DistributedType
+
+from conversion.errors import HealingError
+
+USE_FSDP = "ACCELERATE_USE_FSDP"
+WITH_FSDP = "launch with --use_fsdp --fsdp_version 2, or with plain data parallelism (--multi_gpu)"
+# What accelerate launch sets, the value that is refused, and the way out.
+REFUSED = (
+    ("ACCELERATE_USE_DEEPSPEED", "true", f"DeepSpeed is not supported; {WITH_FSDP}"),
+    ("ACCELERATE_USE_MEGATRON_LM", "true", f"Megatron-LM is not supported; {WITH_FSDP}"),
+    (
+        "ACCELERATE_USE_PARALLELISM_CONFIG",
+        "true",
+        f"tensor, context and hybrid parallelism are not supported; {WITH_FSDP}",
+    ),
+)
+REFUSED_WITH_FSDP = (
+    ("FSDP_VERSION", "1", "FSDP 1 is not supported; add --fsdp_version 2"),
+    (
+        "FSDP_OFFLOAD_PARAMS",
+        "true",
+        "--fsdp_offload_params is not supported; leave it out, and launch more processes if memory "
+        "is short",
+    ),
+    (
+        "FSDP_ACTIVATION_CHECKPOINTING",
+        "true",
+        "--fsdp_activation_checkpointing is not supported; set gradient_checkpointing in the "
+        "recipe",
+    ),
+    (
+        "FSDP_RESHARD_AFTER_FORWARD",
+        "false",
+        "--fsdp_reshard_after_forward false would leave the whole model on each device; leave it "
+        "out",
+    ),
+)
+
+
+def processes() -> int:
+    """How many processes there are, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes_here() -> int:
+    """How many of them share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+
+
+def sharded() -> bool:
+    """Whether every process is to hold a part of the models instead of the whole."""
+    return _is_set(USE_FSDP, "true")
+
+
+def check_launch() -> None:
+    """Whether healing can run as it was launched.
+
+    Raises:
+        HealingError: it cannot.
+    """
+    asked = (*REFUSED, *REFUSED_WITH_FSDP) if sharded() else REFUSED
+    for name, value, why in asked:
+        # Without a version accelerate takes the first.
+        if _is_set(name, value, "1" if name == "FSDP_VERSION" else ""):
+            raise HealingError(f"accelerate launch: {why}")
+    if sharded() and processes() < 2:
+        raise HealingError(
+            "accelerate launch: FSDP shards over several processes, and this is one; add "
+            "--num_processes, or leave out --use_fsdp"
+        )
+
+
+def check_chosen(chosen: DistributedType) -> None:
+    """Whether accelerate does what it was asked for: on CPUs it ignores ``--use_fsdp``.
+
+    Args:
+        chosen: accelerate's, before it looks at plugins.
+
+    Raises:
+        HealingError: it does not.
+    """
+    if sharded() and chosen in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise HealingError(
+            "accelerate launch: FSDP needs GPUs, and none is usable here; leave out --use_fsdp"
+        )
+
+
+def _is_set(name: str, value: str, default: str = "") -> bool:
+    return os.environ.get(name, default).lower() == value

@@ -1,0 +1,61 @@
+"""Launches that healing refuses before it reads anything, and what it takes the others for."""
+
+import pytest
+from accelerate.utils import DistributedType
+
+from conversion.errors import HealingError
+from conversion.healing.launch import check_chosen, check_launch, processes, processes_here, sharded
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    def set_all(variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "DeepSpeed is not supported; launch with --use_fsdp",
+        ),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
+        (FSDP | {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "tensor, context and hybrid"),
+        (FSDP | {"FSDP_VERSION": "1"}, "FSDP 1 is not supported; add --fsdp_version 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "FSDP 1 is not supported"),
+        (FSDP | {"WORLD_SIZE": "1"}, "this is one; add --num_processes"),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
+        (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "True"}, "gradient_checkpointing in the recipe"),
+        (FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}, "the whole model on each device"),
+    ],
+)
+def test_refusals(launched, variables, message):
+    launched(variables)
+    with pytest.raises(HealingError, match="accelerate launch: ") as refused:
+        check_launch()
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_runs(launched):
+    check_launch()
+    assert not sharded()
+    assert processes() == processes_here() == 1
+    launched(FSDP | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"})
+    check_launch()
+    assert sharded()
+    assert (processes(), processes_here()) == (4, 2)
+
+
+def test_accelerate_has_to_shard_where_it_is_asked_to(launched):
+    check_chosen(DistributedType.MULTI_CPU)
+    launched(FSDP)
+    check_chosen(DistributedType.MULTI_GPU)
+    with pytest.raises(HealingError, match="FSDP needs GPUs"):
+        check_chosen(DistributedType.MULTI_CPU)
