@@ -8,6 +8,7 @@ from torch.nn import functional
 
 # Below this a mass is rounding.
 LEAST_MASS = 1e-6
+LEAST_SIZE = 1e-12
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -56,14 +57,18 @@ def next_token(student: Tensor, following: Tensor) -> Tensor:
 
 
 def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """``mean_l |h_l - h*_l|^2 / |h*_l|^2`` over all layers.
+    """``mean_{l,t} |h_lt - h*_lt|^2 / |h*_lt|^2`` over all layers and tokens.
+
+    Each token by its own size: the first token's hidden state is a hundred times larger than
+    others, and the norm in front of whatever reads a hidden state divides by its size.
 
     Args:
         student: hidden states after each layer  # layers x [batch, tokens, hidden]
         teacher: the same of the teacher.
     """
     errors = [
-        (ours.float() - theirs.float()).square().sum() / theirs.float().square().sum()
+        (ours.float() - theirs.float()).square().sum(-1)
+        / theirs.float().square().sum(-1).clamp_min(LEAST_SIZE)
         for ours, theirs in zip(student, teacher, strict=True)
     ]
-    return torch.stack(errors).mean()
+    return torch.stack([error.mean() for error in errors]).mean()

@@ -24,8 +24,8 @@ class HealingRecipe(BaseModel):
     hidden_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of the relative squared error of all layers' hidden states, beside "
-        "the divergence.",
+        description="Weight of the relative squared error of hidden states, the mean over layers "
+        "and tokens, beside the divergence.",
     )
     train: Literal["attention", "all"] = Field(
         "attention", description="attention: only the converted attention learns; all: everything."
@@ -45,10 +45,10 @@ class HealingRecipe(BaseModel):
         description="Every how manieth position is compared, in turn: of a small model the "
         "language-model head is a quarter of the work, and neighbours tell nearly the same.",
     )
-    lr: float = Field(1.5e-4, gt=0, description="Learning rate between warm-up and decay.")
+    lr: float = Field(1e-4, gt=0, description="Learning rate between warm-up and decay.")
     warmup: float = Field(0.02, ge=0, le=1, description="Share of the steps that warm up.")
     decay: float = Field(
-        0.5, ge=0, le=1, description="Share of the steps, the last, that decay as 1 - sqrt."
+        0.9, ge=0, le=1, description="Share of the steps, the last, that decay as 1 - sqrt."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")

@@ -68,8 +68,9 @@ def test_next_token_is_the_mean_negative_log_likelihood():
     torch.testing.assert_close(next_token(logits(0), following).double(), expected)
 
 
-def test_hidden_error_is_relative():
-    teacher = [torch.full((1, 2, 2), 2.0), torch.ones(1, 2, 2)]
-    student = [torch.full((1, 2, 2), 3.0), torch.ones(1, 2, 2)]
-    # One layer is half off, (3 - 2)^2 / 2^2, the other is right.
-    assert hidden_error(student, teacher) == 0.125
+def test_hidden_error_is_relative_to_each_token():
+    # Of one layer the large token is right and the small one half off, (3 - 2)^2 / 2^2; the other
+    # layer is right.
+    teacher = [torch.tensor([[[1e3, 1e3], [2.0, 2.0]]]), torch.ones(1, 2, 2)]
+    student = [torch.tensor([[[1e3, 1e3], [3.0, 3.0]]]), torch.ones(1, 2, 2)]
+    assert float(hidden_error(student, teacher)) == pytest.approx(0.25 / 2 / 2)

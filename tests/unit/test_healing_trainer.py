@@ -11,7 +11,7 @@ from tests.tiny import tiny_llama
 
 
 def formula(student, teacher, ids, offset, w, u):
-    """(1 - w) KL + w CE + u mean_l |h_l - h*_l|^2 / |h*_l|^2, every second position."""
+    """(1 - w) KL + w CE + u mean_{l,t} |h_lt - h*_lt|^2 / |h*_lt|^2, every second position."""
     ours, theirs = (m(ids, output_hidden_states=True) for m in (student, teacher))
     at = range(offset, ids.shape[1] - 1, 2)
     p, q = (out.logits[:, at].double().softmax(-1) for out in (theirs, ours))
@@ -19,7 +19,7 @@ def formula(student, teacher, ids, offset, w, u):
     following = ids[:, [t + 1 for t in at]]
     ce = -q.gather(-1, following[..., None]).log().mean()
     errors = [
-        float((h - g).square().sum() / g.square().sum())
+        float(((h - g).square().sum(-1) / g.square().sum(-1)).mean())
         for h, g in zip(ours.hidden_states[1:], theirs.hidden_states[1:], strict=True)
     ]
     return float((1 - w) * kl + w * ce + u * sum(errors) / len(errors))
