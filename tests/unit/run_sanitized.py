@@ -15,7 +15,7 @@ import torch
 from vllm_mha2mla.kernels import PagedBatch, build, cpu
 
 FLAGS = ("-fsanitize=address", "-O1", "-g1", "-fno-omit-frame-pointer")
-SHAPES = ((9, 80, 40), (3, 7, 6), (1, 1, 0), (5, 33, 2), (20, 16, 0), (2, 100, 8))
+SHAPES = ((9, 80, 40), (3, 7, 6), (1, 1, 0), (5, 33, 2), (40, 16, 0), (2, 100, 6))
 BATCHES = ([(1, 1)], [(200, 1), (16, 16), (97, 3)], [(33, 0), (130, 130)], [(800, 2)])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -76,7 +76,7 @@ def main():
     torch.set_num_threads(2)
     library = build.library(FLAGS)
     kernels = [cpu.CpuKernel(library, isa) for isa in cpu.supported(library)]
-    block_sizes, dtypes = itertools.cycle((1, 16, 33)), itertools.cycle(DTYPES[:2])
+    block_sizes, dtypes = itertools.cycle((1, 16, 33, 8, 48)), itertools.cycle(DTYPES[:2])
     for kernel, shape, cache_dtype in itertools.product(kernels, SHAPES, DTYPES):
         for batch, dtype in zip(BATCHES, dtypes, strict=False):
             run(kernel, batch, next(block_sizes), shape, cache_dtype, dtype)

@@ -30,6 +30,29 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 LARGE_TOLERANCE = 2e-3
 
 
+def in_pairs(kernel, cache):
+    """Whether this kernel keeps this cache in the order of ``csrc/paired.h``."""
+    if getattr(kernel, "isa", None) != "avx512bf16" or cache.dtype != torch.bfloat16:
+        return False
+    block_size, width = cache.shape[1:]
+    return width % 2 == 0 and block_size % 8 == 0 and cache.stride(1) == width
+
+
+def in_rows(kernel, cache):
+    """A copy of a kernel's cache with rows as rows  # [blocks, block_size, width]"""
+    if not in_pairs(kernel, cache):
+        return cache.clone()
+    blocks, block_size, width = cache.shape
+    groups = cache.reshape(blocks, block_size // 8, 8 * width)
+    columns = []
+    for column in range(0, width, 8):
+        count = min(8, width - column)
+        tiles = groups[..., 8 * column : 8 * (column + count)]
+        tiles = tiles.unflatten(-1, (2, count // 2, 4, 2))  # tile, pair, row, column of a pair
+        columns.append(tiles.transpose(-3, -2).flatten(-2).flatten(-3, -2))  # [..., 8, count]
+    return torch.cat(columns, dim=-1).flatten(1, 2)
+
+
 @st.composite
 def batches(draw):
     """Requests of mixed kinds: (context length, new tokens), often at the borders of blocks."""
@@ -94,16 +117,24 @@ class Paged:
         return torch.stack(outputs)
 
 
-shapes = st.tuples(st.integers(1, 20), st.integers(1, 70), st.sampled_from([0, 2, 6, 40]))
+# Heads on both sides of the limits of a register tile and of what is multiplied without packing.
+shapes = st.tuples(
+    st.one_of(st.integers(1, 20), st.sampled_from([9, 27, 36, 37])),
+    st.one_of(st.integers(1, 70), st.integers(1, 35).map(lambda pairs: 2 * pairs)),
+    st.sampled_from([0, 2, 6, 40]),
+)
 
 
 @each_kernel
 @settings(max_examples=60, deadline=None)
 @given(
     batch=batches(),
-    block_size=st.sampled_from([1, 4, 16, 33, 128]),
+    block_size=st.sampled_from([1, 4, 7, 8, 16, 32, 33, 48, 128]),
     shape=shapes,
-    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    dtypes=st.one_of(
+        st.just((torch.bfloat16, torch.bfloat16)),
+        st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    ),
     large=st.booleans(),
     gap=st.sampled_from([0, 3]),
     seed=st.integers(0, 2**16),
@@ -138,15 +169,18 @@ def test_scores_that_are_no_numbers(kernel, dtype):
     """A NaN reaches the queries that see it and no others; minus infinity takes no part."""
     paged = Paged(kernel, [(40, 20)], 16, (2, 8, 4), (dtype, dtype), seed=3)
     block, offset = divmod(30, 16)
-    row = paged.cache[paged.table[0, block], offset]
+    slot = paged.table[0, block].long() * 16 + offset
+    row = in_rows(kernel, paged.cache).flatten(0, 1)[slot]
     assert torch.equal(row, paged.rows[0][30])
     row[8] = float("nan")  # a rotary column: in the scores, not in the values
+    kernel.write_latents(paged.cache, row[None], slot[None])
     out = paged.attend()
     assert not out[:10].isnan().any()
     assert out[10:].isnan().all()
 
     paged.query[..., 8] = 1
     row[8] = float("-inf")
+    kernel.write_latents(paged.cache, row[None], slot[None])
     paged.rows[0][30] = row
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(paged.attend(), paged.expected(), atol=tolerance, rtol=tolerance)
@@ -168,11 +202,35 @@ def test_rows_are_rounded_as_torch_rounds(kernel, rows_dtype, cache_dtype):
 
 
 @each_kernel
-def test_padding_slots_are_not_written(kernel):
-    cache = torch.zeros(2, 4, 3)
-    kernel.write_latents(cache, torch.ones(3, 3), torch.tensor([5, -1, 2]))
-    assert cache.flatten(0, 1)[[5, 2]].eq(1).all()
-    assert cache.sum() == 6
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("block_size", "width"), [(4, 3), (16, 12), (8, 40), (48, 7)])
+def test_only_the_slots_of_new_rows_are_written(kernel, dtype, block_size, width):
+    cache = torch.full((3, block_size, width), -7.0, dtype=dtype)
+    slots = torch.tensor([block_size + 1, -1, 2, 3 * block_size - 1])
+    rows = torch.arange(4 * width).view(4, width).to(dtype)
+    kernel.write_latents(cache, rows, slots)
+    expected = torch.full_like(cache, -7.0).flatten(0, 1)
+    expected[slots[slots >= 0]] = rows[slots >= 0]
+    assert torch.equal(in_rows(kernel, cache).flatten(0, 1), expected)
+
+
+@each_kernel
+@pytest.mark.parametrize("query_dtype", DTYPES)
+@pytest.mark.parametrize(("block_size", "rank"), [(16, 8), (128, 26), (48, 13), (7, 16)])
+def test_blocks_fill_row_by_row(kernel, query_dtype, block_size, rank):
+    """As in decoding: each row is written beside what a block's last owner has left."""
+    dtypes = (torch.bfloat16, query_dtype)
+    paged = Paged(kernel, [(70, 1)], block_size, (9, rank, 2), dtypes, seed=rank)
+    paged.cache.fill_(float("nan"))
+    rows = paged.rows[0]
+    slots = torch.arange(len(rows))
+    slots = paged.table[0, slots // block_size].long() * block_size + slots % block_size
+    tolerance = TOLERANCES[query_dtype]
+    for length in range(1, len(rows) + 1):
+        kernel.write_latents(paged.cache, rows[length - 1 : length], slots[length - 1 : length])
+        paged.lengths[0] = length
+        paged.rows[0] = rows[:length]
+        torch.testing.assert_close(paged.attend(), paged.expected(), atol=tolerance, rtol=tolerance)
 
 
 @each_compiled
@@ -189,6 +247,7 @@ def test_powers_of_two(kernel):
 @settings(max_examples=25, deadline=None)
 @given(
     batch=batches(),
+    block_size=st.sampled_from([16, 128, 7]),
     shape=shapes,
     nope=st.integers(1, 20),
     v=st.integers(1, 40),
@@ -198,10 +257,13 @@ def test_powers_of_two(kernel):
     padding=st.integers(0, 3),
     seed=st.integers(0, 2**16),
 )
-def test_layer_is_the_reference(kernel, batch, shape, nope, v, dtypes, padding, seed):
-    (heads, rank, rope), block_size = shape, 16
-    dtype = dtypes[1]
-    paged = Paged(reference, batch, block_size, shape, dtypes, seed)
+def test_layer_is_the_reference(kernel, batch, block_size, shape, nope, v, dtypes, padding, seed):
+    (heads, rank, rope), dtype = shape, dtypes[1]
+    owners = {
+        cls: Paged(owner, batch, block_size, shape, dtypes, seed)
+        for cls, owner in ((ReferenceLayer, reference), (kernel.layer, kernel))
+    }
+    paged = owners[ReferenceLayer]
     generator = torch.Generator().manual_seed(seed)
     tokens = len(paged.query)
     positions = torch.cat([torch.arange(length - new, length) for length, new in batch])
@@ -220,12 +282,12 @@ def test_layer_is_the_reference(kernel, batch, shape, nope, v, dtypes, padding, 
     # Far out, where a rotation is lost unless its angle is as exact as the reference's.
     positions = torch.cat((positions * 1001, positions.new_zeros(padding)))
     results = []
-    for cls in (ReferenceLayer, kernel.layer):
-        cache, out = paged.cache.clone(), query.new_zeros(tokens + padding, heads * v)
+    for cls, own in owners.items():
+        cache, out = own.cache, query.new_zeros(tokens + padding, heads * v)
         step = PagedBatch(tokens, paged.starts, paged.lengths, paged.table, slots)
         layer = cls(cache, weights[:, :nope], weights[:, nope:], inv_freq, 0.1)
         layer(query, rows, positions, step, out)
-        results.append((out.double(), cache))
+        results.append((out.double(), in_rows(own.kernel, cache)))
     (out, cache), (expected, expected_cache) = results[1], results[0]
     # Rows differ by a rounding where sine and cosine do, outputs by that of queries and latents
     # and of the probabilities; the sums over widths make outputs of size sqrt(nope) or so.

@@ -18,7 +18,7 @@ struct Tile {
 
 // Scratch memory of one worker, and what one tile's result is made of.
 struct TileBuffers {
-  float *query, *keys, *values, *scores, *out, *sums, *maxima, *carry, *staged;
+  float *query, *spread, *keys, *values, *scores, *out, *sums, *maxima, *carry, *staged;
   char* gathered;
   const char** lines;
 };
@@ -50,8 +50,10 @@ static size_t lay_out(const Shape& s, int64_t rows, char* base, TileBuffers* buf
     used += round_up(bytes, 64);
     return start;
   };
+  const int64_t spread_rows = rows < DIRECT_LIMIT ? rows : DIRECT_LIMIT;
   TileBuffers b;
   b.query = (float*)take(rows * s.widths.key_steps * 4);
+  b.spread = (float*)take(HAS_DOT ? spread_rows * query_dwords(s.widths.width) * 4 : 0);
   b.keys = (float*)take(BLOCK_ROWS * s.widths.key_steps * 4);
   b.values = (float*)take(s.widths.value_panels * s.widths.value_panel * 4);
   b.scores = (float*)take(rows * BLOCK_ROWS * 4);
@@ -60,7 +62,7 @@ static size_t lay_out(const Shape& s, int64_t rows, char* base, TileBuffers* buf
   b.maxima = (float*)take(rows * 4);
   b.carry = (float*)take(rows * 4);
   b.staged = (float*)take(LANES * round_up(s.widths.width, LANES) * 4);
-  b.gathered = take(BLOCK_ROWS * s.widths.width * sizeof(T));
+  b.gathered = take(BLOCK_ROWS * pairs_of(s.widths.width) * 2 * sizeof(T));
   b.lines = (const char**)take(BLOCK_ROWS * (s.widths.width * sizeof(T) / 64 + 1) * sizeof(char*));
   if (buffers) *buffers = b;
   return used;
@@ -98,40 +100,102 @@ INLINE const T* row_of(const Attention& a, const Tile& t, int64_t row) {
          row % cache.block_size * cache.row_stride;
 }
 
-// Finds the panels of rows [begin, begin + count). A panel that crosses blocks is gathered, as is
-// the last one, whose rows past the end are zeros.
+// Where the panels of a step lie: LANES rows each, so many numbers apart.
 template <class T>
-static Panels panels_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
-                        T* gathered) {
-  const int64_t width = a.cache.width;
-  Panels panels;
+struct Panels {
+  const T* rows[BLOCK_ROWS / LANES];
+  int64_t stride[BLOCK_ROWS / LANES];
+  int64_t count;
+};
+
+// Finds the panels of rows [begin, begin + count). A panel that crosses blocks is gathered, as are
+// one in pairs and the last, whose rows past the end are zeros.
+template <class T>
+static Panels<T> panels_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
+                           T* gathered) {
+  const Cache& cache = a.cache;
+  const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
+  const int64_t width = cache.width;
+  const bool paired = is_paired(cache);
+  Panels<T> panels;
   panels.count = 0;
   for (int64_t first = 0; first < count; first += LANES) {
     const T* rows = row_of<T>(a, t, begin + first);
-    int64_t stride = a.cache.row_stride;
-    const int64_t in_block = a.cache.block_size - (begin + first) % a.cache.block_size;
-    if (in_block < LANES || count - first < LANES) {
+    int64_t stride = cache.row_stride;
+    const int64_t in_block = cache.block_size - (begin + first) % cache.block_size;
+    if (paired || in_block < LANES || count - first < LANES) {
       T* const to = gathered + first * width;
       memset(to, 0, LANES * width * sizeof(T));
-      for (int64_t i = 0; i < LANES && first + i < count; i++)
-        memcpy(to + i * width, row_of<T>(a, t, begin + first + i), width * sizeof(T));
+      for (int64_t i = 0; i < LANES && first + i < count; i++) {
+        const int64_t row = begin + first + i, offset = row % cache.block_size;
+        if (paired)
+          load_pairs(group_at(cache, blocks[row / cache.block_size], offset), offset % GROUP_ROWS,
+                     width, (bf16*)(to + i * width));
+        else
+          memcpy(to + i * width, row_of<T>(a, t, row), width * sizeof(T));
+      }
       rows = to;
       stride = width;
     }
-    panels.rows[panels.count] = (const char*)rows;
-    panels.pitch[panels.count] = stride * sizeof(T);
+    panels.rows[panels.count] = rows;
+    panels.stride[panels.count] = stride;
     panels.count++;
   }
   return panels;
 }
 
-template <class T, bool DOT>
-static void pack_rows(const Shape& s, const Panels& panels, const TileBuffers& b) {
+template <class T>
+static void pack_rows(const Shape& s, const Panels<T>& panels, const TileBuffers& b) {
   for (int64_t i = 0; i < panels.count; i++)
-    pack_panel<T, DOT>((const T*)panels.rows[i], panels.pitch[i] / sizeof(T), s.widths, b.staged,
-                       b.keys + i * LANES * s.widths.key_steps,
-                       b.values + i * steps_of<DOT>(LANES) * LANES);
+    pack_floats(panels.rows[i], panels.stride[i], s.widths, b.staged,
+                b.keys + i * LANES * s.widths.key_steps, b.values + i * LANES * LANES);
 }
+
+#if defined(__AVX512BF16__)
+
+// Finds the groups of rows [begin, begin + count), begin a multiple of GROUP_ROWS, and goes on to a
+// multiple of so many rows. A cache that is not in pairs is brought into them; rows past the
+// end are zeros.
+template <int64_t MULTIPLE>
+INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
+                        char* gathered) {
+  const Cache& cache = a.cache;
+  const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
+  const bool paired = is_paired(cache);
+  // Narrow, because the division would take as long as a row otherwise.
+  const uint32_t row = (uint32_t)begin, block_size = (uint32_t)cache.block_size;
+  int64_t block = row / block_size, offset = row % block_size;
+  Groups groups;
+  groups.count = 0;
+  for (int64_t first = 0; first < round_up(count, MULTIPLE); first += GROUP_ROWS) {
+    const int64_t left = count - first;
+    const int64_t rows = left < 0 ? 0 : left < GROUP_ROWS ? left : GROUP_ROWS;
+    char* const own = gathered + first * pairs_of(cache.width) * 4;
+    groups.at[groups.count++] = own;
+    if (paired && rows) {
+      const char* group = group_at(cache, blocks[block], offset);
+      if (rows < GROUP_ROWS) first_rows(group, rows, cache.width, own);
+      else groups.at[groups.count - 1] = group;
+      offset += GROUP_ROWS;
+      if (offset == cache.block_size) block++, offset = 0;
+    } else {
+      const bf16* each[GROUP_ROWS] = {};
+      for (int64_t i = 0; i < rows; i++) each[i] = row_of<bf16>(a, t, begin + first + i);
+      pair_rows(each, cache.width, own);
+    }
+  }
+  return groups;
+}
+
+static void pack_panels(const Shape& s, const Groups& groups, const TileBuffers& b) {
+  for (int64_t i = 0; i < groups.count; i += 2) {
+    const char* const both[2] = {groups.at[i], groups.at[i + 1]};
+    pack_groups(both, s.widths, b.keys + i * GROUP_ROWS * s.widths.key_steps,
+                b.values + i * GROUP_ROWS / 2 * LANES);
+  }
+}
+
+#endif
 
 // Lists the cache lines of rows [begin, begin + count), the next to be packed.
 template <class T>
@@ -156,30 +220,33 @@ static Lines lines_of(const Attention& a, const Tile& t, int64_t begin, int64_t 
 }
 
 // One row of scores to probabilities, in place; with DOT as pairs of bfloat16 at the row's start.
-// Sums are of what is used, so that rounding the probabilities cancels to first order.
+// Sums are of what is used, so that rounding the probabilities cancels to first order. Whether the
+// maximum has grown.
 template <bool DOT>
-INLINE void softmax_row(float* scores, int64_t columns, float* maximum, float* carry, float* sums) {
+INLINE bool softmax_row(float* scores, int64_t columns, float* maximum, float* carry, float* sums) {
   vf largest = splat(-FLT_MAX);
   for (int64_t i = 0; i < columns; i += LANES) largest = larger(load(scores + i), largest);
-  const float before = *maximum, found = horizontal_max(largest);
   // Never minus infinity: a row that has seen nothing yet must not subtract it from itself.
-  const float now = found > before ? found : before;
-  *maximum = now;
-  const float factor = now == before ? 1.0f : exp2(splat(before - now))[0];
+  const float before = *maximum;
+  float now = before, factor = 1.0f;
+  const bool grown = any_above(largest, before);
+  if (grown) {
+    now = *maximum = horizontal_max(largest);
+    factor = exp2(splat(before - now))[0];
+  }
   *carry = factor;
   vf sum = load(sums) * factor;
 #if defined(__AVX512BF16__)
   if constexpr (DOT) {
     const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
-    bf16* to = (bf16*)scores;
     for (int64_t i = 0; i < columns; i += 2 * LANES) {
       const vf p0 = exp2(load(scores + i) - now), p1 = exp2(load(scores + i + LANES) - now);
-      const __m512bh pair = _mm512_cvtne2ps_pbh((__m512)p1, (__m512)p0);
-      _mm512_storeu_si512(to + i, (__m512i)pair);
-      sum = (vf)_mm512_dpbf16_ps((__m512)sum, pair, ones);
+      const __m512i pairs = pairs_of_weights(p0, p1);
+      _mm512_storeu_si512(scores + i / 2, pairs);
+      sum = (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, ones);
     }
     store(sums, sum);
-    return;
+    return grown;
   }
 #endif
   for (int64_t i = 0; i < columns; i += LANES) {
@@ -188,62 +255,137 @@ INLINE void softmax_row(float* scores, int64_t columns, float* maximum, float* c
     sum += p;
   }
   store(sums, sum);
+  return grown;
 }
 
-// Attends one tile; b.out, b.sums and b.maxima hold the result.
+// A tile on its way through the rows.
+struct Progress {
+  const Attention& a;
+  const Shape& s;
+  const Tile& t;
+  const TileBuffers& b;
+  int64_t rows;     // of A: queries times heads
+  int64_t visible;  // cache rows that the first query may see; every later one sees one more
+  float to_exponents;
+};
+
+// Scores of cache rows [begin, begin + count) to probabilities; whether any maximum has grown.
+template <bool DOT>
+static bool softmax(const Progress& p, int64_t begin, int64_t count) {
+  const int64_t columns = round_up(count, DOT ? 2 * LANES : LANES);
+  bool grown = false;
+  int64_t m = 0;
+  for (int64_t query = 0; query < p.t.queries; query++) {
+    const int64_t seen = p.visible + query - begin;
+    const int64_t shown = seen < 0 ? 0 : seen < count ? seen : count;
+    for (const int64_t last = m + p.s.heads; m < last; m++) {
+      float* row = p.b.scores + m * BLOCK_ROWS;
+      for (int64_t i = shown; i < columns; i++) row[i] = -__builtin_inff();
+      float *const maximum = p.b.maxima + m, *const sums = p.b.sums + m * LANES;
+      // A known number of columns leaves no loops.
+      grown |= columns == DIRECT_ROWS
+                   ? softmax_row<DOT>(row, DIRECT_ROWS, maximum, p.b.carry + m, sums)
+                   : softmax_row<DOT>(row, columns, maximum, p.b.carry + m, sums);
+    }
+  }
+  return grown;
+}
+
+// Packs each block of rows, for more rows of A than `attend_directly` takes.
 template <class T, bool DOT>
-static void attend_tile(const Attention& a, const Shape& s, const Tile& t, const TileBuffers& b) {
-  const int64_t rows = t.queries * s.heads;
+static void attend_packed(const Progress& p) {
+  const Tile& t = p.t;
+  const Widths& w = p.s.widths;
+  for (int64_t begin = t.begin; begin < t.end; begin += BLOCK_ROWS) {
+    const int64_t count = t.end - begin < BLOCK_ROWS ? t.end - begin : BLOCK_ROWS;
+    const int64_t after = begin + count, left = t.end - after;
+    Lines lines = lines_of<T>(p.a, t, after, left < BLOCK_ROWS ? left : BLOCK_ROWS, p.b.lines);
+    const int64_t panels = (count + LANES - 1) / LANES;
+#if defined(__AVX512BF16__)
+    if constexpr (DOT)
+      pack_panels(p.s, groups_of<LANES>(p.a, t, begin, count, p.b.gathered), p.b);
+#endif
+    if constexpr (!DOT) pack_rows(p.s, panels_of<T>(p.a, t, begin, count, (T*)p.b.gathered), p.b);
+    gemm<DOT, false>({p.b.query, w.key_steps, p.b.keys, w.key_steps * LANES, w.key_steps},
+                     {p.b.scores, BLOCK_ROWS, p.to_exponents, nullptr}, p.rows, panels, lines);
+    softmax<DOT>(p, begin, count);
+    gemm<DOT, true>({p.b.scores, BLOCK_ROWS, p.b.values, w.value_panel,
+                     steps_of<DOT>(panels * LANES)},
+                    {p.b.out, p.s.out_stride, 1.0f, p.b.carry}, p.rows, w.value_panels, lines);
+  }
+}
+
+#if defined(__AVX512BF16__)
+
+// Multiplies with groups as they lie in the cache, TILE_ROWS rows of A at most at a time.
+static void attend_directly(const Progress& p, Ahead& ahead) {
+  const Tile& t = p.t;
+  const TileBuffers& b = p.b;
+  const int64_t steps = p.s.widths.key_steps, units = p.s.widths.value_panels;
+  const int64_t stride = p.s.out_stride, spread = query_dwords(p.s.widths.width);
+  const int64_t parts = (p.rows + TILE_ROWS - 1) / TILE_ROWS;
+  int64_t first[DIRECT_LIMIT / TILE_ROWS + 1];
+  for (int64_t i = 0; i <= parts; i++) first[i] = i * p.rows / parts;
+  for (int64_t i = 0; i < parts; i++)
+    spread_query(b.query + first[i] * steps, first[i + 1] - first[i], steps,
+                 b.spread + first[i] * spread);
+  // Only the first part reads rows that are not in L1.
+  Ahead none = {};
+  for (int64_t begin = t.begin; begin < t.end; begin += DIRECT_ROWS) {
+    const int64_t count = t.end - begin < DIRECT_ROWS ? t.end - begin : DIRECT_ROWS;
+    const Groups groups = groups_of<GROUP_ROWS>(p.a, t, begin, count, b.gathered);
+    for (int64_t i = 0; i < parts; i++)
+      DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].scores(
+          b.spread + first[i] * spread, groups, steps, b.scores + first[i] * BLOCK_ROWS,
+          p.to_exponents, i ? none : ahead);
+    const bool grown = softmax<true>(p, begin, count);
+    for (int64_t m = 0; grown && m < p.rows; m++) {
+      for (float* out = b.out + m * stride; out < b.out + (m + 1) * stride; out += LANES)
+        store(out, load(out) * b.carry[m]);
+    }
+    for (int64_t i = 0; i < parts; i++)
+      DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].values(
+          b.scores + first[i] * BLOCK_ROWS, groups, steps, b.out + first[i] * stride, units,
+          i ? none : ahead);
+  }
+}
+
+#endif
+
+// Attends one tile; b.out, b.sums and b.maxima hold the result. `next`: the tile that follows on
+// this thread, if it is known.
+template <class T, bool DOT>
+static void attend_tile(const Attention& a, const Shape& s, const Tile& t, const Tile* next,
+                        const TileBuffers& b) {
+  const int64_t rows = t.queries * s.heads, length = a.batch.seq_lens[t.request];
   take_queries<DOT>(a, s, t, b.query);
   memset(b.out, 0, rows * s.out_stride * 4);
   memset(b.sums, 0, rows * LANES * 4);
   for (int64_t m = 0; m < rows; m++) b.maxima[m] = -FLT_MAX;
-  // Rows the tile's first query may see; every later query sees one more.
-  const int64_t length = a.batch.seq_lens[t.request];
-  const int64_t visible = length - (a.batch.query_start[t.request + 1] - t.first) + 1;
-  const float to_exponents = (float)(a.scale * 1.4426950408889634);
+  const Progress p = {a, s, t, b, rows,
+                      length - (a.batch.query_start[t.request + 1] - t.first) + 1,
+                      (float)(a.scale * 1.4426950408889634)};
 #if defined(__AVX512BF16__)
-  // Whole vectors of values must lie inside a row.
-  const bool direct = DOT && rows <= TILE_ROWS && s.out_stride <= a.cache.width;
-#else
-  constexpr bool direct = false;
-#endif
-
-  for (int64_t begin = t.begin; begin < t.end; begin += BLOCK_ROWS) {
-    const int64_t count = t.end - begin < BLOCK_ROWS ? t.end - begin : BLOCK_ROWS;
-    const Panels panels = panels_of<T>(a, t, begin, count, (T*)b.gathered);
-    const int64_t after = begin + count, left = t.end - after;
-    Lines lines = lines_of<T>(a, t, after, left < BLOCK_ROWS ? left : BLOCK_ROWS, b.lines);
-    const int64_t columns = round_up(count, DOT ? 2 * LANES : LANES);
-    const Into scores = {b.scores, BLOCK_ROWS, to_exponents, nullptr};
-    const Into out = {b.out, s.out_stride, 1.0f, b.carry};
-    const int64_t key_steps = s.widths.key_steps;
-    if (direct) {
-#if defined(__AVX512BF16__)
-      DIRECT_PRODUCTS[rows - 1].scores(b.query, key_steps, panels, a.cache.width, scores, lines);
-#endif
+  if constexpr (DOT) {
+    if (rows <= DIRECT_LIMIT) {
+      Ahead ahead = {};
+      ahead.cache = &a.cache;
+      ahead.batch = &a.batch;
+      ahead.now = {t.request, t.begin + ROWS_AHEAD, t.end};
+      if (next) {
+        const int64_t end = next->begin + ROWS_AHEAD;
+        ahead.next = {next->request, next->begin, end < next->end ? end : next->end};
+      }
+      attend_directly(p, ahead);
     } else {
-      pack_rows<T, DOT>(s, panels, b);
-      gemm<DOT, false>({b.query, key_steps, b.keys, key_steps * LANES, key_steps}, scores, rows,
-                       panels.count, lines);
+      attend_packed<T, true>(p);
     }
-    for (int64_t m = 0; m < rows; m++) {
-      float* row = b.scores + m * BLOCK_ROWS;
-      const int64_t seen = visible + m / s.heads - begin;
-      const int64_t shown = seen < 0 ? 0 : seen < count ? seen : count;
-      for (int64_t i = shown; i < columns; i++) row[i] = -__builtin_inff();
-      softmax_row<DOT>(row, columns, b.maxima + m, b.carry + m, b.sums + m * LANES);
-    }
-    if (direct) {
-#if defined(__AVX512BF16__)
-      DIRECT_PRODUCTS[rows - 1].values(b.scores, BLOCK_ROWS, panels, s.widths.value_panels, out);
-#endif
-    } else {
-      gemm<DOT, true>({b.scores, BLOCK_ROWS, b.values, s.widths.value_panel,
-                       steps_of<DOT>(panels.count * LANES)},
-                      out, rows, s.widths.value_panels, lines);
-    }
+    for (int64_t i = 0; i < rows * s.out_stride; i += LANES)
+      store(b.out + i, in_order(load(b.out + i)));
+    return;
   }
+#endif
+  attend_packed<T, false>(p);
 }
 
 template <class O>

@@ -1,132 +1,152 @@
-// Products with cache rows that are packed in registers, for as few rows of A as one register tile
-// holds: each packed vector is used once then, and storing it would take as long as using it.
+// Products with cache rows in pairs, without packing: for few rows of A, which would use each packed
+// vector once or a few times only.
 #pragma once
 
+#include "ahead.h"
 #include "pack.h"
 
-// Cache rows per step of the online softmax; a multiple of 2 * LANES. Packed, they stay in L1.
-constexpr int64_t BLOCK_ROWS = 96;
+// Cache rows per step of the online softmax; a multiple of 2 * LANES. Packed, they stay in L1; as
+// they are, so do they, the next ones, which come from memory meanwhile, and the sums.
+constexpr int64_t BLOCK_ROWS = 96, DIRECT_ROWS = 32;
+// Up to so many rows of A.
+constexpr int64_t DIRECT_LIMIT = 4 * TILE_ROWS;
 
-// Where the panels of a block lie: LANES rows each, so many bytes apart.
-struct Panels {
-  const char* rows[BLOCK_ROWS / LANES];
-  int64_t pitch[BLOCK_ROWS / LANES];
+// The groups of a step.
+struct Groups {
+  const char* at[BLOCK_ROWS / GROUP_ROWS];
   int64_t count;
 };
 
+// Dwords of one row of a query: of each pair, the four that a lane of a tile is multiplied with.
+INLINE int64_t query_dwords(int64_t width) {
+  return (width + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_DWORDS;
+}
+
 #if defined(__AVX512BF16__)
 
-// Cache lines asked for beside eight columns of two panels.
-constexpr int64_t LINES_AT_ONCE = 8;
-
-template <int ROWS, int PANELS, bool SOME>
-INLINE void score_eight(vf sum[ROWS][PANELS], const float* a, int64_t a_stride, const Panels& in,
-                        int64_t panel, int64_t column, int64_t n) {
-  __m512i pairs[PANELS][4];
-#pragma GCC unroll 2
-  for (int p = 0; p < PANELS; p++)
-    key_pairs<SOME>(in.rows[panel + p] + column * 2, in.pitch[panel + p], n, pairs[p]);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++)
-    if (!SOME || 2 * i < n)
-#pragma GCC unroll 16
-      for (int m = 0; m < ROWS; m++) {
-        const vf row = splat(a[m * a_stride + column / 2 + i]);
-#pragma GCC unroll 2
-        for (int p = 0; p < PANELS; p++)
-          sum[m][p] = multiply_add<true>(sum[m][p], row, (vf)pairs[p][i]);
-      }
+// Rows of A, [rows][steps], to [tiles][rows][TILE_DWORDS].
+INLINE void spread_query(const float* pairs, int64_t rows, int64_t steps, float* to) {
+  const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  for (int64_t step = 0; step < steps; step += 4) {
+    const __mmask8 some = (__mmask8)((1 << (steps - step < 4 ? steps - step : 4)) - 1);
+    for (int64_t m = 0; m < rows; m++, to += TILE_DWORDS) {
+      const __m128i four = _mm_maskz_loadu_epi32(some, pairs + m * steps + step);
+      _mm512_storeu_si512(to, _mm512_permutexvar_epi32(lanes, _mm512_castsi128_si512(four)));
+    }
+  }
 }
 
-template <int ROWS, int PANELS>
-static void score_panels(const float* a, int64_t a_stride, const Panels& in, int64_t panel,
-                         int64_t width, const Into& out, Lines& lines) {
-  vf sum[ROWS][PANELS] = {};
-  int64_t column = 0;
-  for (; column + 8 <= width; column += 8) {
-    if (lines.left >= LINES_AT_ONCE) {
+// Adds the lanes of sums [a, b] of two tiles: lanes (a0 + a1, a2 + a3, b0 + b1, b2 + b3).
+INLINE __m512 halve(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+// Adds products with two tiles.
+template <int ROWS>
+INLINE void score_tiles(const float* query, vf first, vf second, vf sum[ROWS][2]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; m++) {
+    const vf pairs = load(query + m * TILE_DWORDS);
+    sum[m][0] = multiply_add<true>(sum[m][0], pairs, first);
+    sum[m][1] = multiply_add<true>(sum[m][1], pairs, second);
+  }
+}
+
+// Scores of one group with the rows of A  # c: [ROWS][BLOCK_ROWS]
+template <int ROWS>
+INLINE void score_group(const float* query, const float* group, int64_t steps, float* c,
+                        float scale, const char* line, int64_t line_step) {
+  vf sum[ROWS][2] = {};
+  const float* const end = group + steps / 4 * TILES_DWORDS;
+  for (; group < end; group += TILES_DWORDS, query += ROWS * TILE_DWORDS) {
+    __builtin_prefetch(line, 0, 3);
+    line += line_step;
+    score_tiles<ROWS>(query, load(group), load(group + TILE_DWORDS), sum);
+  }
+  if (const int64_t lanes = steps % 4) {
+    const __mmask16 some = lanes_mask(lanes);
+    score_tiles<ROWS>(query, (vf)_mm512_maskz_loadu_ps(some, group),
+                      (vf)_mm512_maskz_loadu_ps(some, group + lanes * 4), sum);
+  }
 #pragma GCC unroll 8
-      for (int i = 0; i < LINES_AT_ONCE; i++) __builtin_prefetch(lines.next[i], 0, 2);
-      lines.next += LINES_AT_ONCE;
-      lines.left -= LINES_AT_ONCE;
-    }
-    score_eight<ROWS, PANELS, false>(sum, a, a_stride, in, panel, column, 8);
+  for (int m = 0; m < ROWS; m += 2) {
+    const int next = m + 1 < ROWS ? m + 1 : m;
+    const __m512 x = halve((__m512)sum[m][0], (__m512)sum[m][1]);
+    const __m512 y = halve((__m512)sum[next][0], (__m512)sum[next][1]);
+    const __m512 both = _mm512_mul_ps(halve(x, y), _mm512_set1_ps(scale));
+    _mm256_storeu_ps(c + m * BLOCK_ROWS, _mm512_castps512_ps256(both));
+    if (m + 1 < ROWS)
+      _mm256_storeu_ps(c + next * BLOCK_ROWS, _mm512_extractf32x8_ps(both, 1));
   }
-  if (column < width)
-    score_eight<ROWS, PANELS, true>(sum, a, a_stride, in, panel, column, width - column);
+}
+
+template <int ROWS>
+static void direct_scores(const float* query, const Groups& in, int64_t steps, float* c,
+                          float scale, Ahead& ahead) {
+  // Half of the lines that as many rows have; the other half beside the values.
+  for (int64_t g = 0; g < in.count; g++) {
+    const char* const line = take_lines(ahead, steps / 4);
+    score_group<ROWS>(query, (const float*)in.at[g], steps, c + g * GROUP_ROWS, scale, line,
+                      ahead.step);
+  }
+}
+
+// Adds WIDE times 16 columns of values  # weights: [ROWS][BLOCK_ROWS]
+template <int ROWS, int WIDE, bool WHOLE>
+static void weigh_units(const float* weights, const Groups& in, int64_t steps, int64_t unit,
+                        float* c, int64_t stride, int64_t lines, Ahead& ahead) {
+  // One unit alone would wait for its own sums: it has every one twice.
+  constexpr int SUMS = WIDE == 1 ? 2 : WIDE;
+  vf sum[ROWS][SUMS];
+  c += unit * LANES;
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 2
-    for (int p = 0; p < PANELS; p++)
-      store(out.c + m * out.stride + (panel + p) * LANES, sum[m][p] * out.scale);
-}
-
-template <int ROWS>
-static void direct_scores(const float* a, int64_t a_stride, const Panels& in, int64_t width,
-                          const Into& out, Lines& lines) {
-  int64_t panel = 0;
-  for (; panel + 2 <= in.count; panel += 2)
-    score_panels<ROWS, 2>(a, a_stride, in, panel, width, out, lines);
-  if (panel < in.count) score_panels<ROWS, 1>(a, a_stride, in, panel, width, out, lines);
-}
-
-template <int ROWS, int WIDE>
-static void weigh_columns(const float* a, int64_t a_stride, const Panels& in, int64_t column,
-                          const Into& out) {
-  float* const c = out.c + column;
-  vf sum[ROWS][WIDE];
-#pragma GCC unroll 16
-  for (int m = 0; m < ROWS; m++)
+    for (int n = 0; n < SUMS; n++) sum[m][n] = n < WIDE ? load(c + m * stride + n * LANES) : vf{};
+  for (int64_t g = 0; g < in.count; g++, weights += 4) {
+    vf values[WIDE][4];
+#pragma GCC unroll 2
+    for (int n = 0; n < WIDE; n++) pairs_of_rows<WHOLE>(in.at[g], unit + n, steps, values[n]);
+    ask_for(ahead, lines);
 #pragma GCC unroll 4
-    for (int n = 0; n < WIDE; n++)
-      sum[m][n] = load(c + m * out.stride + n * LANES) * out.carry[m];
-  for (int64_t panel = 0; panel < in.count; panel++) {
-    const int64_t pitch = in.pitch[panel];
-    const char* from = in.rows[panel] + column * 2;
-    const float* weights = a + panel * LANES / 2;
-    for (int i = 0; i < LANES / 2; i++) {
-      vf values[WIDE];
-#pragma GCC unroll 4
-      for (int n = 0; n < WIDE; n++)
-        values[n] = (vf)value_pair<false>(from + n * LANES * 2, pitch, LANES);
+    for (int i = 0; i < 4; i++)
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; m++) {
-        const vf weight = splat(weights[m * a_stride + i]);
-#pragma GCC unroll 4
-        for (int n = 0; n < WIDE; n++) sum[m][n] = multiply_add<true>(sum[m][n], weight, values[n]);
+        const vf weight = splat(weights[m * BLOCK_ROWS + i]);
+#pragma GCC unroll 2
+        for (int n = 0; n < WIDE; n++) {
+          vf& own = sum[m][WIDE == 1 ? i % 2 : n];
+          own = multiply_add<true>(own, weight, values[n][i]);
+        }
       }
-      from += 2 * pitch;
-    }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-    for (int n = 0; n < WIDE; n++) store(c + m * out.stride + n * LANES, sum[m][n]);
+#pragma GCC unroll 2
+    for (int n = 0; n < WIDE; n++)
+      store(c + m * stride + n * LANES, WIDE == 1 ? sum[m][0] + sum[m][1] : sum[m][n]);
 }
 
 template <int ROWS>
-static void direct_values(const float* a, int64_t a_stride, const Panels& in, int64_t columns,
-                          const Into& out) {
-  int64_t column = 0;
-  for (int64_t left = columns; left > 0; left = columns - column) {
-    // Two and two rather than three and one.
-    if (left == 3 || left > 4) {
-      weigh_columns<ROWS, 3>(a, a_stride, in, column * LANES, out);
-      column += 3;
-    } else if (left >= 2) {
-      weigh_columns<ROWS, 2>(a, a_stride, in, column * LANES, out);
-      column += 2;
-    } else {
-      weigh_columns<ROWS, 1>(a, a_stride, in, column * LANES, out);
-      column += 1;
-    }
+static void direct_values(const float* weights, const Groups& in, int64_t steps, float* c,
+                          int64_t units, Ahead& ahead) {
+  const int64_t stride = units * LANES, calls = (units + 1) / 2;
+  const int64_t lines = (steps / 4 + calls - 1) / calls;
+  int64_t unit = 0;
+  for (; unit + 2 <= units && (unit + 2) * 8 <= steps; unit += 2)
+    weigh_units<ROWS, 2, true>(weights, in, steps, unit, c, stride, lines, ahead);
+  for (; unit < units; unit++) {
+    if ((unit + 1) * 8 <= steps)
+      weigh_units<ROWS, 1, true>(weights, in, steps, unit, c, stride, lines, ahead);
+    else
+      weigh_units<ROWS, 1, false>(weights, in, steps, unit, c, stride, lines, ahead);
   }
 }
 
 // The two products by the number of rows of A.
 struct Direct {
-  void (*scores)(const float*, int64_t, const Panels&, int64_t, const Into&, Lines&);
-  void (*values)(const float*, int64_t, const Panels&, int64_t, const Into&);
+  void (*scores)(const float*, const Groups&, int64_t, float*, float, Ahead&);
+  void (*values)(const float*, const Groups&, int64_t, float*, int64_t, Ahead&);
 };
 #define DIRECT(n) {direct_scores<n>, direct_values<n>}
 static const Direct DIRECT_PRODUCTS[TILE_ROWS] = {DIRECT(1), DIRECT(2), DIRECT(3),

@@ -63,7 +63,20 @@ static int write_as(const Write& w) {
 }
 
 template <class D>
+static int write_pairs(const Write& w) {
+  for (int64_t t = 0; t < w.tokens; t++)
+    for (int64_t i = 0; i < w.cache.width && w.slots[t] >= 0; i += LANES) {
+      const int64_t left = w.cache.width - i, n = left < LANES ? left : LANES;
+      bf16 rounded[LANES];
+      convert((const D*)w.rows + t * w.rows_token + i, rounded, n);
+      store_pairs(w.cache, w.slots[t], i, rounded, n);
+    }
+  return DONE;
+}
+
+template <class D>
 static int write_from(const Write& w) {
+  if (is_paired(w.cache)) return write_pairs<D>(w);
   if (w.cache.dtype == FLOAT32) return write_as<D, float>(w);
   if (w.cache.dtype == FLOAT16) return write_as<D, f16>(w);
   return write_as<D, bf16>(w);
@@ -150,19 +163,22 @@ INLINE int64_t tokens_of(const Step& s, int64_t chunk) {
 }
 
 template <class D, class T>
-static void run_rows(void* context, int64_t chunk, int) {
+static void run_rows(void* context, int64_t chunk, int worker) {
   const LayerJob& job = *(const LayerJob*)context;
   const Layer& l = *job.layer;
   const Step& s = *job.step;
   const int64_t half = l.rope / 2, pitch = round_up(half, LANES);
+  const bool paired = is_paired(l.cache);
   for (int64_t i = 0; i < tokens_of(s, chunk); i++) {
     const int64_t t = chunk * TOKENS_AT_ONCE + i;
     angles(s.positions[t], l.inv_freq, half, job.cos + t * pitch, job.sin + t * pitch);
     if (s.slots[t] < 0) continue;
     const D* row = (const D*)s.rows + t * s.rows_token;
-    T* to = slot_row<T>(l.cache, s.slots[t]);
+    T* to = paired ? (T*)(job.workers + worker * job.worker_bytes)
+                   : slot_row<T>(l.cache, s.slots[t]);
     convert(row, to, l.rank);
     rotate(row + l.rank, job.cos + t * pitch, job.sin + t * pitch, half, to + l.rank);
+    if (paired) store_pairs(l.cache, s.slots[t], 0, (const bf16*)to, l.cache.width);
   }
 }
 
@@ -209,8 +225,11 @@ static int layer_as(const Layer& l, const Step& s) {
   const size_t query_bytes = round_up(s.tokens * l.heads * width * sizeof(D), 64);
   const size_t out_bytes = round_up(s.tokens * l.heads * l.rank * sizeof(D), 64);
   const int64_t longest = l.nope > l.rank ? l.nope : l.rank, widest = l.rank > l.v ? l.rank : l.v;
-  job.worker_bytes =
-      round_up(TOKENS_AT_ONCE * (steps_of<DOT>(longest) + round_up(widest, LANES)) * 4, 64);
+  // Of a head's product, and of one row before it is put into pairs.
+  const int64_t product_bytes =
+      TOKENS_AT_ONCE * (steps_of<DOT>(longest) + round_up(widest, LANES)) * 4;
+  const int64_t row_bytes = width * sizeof(bf16);
+  job.worker_bytes = round_up(product_bytes > row_bytes ? product_bytes : row_bytes, 64);
   Scratch scratch(LAYER_SCRATCH,
                   2 * angle_bytes + query_bytes + out_bytes + max_threads() * job.worker_bytes,
                   KEEP_BYTES);

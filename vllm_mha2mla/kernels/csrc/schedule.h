@@ -66,7 +66,8 @@ struct AttendJob {
   float* partials;
   char* workers;
   size_t worker_bytes;
-  int64_t largest;
+  int64_t largest, tile_count;
+  bool in_turn;  // one thread takes all tiles
 };
 
 template <class O>
@@ -92,7 +93,8 @@ static void run_tile(void* context, int64_t task, int worker) {
   const Tile& t = job.tiles[task];
   TileBuffers b;
   lay_out<T>(s, job.largest, job.workers + worker * job.worker_bytes, &b);
-  attend_tile<T, DOT>(a, s, t, b);
+  const Tile* next = job.in_turn && task + 1 < job.tile_count ? &t + 1 : nullptr;
+  attend_tile<T, DOT>(a, s, t, next, b);
   const int64_t rows = t.queries * s.heads;
   for (int64_t m = 0; m < rows; m++) {
     const float sum = horizontal_sum(load(b.sums + m * LANES));
@@ -160,6 +162,8 @@ static int attend_as(const Attention& a) {
   Merge* merges = (Merge*)(scratch.data + tile_bytes);
   plan(a, s, piece_cost, tiles, merges);
   job.tiles = tiles;
+  job.tile_count = p.tiles;
+  job.in_turn = threads == 1;
   job.merges = merges;
   job.partials = (float*)(scratch.data + tile_bytes + merge_bytes);
   job.workers = scratch.data + tile_bytes + merge_bytes + partial_bytes;

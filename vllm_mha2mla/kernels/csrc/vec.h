@@ -54,6 +54,15 @@ INLINE float horizontal_max(vf x) {
   return part[0];
 #endif
 }
+INLINE bool any_above(vf x, float y) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)splat(y), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)splat(y), _CMP_GT_OQ));
+#else
+  return horizontal_max(x) > y;
+#endif
+}
 INLINE float horizontal_sum(vf x) {
   float part[LANES];
   store(part, x);
