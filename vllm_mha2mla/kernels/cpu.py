@@ -68,10 +68,7 @@ class CpuKernel:
         """See ``reference.latent_attention``."""
         if query.stride(2) != 1 or out.stride(2) != 1:
             raise ValueError("queries and outputs must be contiguous in their last dimension")
-        integers = [
-            tensor.to(torch.int32).contiguous()
-            for tensor in (block_table, query_start_loc, seq_lens)
-        ]
+        integers = [_int32(tensor) for tensor in (block_table, query_start_loc, seq_lens)]
         arguments = structures.Attention(
             structures.cache_of(cache),
             structures.batch_of(*integers),
@@ -163,6 +160,13 @@ class CpuLayer:
         step.rows, step.rows_token = rows.data_ptr(), rows.stride(0)
         step.out, step.out_token = out.data_ptr(), out.stride(0)
         _check(self.call(self.layer, byref(step)))
+
+
+def _int32(tensor: Tensor) -> Tensor:
+    # Asked first, because converting takes longer even where there is nothing to convert.
+    if tensor.dtype == torch.int32 and tensor.is_contiguous():
+        return tensor
+    return tensor.to(torch.int32).contiguous()
 
 
 def _step_of(batch: PagedBatch) -> structures.Step:

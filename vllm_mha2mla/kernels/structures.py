@@ -122,7 +122,7 @@ def declare(library: ctypes.CDLL) -> None:
 
 def cache_of(cache: Tensor) -> Cache:
     """Describe a cache; blocks and rows may lie further apart than they are long."""
-    if cache.device.type != "cpu" or cache.stride(2) != 1:
+    if not cache.is_cpu or cache.stride(2) != 1:
         raise ValueError("the cache must be on the CPU, its rows contiguous")
     return Cache(
         cache.data_ptr(), DTYPES[cache.dtype], cache.stride(0), cache.stride(1), *cache.shape[1:]

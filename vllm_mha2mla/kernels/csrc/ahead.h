@@ -10,41 +10,54 @@
 // Rows from where products are to where lines are asked for: what L1 holds beside the sums.
 constexpr int64_t ROWS_AHEAD = 64;
 
-struct Range {
-  int64_t request, begin, end;  // cache rows
+struct Tile {
+  int64_t request;
+  int64_t first, queries;  // of the batch
+  int64_t begin, end;      // cache rows
+  int64_t partial;         // where the result goes; negative: to the output
 };
 
+// A stream over the rows of tiles that one thread takes in turn.
 struct Ahead {
-  const char* line;
-  int64_t left, step;  // bytes: to the end of the run, from line to line
   const Cache* cache;
   const Batch* batch;
-  Range now, next;  // still to come, and what follows
+  const Tile *tile, *last;  // being asked for; past the last
+  int64_t row;              // of the tile, where the next run begins
+  const char* line;
+  int64_t left, step;  // bytes: to the end of the run, from line to line
+  int64_t lead;        // bytes from the rows in work to the end of the run
 };
+
+INLINE int64_t bytes_of(const Cache& c, int64_t rows) {
+  return rows * c.row_stride * (c.dtype == FLOAT32 ? 4 : 2);
+}
+
+INLINE Ahead ahead_of(const Cache& cache, const Batch& batch, const Tile* tile, const Tile* last) {
+  return {&cache, &batch, tile, last, tile->begin, nullptr, 0, 64, 0};
+}
+
+// Asks for nothing, without end.
+INLINE void stop(Ahead& a) {
+  static const char nothing = 0;
+  a.line = &nothing;
+  a.left = a.lead = INT64_MAX / 2;
+  a.step = 0;
+}
 
 // Goes on to the rows' next run, which ends with their block.
 static void __attribute__((noinline)) next_run(Ahead& a) {
-  if (a.now.begin >= a.now.end) {
-    a.now = a.next;
-    a.next.end = 0;
-  }
-  if (a.now.begin >= a.now.end) {
-    static const char nothing = 0;
-    a.line = &nothing;
-    a.left = INT64_MAX;
-    a.step = 0;
-    return;
-  }
+  if (a.tile < a.last && a.row >= a.tile->end && ++a.tile < a.last) a.row = a.tile->begin;
+  if (a.tile >= a.last) return stop(a);
   const Cache& c = *a.cache;
-  const int64_t size = c.dtype == FLOAT32 ? 4 : 2;
-  const int32_t* blocks = a.batch->block_table + a.now.request * a.batch->table_stride;
-  const int64_t offset = a.now.begin % c.block_size, in_block = c.block_size - offset;
-  const int64_t wanted = a.now.end - a.now.begin, rows = in_block < wanted ? in_block : wanted;
-  a.line = (const char*)c.data +
-           (blocks[a.now.begin / c.block_size] * c.block_stride + offset * c.row_stride) * size;
-  a.left = rows * c.row_stride * size;
-  a.step = 64;
-  a.now.begin += rows;
+  const int32_t* blocks = a.batch->block_table + a.tile->request * a.batch->table_stride;
+  const int64_t offset = a.row % c.block_size, in_block = c.block_size - offset;
+  const int64_t wanted = a.tile->end - a.row, rows = in_block < wanted ? in_block : wanted;
+  const int64_t block = blocks[a.row / c.block_size];
+  a.line = (const char*)c.data + bytes_of(c, offset) +
+           block * c.block_stride * (c.dtype == FLOAT32 ? 4 : 2);
+  a.left = bytes_of(c, rows);
+  a.lead += a.left;
+  a.row += rows;
 }
 
 // The first of so many lines, `step` apart, for the caller to ask for.
@@ -56,7 +69,16 @@ INLINE const char* take_lines(Ahead& a, int64_t lines) {
   return line;
 }
 
-INLINE void ask_for(Ahead& a, int64_t lines) {
-  const char* const line = take_lines(a, lines);
-  for (int64_t i = 0; i < lines; i++) __builtin_prefetch(line + i * a.step, 0, 3);
+// Asks for a number of lines so few that they need no loop, which would take longer than they do.
+template <int LINES>
+INLINE void ask_for(Ahead& a) {
+  const char* const line = take_lines(a, LINES);
+#pragma GCC unroll 8
+  for (int i = 0; i < LINES; i++) __builtin_prefetch(line + i * a.step, 0, 3);
+}
+
+// Asks for what is missing of ROWS_AHEAD.
+INLINE void catch_up(Ahead& a) {
+  const int64_t wanted = bytes_of(*a.cache, ROWS_AHEAD);
+  while (a.lead - (a.left > 0 ? a.left : 0) < wanted) ask_for<8>(a);
 }

@@ -9,13 +9,6 @@
 
 #include "direct.h"
 
-struct Tile {
-  int64_t request;
-  int64_t first, queries;  // of the batch
-  int64_t begin, end;      // cache rows
-  int64_t partial;         // where the result goes; negative: to the output
-};
-
 // Scratch memory of one worker, and what one tile's result is made of.
 struct TileBuffers {
   float *query, *spread, *keys, *values, *scores, *out, *sums, *maxima, *carry, *staged;
@@ -331,13 +324,19 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
                  b.spread + first[i] * spread);
   // Only the first part reads rows that are not in L1.
   Ahead none = {};
+  stop(none);
+  // Behind after tiles that did not need it.
+  if (ahead.tile < &t) ahead = ahead_of(p.a.cache, p.a.batch, &t, ahead.last);
+  catch_up(ahead);
   for (int64_t begin = t.begin; begin < t.end; begin += DIRECT_ROWS) {
     const int64_t count = t.end - begin < DIRECT_ROWS ? t.end - begin : DIRECT_ROWS;
     const Groups groups = groups_of<GROUP_ROWS>(p.a, t, begin, count, b.gathered);
+    ahead.lead -= bytes_of(p.a.cache, count);
     for (int64_t i = 0; i < parts; i++)
       DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].scores(
           b.spread + first[i] * spread, groups, steps, b.scores + first[i] * BLOCK_ROWS,
           p.to_exponents, i ? none : ahead);
+    catch_up(ahead);
     const bool grown = softmax<true>(p, begin, count);
     for (int64_t m = 0; grown && m < p.rows; m++) {
       for (float* out = b.out + m * stride; out < b.out + (m + 1) * stride; out += LANES)
@@ -352,10 +351,9 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
 
 #endif
 
-// Attends one tile; b.out, b.sums and b.maxima hold the result. `next`: the tile that follows on
-// this thread, if it is known.
+// Attends one tile; b.out, b.sums and b.maxima hold the result.
 template <class T, bool DOT>
-static void attend_tile(const Attention& a, const Shape& s, const Tile& t, const Tile* next,
+static void attend_tile(const Attention& a, const Shape& s, const Tile& t, Ahead& ahead,
                         const TileBuffers& b) {
   const int64_t rows = t.queries * s.heads, length = a.batch.seq_lens[t.request];
   take_queries<DOT>(a, s, t, b.query);
@@ -368,17 +366,10 @@ static void attend_tile(const Attention& a, const Shape& s, const Tile& t, const
 #if defined(__AVX512BF16__)
   if constexpr (DOT) {
     if (rows <= DIRECT_LIMIT) {
-      Ahead ahead = {};
-      ahead.cache = &a.cache;
-      ahead.batch = &a.batch;
-      ahead.now = {t.request, t.begin + ROWS_AHEAD, t.end};
-      if (next) {
-        const int64_t end = next->begin + ROWS_AHEAD;
-        ahead.next = {next->request, next->begin, end < next->end ? end : next->end};
-      }
       attend_directly(p, ahead);
     } else {
       attend_packed<T, true>(p);
+      ahead.lead -= bytes_of(a.cache, t.end - t.begin);
     }
     for (int64_t i = 0; i < rows * s.out_stride; i += LANES)
       store(b.out + i, in_order(load(b.out + i)));

@@ -17,6 +17,9 @@ struct Groups {
   int64_t count;
 };
 
+// Cache lines asked for beside a group's values: with those beside scores, a little less than all.
+constexpr int VALUE_LINES = 3;
+
 // Dwords of one row of a query: of each pair, the four that a lane of a tile is multiplied with.
 INLINE int64_t query_dwords(int64_t width) {
   return (width + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_DWORDS;
@@ -36,9 +39,18 @@ INLINE void spread_query(const float* pairs, int64_t rows, int64_t steps, float*
   }
 }
 
-// Adds the lanes of sums [a, b] of two tiles: lanes (a0 + a1, a2 + a3, b0 + b1, b2 + b3).
-INLINE __m512 halve(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+// Adds the lanes of four sums: of two rows of A, each with two tiles. What a shuffle has to move is
+// blended before, because blending is free beside multiplications and shuffling is not.
+INLINE __m512 add_lanes(vf row0[2], vf row1[2]) {
+  __m512 x[2];  // lanes 0 + 2 and 1 + 3: of row 0, of row 1
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    const __m512 a = (__m512)row0[i], b = (__m512)row1[i];
+    x[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
+  }
+  const __m512 own = _mm512_mask_blend_ps(0xf0f0, x[0], x[1]);
+  const __m512 other = _mm512_mask_blend_ps(0xf0f0, x[1], x[0]);
+  return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0xb1));
 }
 
 // Adds products with two tiles.
@@ -71,9 +83,7 @@ INLINE void score_group(const float* query, const float* group, int64_t steps, f
 #pragma GCC unroll 8
   for (int m = 0; m < ROWS; m += 2) {
     const int next = m + 1 < ROWS ? m + 1 : m;
-    const __m512 x = halve((__m512)sum[m][0], (__m512)sum[m][1]);
-    const __m512 y = halve((__m512)sum[next][0], (__m512)sum[next][1]);
-    const __m512 both = _mm512_mul_ps(halve(x, y), _mm512_set1_ps(scale));
+    const __m512 both = _mm512_mul_ps(add_lanes(sum[m], sum[next]), _mm512_set1_ps(scale));
     _mm256_storeu_ps(c + m * BLOCK_ROWS, _mm512_castps512_ps256(both));
     if (m + 1 < ROWS)
       _mm256_storeu_ps(c + next * BLOCK_ROWS, _mm512_extractf32x8_ps(both, 1));
@@ -83,7 +93,6 @@ INLINE void score_group(const float* query, const float* group, int64_t steps, f
 template <int ROWS>
 static void direct_scores(const float* query, const Groups& in, int64_t steps, float* c,
                           float scale, Ahead& ahead) {
-  // Half of the lines that as many rows have; the other half beside the values.
   for (int64_t g = 0; g < in.count; g++) {
     const char* const line = take_lines(ahead, steps / 4);
     score_group<ROWS>(query, (const float*)in.at[g], steps, c + g * GROUP_ROWS, scale, line,
@@ -94,7 +103,7 @@ static void direct_scores(const float* query, const Groups& in, int64_t steps, f
 // Adds WIDE times 16 columns of values  # weights: [ROWS][BLOCK_ROWS]
 template <int ROWS, int WIDE, bool WHOLE>
 static void weigh_units(const float* weights, const Groups& in, int64_t steps, int64_t unit,
-                        float* c, int64_t stride, int64_t lines, Ahead& ahead) {
+                        float* c, int64_t stride, Ahead& ahead) {
   // One unit alone would wait for its own sums: it has every one twice.
   constexpr int SUMS = WIDE == 1 ? 2 : WIDE;
   vf sum[ROWS][SUMS];
@@ -107,7 +116,7 @@ static void weigh_units(const float* weights, const Groups& in, int64_t steps, i
     vf values[WIDE][4];
 #pragma GCC unroll 2
     for (int n = 0; n < WIDE; n++) pairs_of_rows<WHOLE>(in.at[g], unit + n, steps, values[n]);
-    ask_for(ahead, lines);
+    ask_for<VALUE_LINES>(ahead);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
 #pragma GCC unroll 16
@@ -130,16 +139,15 @@ static void weigh_units(const float* weights, const Groups& in, int64_t steps, i
 template <int ROWS>
 static void direct_values(const float* weights, const Groups& in, int64_t steps, float* c,
                           int64_t units, Ahead& ahead) {
-  const int64_t stride = units * LANES, calls = (units + 1) / 2;
-  const int64_t lines = (steps / 4 + calls - 1) / calls;
+  const int64_t stride = units * LANES;
   int64_t unit = 0;
   for (; unit + 2 <= units && (unit + 2) * 8 <= steps; unit += 2)
-    weigh_units<ROWS, 2, true>(weights, in, steps, unit, c, stride, lines, ahead);
+    weigh_units<ROWS, 2, true>(weights, in, steps, unit, c, stride, ahead);
   for (; unit < units; unit++) {
     if ((unit + 1) * 8 <= steps)
-      weigh_units<ROWS, 1, true>(weights, in, steps, unit, c, stride, lines, ahead);
+      weigh_units<ROWS, 1, true>(weights, in, steps, unit, c, stride, ahead);
     else
-      weigh_units<ROWS, 1, false>(weights, in, steps, unit, c, stride, lines, ahead);
+      weigh_units<ROWS, 1, false>(weights, in, steps, unit, c, stride, ahead);
   }
 }
 

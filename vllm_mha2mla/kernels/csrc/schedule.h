@@ -66,8 +66,8 @@ struct AttendJob {
   float* partials;
   char* workers;
   size_t worker_bytes;
-  int64_t largest, tile_count;
-  bool in_turn;  // one thread takes all tiles
+  int64_t largest;
+  Ahead* ahead;  // null: which tile a thread takes next is not known
 };
 
 template <class O>
@@ -93,8 +93,8 @@ static void run_tile(void* context, int64_t task, int worker) {
   const Tile& t = job.tiles[task];
   TileBuffers b;
   lay_out<T>(s, job.largest, job.workers + worker * job.worker_bytes, &b);
-  const Tile* next = job.in_turn && task + 1 < job.tile_count ? &t + 1 : nullptr;
-  attend_tile<T, DOT>(a, s, t, next, b);
+  Ahead own = ahead_of(a.cache, a.batch, &t, &t + 1);
+  attend_tile<T, DOT>(a, s, t, job.ahead ? *job.ahead : own, b);
   const int64_t rows = t.queries * s.heads;
   for (int64_t m = 0; m < rows; m++) {
     const float sum = horizontal_sum(load(b.sums + m * LANES));
@@ -162,8 +162,8 @@ static int attend_as(const Attention& a) {
   Merge* merges = (Merge*)(scratch.data + tile_bytes);
   plan(a, s, piece_cost, tiles, merges);
   job.tiles = tiles;
-  job.tile_count = p.tiles;
-  job.in_turn = threads == 1;
+  Ahead ahead = ahead_of(a.cache, a.batch, tiles, tiles + p.tiles);
+  if (threads == 1) job.ahead = &ahead;
   job.merges = merges;
   job.partials = (float*)(scratch.data + tile_bytes + merge_bytes);
   job.workers = scratch.data + tile_bytes + merge_bytes + partial_bytes;
