@@ -115,7 +115,7 @@ class Recipe(BaseModel):
         description="Steps of distillation of the attention weights from the original, one window "
         "of calibration text each; needs the whole model in memory.",
     )
-    refine_lr: float = Field(1.5e-4, gt=0, description="Learning rate of the distillation.")
+    refine_lr: float = Field(1e-4, gt=0, description="Learning rate of the distillation.")
     refine_window: int = Field(512, ge=2, description="Tokens per window of the distillation.")
     calibration: list[str] = Field(
         default_factory=list, description="Texts, .txt or .jsonl; none: one that Python carries."
