@@ -43,7 +43,7 @@ static size_t lay_out(const Shape& s, int64_t rows, char* base, TileBuffers* buf
     used += round_up(bytes, 64);
     return start;
   };
-  const int64_t spread_rows = rows < DIRECT_LIMIT ? rows : DIRECT_LIMIT;
+  const int64_t limit = direct_limit(s.widths.width), spread_rows = rows < limit ? rows : limit;
   TileBuffers b;
   b.query = (float*)take(rows * s.widths.key_steps * 4);
   b.spread = (float*)take(HAS_DOT ? spread_rows * query_dwords(s.widths.width) * 4 : 0);
@@ -107,7 +107,6 @@ template <class T>
 static Panels<T> panels_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
                            T* gathered) {
   const Cache& cache = a.cache;
-  const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
   const int64_t width = cache.width;
   const bool paired = is_paired(cache);
   Panels<T> panels;
@@ -116,16 +115,20 @@ static Panels<T> panels_of(const Attention& a, const Tile& t, int64_t begin, int
     const T* rows = row_of<T>(a, t, begin + first);
     int64_t stride = cache.row_stride;
     const int64_t in_block = cache.block_size - (begin + first) % cache.block_size;
-    if (paired || in_block < LANES || count - first < LANES) {
+    const int64_t left = count - first;
+    if (paired || in_block < LANES || left < LANES) {
       T* const to = gathered + first * width;
       memset(to, 0, LANES * width * sizeof(T));
-      for (int64_t i = 0; i < LANES && first + i < count; i++) {
-        const int64_t row = begin + first + i, offset = row % cache.block_size;
-        if (paired)
-          load_pairs(group_at(cache, blocks[row / cache.block_size], offset), offset % GROUP_ROWS,
-                     width, (bf16*)(to + i * width));
-        else
-          memcpy(to + i * width, row_of<T>(a, t, row), width * sizeof(T));
+      for (int64_t i = 0; i < LANES && i < left; i += paired ? GROUP_ROWS : 1) {
+        const T* from = row_of<T>(a, t, begin + first + i);
+#if defined(__AVX512BF16__)
+        if (paired) {
+          const int64_t some = left - i < GROUP_ROWS ? left - i : GROUP_ROWS;
+          unpair_rows((const char*)from, some, width, (bf16*)(to + i * width));
+          continue;
+        }
+#endif
+        memcpy(to + i * width, from, width * sizeof(T));
       }
       rows = to;
       stride = width;
@@ -276,7 +279,7 @@ static bool softmax(const Progress& p, int64_t begin, int64_t count) {
       for (int64_t i = shown; i < columns; i++) row[i] = -__builtin_inff();
       float *const maximum = p.b.maxima + m, *const sums = p.b.sums + m * LANES;
       // A known number of columns leaves no loops.
-      grown |= columns == DIRECT_ROWS
+      grown |= DOT && columns == DIRECT_ROWS
                    ? softmax_row<DOT>(row, DIRECT_ROWS, maximum, p.b.carry + m, sums)
                    : softmax_row<DOT>(row, columns, maximum, p.b.carry + m, sums);
     }
@@ -317,7 +320,7 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
   const int64_t steps = p.s.widths.key_steps, units = p.s.widths.value_panels;
   const int64_t stride = p.s.out_stride, spread = query_dwords(p.s.widths.width);
   const int64_t parts = (p.rows + TILE_ROWS - 1) / TILE_ROWS;
-  int64_t first[DIRECT_LIMIT / TILE_ROWS + 1];
+  int64_t first[DIRECT_PARTS + 1];
   for (int64_t i = 0; i <= parts; i++) first[i] = i * p.rows / parts;
   for (int64_t i = 0; i < parts; i++)
     spread_query(b.query + first[i] * steps, first[i + 1] - first[i], steps,
@@ -365,7 +368,7 @@ static void attend_tile(const Attention& a, const Shape& s, const Tile& t, Ahead
                       (float)(a.scale * 1.4426950408889634)};
 #if defined(__AVX512BF16__)
   if constexpr (DOT) {
-    if (rows <= DIRECT_LIMIT) {
+    if (rows <= direct_limit(s.widths.width)) {
       attend_directly(p, ahead);
     } else {
       attend_packed<T, true>(p);

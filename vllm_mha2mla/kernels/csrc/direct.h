@@ -8,8 +8,8 @@
 // Cache rows per step of the online softmax; a multiple of 2 * LANES. Packed, they stay in L1; as
 // they are, so do they, the next ones, which come from memory meanwhile, and the sums.
 constexpr int64_t BLOCK_ROWS = 96, DIRECT_ROWS = 32;
-// Up to so many rows of A.
-constexpr int64_t DIRECT_LIMIT = 4 * TILE_ROWS;
+// Up to so many times TILE_ROWS rows of A, if they leave L1 room for the rest.
+constexpr int64_t DIRECT_PARTS = 4, DIRECT_BYTES = 36 << 10;
 
 // The groups of a step.
 struct Groups {
@@ -23,6 +23,13 @@ constexpr int VALUE_LINES = 3;
 // Dwords of one row of a query: of each pair, the four that a lane of a tile is multiplied with.
 INLINE int64_t query_dwords(int64_t width) {
   return (width + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_DWORDS;
+}
+
+// How many rows of A are few.
+INLINE int64_t direct_limit(int64_t width) {
+  const int64_t fit = DIRECT_BYTES / (query_dwords(width) * 4);
+  if (fit < TILE_ROWS) return TILE_ROWS;
+  return fit < DIRECT_PARTS * TILE_ROWS ? fit : DIRECT_PARTS * TILE_ROWS;
 }
 
 #if defined(__AVX512BF16__)

@@ -65,25 +65,29 @@ static void pack_floats(const T* rows, int64_t stride, const Widths& w, float* s
 
 #if defined(__AVX512BF16__)
 
-// Two groups. As keys, the lanes of four tiles change places: one pair of columns of all 16 rows.
-INLINE void pack_groups(const char* const groups[2], const Widths& w, float* keys, float* values) {
-  for (int64_t step = 0; step < w.key_steps; step += 4) {
-    const int64_t left = w.key_steps - step, lanes = left < 4 ? left : 4;
-    __m512i x[4];
+// Lanes of the four tiles that two groups have for eight columns change places: all 16 rows of one
+// pair of columns each.
+template <bool WHOLE>
+INLINE void pack_tiles(const char* const groups[2], int64_t step, int64_t lanes, float* keys) {
+  __m512i x[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      const char* tile = groups[i / 2] + (step * GROUP_ROWS + i % 2 * 4 * lanes) * 4;
-      x[i] = _mm512_maskz_loadu_epi32(lanes_mask(lanes), tile);
-    }
-    const __m512i a = _mm512_shuffle_i32x4(x[0], x[1], 0x44), b = _mm512_shuffle_i32x4(x[0], x[1], 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(x[2], x[3], 0x44), d = _mm512_shuffle_i32x4(x[2], x[3], 0xee);
-    const __m512i pairs[4] = {
-        _mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xdd),
-        _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xdd)};
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-      if (i < lanes) _mm512_store_si512(keys + (step + i) * LANES, pairs[i]);
+  for (int i = 0; i < 4; i++) {
+    const char* tile = groups[i / 2] + (step * GROUP_ROWS + i % 2 * 4 * lanes) * 4;
+    x[i] = WHOLE ? _mm512_loadu_si512(tile) : _mm512_maskz_loadu_epi32(lanes_mask(lanes), tile);
   }
+  const __m512i a = _mm512_shuffle_i32x4(x[0], x[1], 0x44), b = _mm512_shuffle_i32x4(x[0], x[1], 0xee);
+  const __m512i c = _mm512_shuffle_i32x4(x[2], x[3], 0x44), d = _mm512_shuffle_i32x4(x[2], x[3], 0xee);
+  const __m512i pairs[4] = {_mm512_shuffle_i32x4(a, c, 0x88), _mm512_shuffle_i32x4(a, c, 0xdd),
+                            _mm512_shuffle_i32x4(b, d, 0x88), _mm512_shuffle_i32x4(b, d, 0xdd)};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    if (WHOLE || i < lanes) _mm512_store_si512(keys + (step + i) * LANES, pairs[i]);
+}
+
+INLINE void pack_groups(const char* const groups[2], const Widths& w, float* keys, float* values) {
+  int64_t step = 0;
+  for (; step + 4 <= w.key_steps; step += 4) pack_tiles<true>(groups, step, 4, keys);
+  if (step < w.key_steps) pack_tiles<false>(groups, step, w.key_steps - step, keys);
   for (int64_t unit = 0; unit < w.value_panels; unit++) {
     const bool whole = (unit + 1) * 8 <= w.key_steps;
     for (int g = 0; g < 2; g++) {

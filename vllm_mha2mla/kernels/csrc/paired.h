@@ -42,25 +42,24 @@ INLINE void store_pairs(const Cache& c, int64_t slot, int64_t column, const bf16
     memcpy(group + pair_at(c.width / 2, offset % GROUP_ROWS, (column + i) / 2) * 4, from + i, 4);
 }
 
-// One row of a group, in its usual order.
-INLINE void load_pairs(const char* group, int64_t row, int64_t width, bf16* to) {
-  for (int64_t i = 0; i < width; i += 2)
-    memcpy(to + i, group + pair_at(width / 2, row, i / 2) * 4, 4);
-}
-
 #if defined(__AVX512BF16__)
 
 // Lanes of a group's last tiles when they are fewer than four, as a mask of dwords.
 INLINE __mmask16 lanes_mask(int64_t lanes) { return (__mmask16)((1 << 4 * lanes) - 1); }
 
+// Turns a tile around: from lanes of four pairs of a row to lanes of four rows of a pair, and back.
+INLINE __m512i turn(__m512i x) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, x);
+}
+
 // Rows in their usual order, to a group; null: zeros. No load leaves its row.
 INLINE void pair_rows(const bf16* const rows[GROUP_ROWS], int64_t width, char* group) {
-  // Lane i of the vector is four pairs of row i: turned around, four rows of pair i.
-  const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   for (int64_t column = 0; column < width; column += TILE_COLUMNS) {
     const int64_t n = width - column < TILE_COLUMNS ? width - column : TILE_COLUMNS;
+    const int64_t lanes = pairs_of(n);
     const __mmask8 some = (__mmask8)((1 << n) - 1);
-    for (int tile = 0; tile < 2; tile++) {
+    for (int tile = 0; tile < 2; tile++, group += lanes * 16) {
       __m128i part[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
@@ -71,10 +70,25 @@ INLINE void pair_rows(const bf16* const rows[GROUP_ROWS], int64_t width, char* g
       x = _mm512_inserti32x4(x, part[1], 1);
       x = _mm512_inserti32x4(x, part[2], 2);
       x = _mm512_inserti32x4(x, part[3], 3);
-      x = _mm512_permutexvar_epi32(turn, x);
-      const int64_t lanes = pairs_of(n);
-      _mm512_mask_storeu_epi32(group, lanes_mask(lanes), x);
-      group += lanes * 16;
+      _mm512_mask_storeu_epi32(group, lanes_mask(lanes), turn(x));
+    }
+  }
+}
+
+// A group's first rows in their usual order  # to: [rows, width]
+INLINE void unpair_rows(const char* group, int64_t rows, int64_t width, bf16* to) {
+  for (int64_t column = 0; column < width; column += TILE_COLUMNS) {
+    const int64_t n = width - column < TILE_COLUMNS ? width - column : TILE_COLUMNS;
+    const int64_t lanes = n / 2;
+    const __mmask8 some = (__mmask8)((1 << n) - 1);
+    for (int tile = 0; tile < 2; tile++, group += lanes * 16) {
+      const __m512i x = turn(_mm512_maskz_loadu_epi32(lanes_mask(lanes), group));
+      const __m128i part[4] = {_mm512_castsi512_si128(x), _mm512_extracti32x4_epi32(x, 1),
+                               _mm512_extracti32x4_epi32(x, 2), _mm512_extracti32x4_epi32(x, 3)};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++)
+        if (4 * tile + i < rows)
+          _mm_mask_storeu_epi16(to + (4 * tile + i) * width + column, some, part[i]);
     }
   }
 }
