@@ -289,8 +289,9 @@ def test_layer_is_the_reference(kernel, batch, block_size, shape, nope, v, dtype
         layer(query, rows, positions, step, out)
         results.append((out.double(), in_rows(own.kernel, cache)))
     (out, cache), (expected, expected_cache) = results[1], results[0]
-    # Rows differ by a rounding where sine and cosine do, outputs by that of queries and latents
-    # and of the probabilities; the sums over widths make outputs of size sqrt(nope) or so.
-    rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    # Rows differ by a rounding of the cache's type where sine and cosine do, outputs by that of
+    # queries and latents and of the probabilities; the sums over widths make outputs of size
+    # sqrt(nope) or so.
+    rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtypes[0]]
     torch.testing.assert_close(cache, expected_cache, atol=rounding, rtol=rounding, equal_nan=True)
     torch.testing.assert_close(out, expected, atol=8 * rounding, rtol=8 * rounding)
