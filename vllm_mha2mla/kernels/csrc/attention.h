@@ -236,7 +236,8 @@ INLINE bool softmax_row(float* scores, int64_t columns, float* maximum, float* c
   if constexpr (DOT) {
     const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
     for (int64_t i = 0; i < columns; i += 2 * LANES) {
-      const vf p0 = exp2(load(scores + i) - now), p1 = exp2(load(scores + i + LANES) - now);
+      const vf p0 = exp2_to_bf16(load(scores + i) - now);
+      const vf p1 = exp2_to_bf16(load(scores + i + LANES) - now);
       const __m512i pairs = pairs_of_weights(p0, p1);
       _mm512_storeu_si512(scores + i / 2, pairs);
       sum = (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, ones);
