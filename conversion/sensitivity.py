@@ -12,9 +12,10 @@ from vllm_mha2mla.hf.attention import LatentAttention
 
 # Label sets drawn per window: each is one more backward pass.
 SAMPLES = 2
-# Measured widths, as parts of the mean width a layer may have.
-ROPE_PARTS = (0.0, 0.12, 0.3, 0.55)
-RANK_PARTS = (0.12, 0.5, 1.05)
+# Measured widths, as parts of the mean width a layer may have. No layer gets more than the last:
+# of a small budget, some layers want twice the mean and others next to nothing.
+ROPE_PARTS = (0.0, 0.3, 0.55, 0.8, 1.1)
+RANK_PARTS = (0.12, 0.5, 1.05, 1.55, 2.1)
 
 
 def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:

@@ -81,6 +81,12 @@ def test_grid_covers_the_budget_in_the_strategys_steps() -> None:
     assert len(grid) == len(ranks) * len(ropes)
 
 
+def test_a_layer_may_take_twice_its_share() -> None:
+    grid = width_grid(48, 192, 2)
+    assert max(layout.kv_lora_rank for layout in grid) >= 2 * 48
+    assert max(layout.qk_rope_head_dim for layout in grid) >= 48
+
+
 def test_grid_stays_inside_the_source() -> None:
     for layout in width_grid(383, 192, 2):
         assert layout.qk_rope_head_dim <= 192
