@@ -88,6 +88,9 @@ def convert_command(
         int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
     ] = None,
     refit_tokens: Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))] = None,
+    held_out_tokens: Annotated[
+        int | None, typer.Option(help=recipe_help("held_out_tokens") + " Default: 2048.")
+    ] = None,
     device: Device = "cpu",
     offload: Offload = None,
     dtype: Dtype = None,
@@ -110,6 +113,7 @@ def convert_command(
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
         refit_tokens=refit_tokens,
+        held_out_tokens=held_out_tokens,
     )
     options = Options(usable_device(device), dtype_named(dtype), overwrite, offload)
     if not what.calibration:

@@ -56,6 +56,9 @@ def sweep_command(
         int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
     ] = None,
     refit_tokens: Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))] = None,
+    held_out_tokens: Annotated[
+        int | None, typer.Option(help=recipe_help("held_out_tokens") + " Default: 2048.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
     ] = None,
@@ -78,6 +81,7 @@ def sweep_command(
         calibration=[str(path) for path in calibration] if calibration else None,
         calibration_tokens=calibration_tokens,
         refit_tokens=refit_tokens,
+        held_out_tokens=held_out_tokens,
     )
     options = Options(usable_device(device), dtype_named(dtype), overwrite=True, offload=offload)
     try:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The README's comparison: methods at the same bytes, before any training.
 #
-#   examples/compare_methods.sh CALIBRATION_TEXT HELD_OUT_TEXT [OUT]
+#   examples/compare_methods.sh CALIBRATION_TEXT HELD_OUT_TEXT [OUT [OPTION...]]
 #
-# METHODS names some of them, in the order they run. Checkpoints stay in OUT/checkpoints, for
-# examples/refine_checkpoint.py. Run again after an interruption, it goes on where it stopped.
+# METHODS and FRACTIONS name some of them, in the order they run; options go to `mha2mla sweep`.
+# Checkpoints stay in OUT/checkpoints, for examples/refine_checkpoint.py. Run again after an
+# interruption, it goes on where it stopped.
 set -euo pipefail
 calibration=${1:?a text to calibrate on, .txt or .jsonl}
 text=${2:?another text, to measure on}
@@ -12,11 +13,11 @@ out=${3:-comparison}
 
 recipes=()
 for method in ${METHODS:-calibrated mha2mla transmla care}; do
-    for fraction in 0.5 0.375 0.3125 0.25 0.125; do
+    for fraction in ${FRACTIONS:-0.5 0.375 0.3125 0.25 0.125}; do
         recipes+=("$method@$fraction")
     done
 done
 mkdir -p "$out"
 exec mha2mla sweep demo:smollm2-135m "${recipes[@]}" --out "$out" --keep \
     --calibration "$calibration" --refit-tokens 102400 \
-    --text "$text" --windows 8 --report "$out/report.html"
+    --text "$text" --windows 8 --report "$out/report.html" "${@:4}"

@@ -201,10 +201,11 @@ def test_figures_are_those_of_single_runs_and_work_is_shared(folder, tmp_path, r
 def test_inline_recipes_and_kept_checkpoints(folder, tmp_path, run):
     code, _, error = run(
         "calibrated@0.5", "care@0.25", "half", "--calibration-tokens", "256", "--keep",
-        "--windows", 2, "--dtype", "bfloat16",
+        "--windows", 2, "--dtype", "bfloat16", "--held-out-tokens", 128,
     )  # fmt: skip
     assert code == 0, error
     found = SweepResults.read(tmp_path / "out" / "results.json")
+    assert [one.recipe["held_out_tokens"] for one in found.finished] == [128, 128, 128]
     assert [one.name for one in found.finished] == ["calibrated@0.5", "care@0.25", "half"]
     assert [one.entry.cache.fraction for one in found.finished] == [0.5, 0.25, 0.5]
     assert found.finished[1].entry.method == "care"
