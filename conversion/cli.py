@@ -13,9 +13,13 @@ from rich.table import Table
 
 from conversion.bench_command import bench_command
 from conversion.command_options import (
+    CalibrationFiles,
+    CalibrationTokens,
     Device,
     Dtype,
+    HeldOutTokens,
     Offload,
+    RefitTokens,
     Source,
     dtype_named,
     recipe_help,
@@ -81,16 +85,10 @@ def convert_command(
     ] = None,
     rotary: Annotated[str | None, typer.Option(help=recipe_help("rotary"))] = None,
     latent: Annotated[str | None, typer.Option(help=recipe_help("latent"))] = None,
-    calibration: Annotated[
-        list[Path] | None, typer.Option(help=recipe_help("calibration") + " Repeatable.")
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
-    ] = None,
-    refit_tokens: Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))] = None,
-    held_out_tokens: Annotated[
-        int | None, typer.Option(help=recipe_help("held_out_tokens") + " Default: 2048.")
-    ] = None,
+    calibration: CalibrationFiles = None,
+    calibration_tokens: CalibrationTokens = None,
+    refit_tokens: RefitTokens = None,
+    held_out_tokens: HeldOutTokens = None,
     device: Device = "cpu",
     offload: Offload = None,
     dtype: Dtype = None,

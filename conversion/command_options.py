@@ -11,6 +11,12 @@ from conversion.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+
+def recipe_help(field: str) -> str:
+    """What a recipe's key means."""
+    return Recipe.model_fields[field].description or ""
+
+
 Source = Annotated[
     str, typer.Argument(help="Model folder, .gguf file, or demo:smollm2-135m.", show_default=False)
 ]
@@ -25,9 +31,16 @@ Offload = Annotated[
 ]
 
 
-def recipe_help(field: str) -> str:
-    """What a recipe's key means."""
-    return Recipe.model_fields[field].description or ""
+CalibrationFiles = Annotated[
+    list[Path] | None, typer.Option(help=recipe_help("calibration") + " Repeatable.")
+]
+CalibrationTokens = Annotated[
+    int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
+]
+RefitTokens = Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))]
+HeldOutTokens = Annotated[
+    int | None, typer.Option(help=recipe_help("held_out_tokens") + " Default: 2048.")
+]
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -9,12 +9,15 @@ from rich.table import Column, Table
 
 from conversion.calibration.text import read_text
 from conversion.command_options import (
+    CalibrationFiles,
+    CalibrationTokens,
     Device,
     Dtype,
+    HeldOutTokens,
     Offload,
+    RefitTokens,
     Source,
     dtype_named,
-    recipe_help,
     usable_device,
 )
 from conversion.errors import OutputError
@@ -49,16 +52,10 @@ def sweep_command(
     windows: Annotated[
         int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
     ] = None,
-    calibration: Annotated[
-        list[Path] | None, typer.Option(help=recipe_help("calibration") + " Repeatable.")
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None, typer.Option(help=recipe_help("calibration_tokens") + " Default: 20480.")
-    ] = None,
-    refit_tokens: Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))] = None,
-    held_out_tokens: Annotated[
-        int | None, typer.Option(help=recipe_help("held_out_tokens") + " Default: 2048.")
-    ] = None,
+    calibration: CalibrationFiles = None,
+    calibration_tokens: CalibrationTokens = None,
+    refit_tokens: RefitTokens = None,
+    held_out_tokens: HeldOutTokens = None,
     report: Annotated[
         Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
     ] = None,
