@@ -118,8 +118,9 @@ class LayerConverter:
             layouts: the cache widths.
         """
         attentions = self._attentions(layer, index, layouts, None)
-        for layout, tensors in zip(layouts, attentions, strict=True):
-            yield layout, self.latent_attention(index, layout, tensors)
+        for layout in layouts:
+            # No name for the tensors, which would keep them while the next ones are made.
+            yield layout, self.latent_attention(index, layout, next(attentions))
 
     def latent_attention(
         self, index: int, layout: LatentLayout, tensors: dict[str, Tensor]
@@ -144,6 +145,7 @@ class LayerConverter:
             if rank is not None:
                 tensors = compress_query(tensors, weights, statistics, layout, rank)
             yield tensors
+            del tensors
 
     def _factors(
         self,

@@ -14,8 +14,11 @@ from vllm_mha2mla.hf.attention import LatentAttention
 SAMPLES = 2
 # Measured widths, as parts of the mean width a layer may have. No layer gets more than the last:
 # of a small budget, some layers want twice the mean and others next to nothing.
-ROPE_PARTS = (0.0, 0.3, 0.55, 0.8, 1.1)
+ROPE_PARTS = (0.0, 0.3, 0.55, 0.8)
 RANK_PARTS = (0.12, 0.5, 1.05, 1.55, 2.1)
+# Of a large one no layer wants that much. Parts of the source's keys at which the widths end, but
+# not below the third rotary and the third latent width: measuring wider ones takes memory.
+MOST_ROPE, MOST_RANK = 0.6, 1.25
 
 
 def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
@@ -26,10 +29,11 @@ def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
         one_side: numbers of the source's keys, ``kv_heads * head_dim``.
         step: what the rotary strategy takes multiples of.
     """
-    ropes = sorted(
-        {min(one_side // step, round(width * part / step)) * step for part in ROPE_PARTS}
-    )
-    ranks = sorted({min(2 * one_side, max(1, round(width * part))) for part in RANK_PARTS})
+    most_rope = min(one_side, max(width * ROPE_PARTS[2], one_side * MOST_ROPE))
+    most_rank = min(2 * one_side, max(width * RANK_PARTS[2], one_side * MOST_RANK))
+    parts = (min(width * part, most_rope) for part in ROPE_PARTS)
+    ropes = sorted({min(one_side // step, round(rope / step)) * step for rope in parts})
+    ranks = sorted({max(1, round(min(width * part, most_rank))) for part in RANK_PARTS})
     return [LatentLayout(rank, rope) for rope in ropes for rank in ranks]
 
 
@@ -132,4 +136,6 @@ def layer_costs(
                 error = attention(x[None], position_ids=positions)[0][0] - a
             cost += sum(float((g * error).sum(-1).square().sum()) for g in window_gradients)
         costs[layout] = scale * cost
+        # Else it would be there until the next one has been made.
+        del attention
     return costs

@@ -84,7 +84,16 @@ def test_grid_covers_the_budget_in_the_strategys_steps() -> None:
 def test_a_layer_may_take_twice_its_share() -> None:
     grid = width_grid(48, 192, 2)
     assert max(layout.kv_lora_rank for layout in grid) >= 2 * 48
-    assert max(layout.qk_rope_head_dim for layout in grid) >= 48
+    assert max(layout.qk_rope_head_dim for layout in grid) >= 0.75 * 48
+
+
+def test_widths_of_a_large_budget_end_before_the_sources() -> None:
+    grid = width_grid(192, 192, 2)
+    assert max(layout.kv_lora_rank for layout in grid) < 1.3 * 192
+    assert max(layout.qk_rope_head_dim for layout in grid) < 0.65 * 192
+    # But a layer can always get more than the mean.
+    for width in (192, 300, 370):
+        assert max(layout.width for layout in width_grid(width, 192, 2)) >= min(1.5 * width, 384)
 
 
 def test_grid_stays_inside_the_source() -> None:
