@@ -118,9 +118,8 @@ class LayerConverter:
             layouts: the cache widths.
         """
         attentions = self._attentions(layer, index, layouts, None)
-        for layout in layouts:
-            # No name for the tensors, which would keep them while the next ones are made.
-            yield layout, self.latent_attention(index, layout, next(attentions))
+        for layout, tensors in zip(layouts, attentions, strict=True):
+            yield layout, self.latent_attention(index, layout, tensors)
 
     def latent_attention(
         self, index: int, layout: LatentLayout, tensors: dict[str, Tensor]
@@ -145,7 +144,6 @@ class LayerConverter:
             if rank is not None:
                 tensors = compress_query(tensors, weights, statistics, layout, rank)
             yield tensors
-            del tensors
 
     def _factors(
         self,

@@ -136,6 +136,4 @@ def layer_costs(
                 error = attention(x[None], position_ids=positions)[0][0] - a
             cost += sum(float((g * error).sum(-1).square().sum()) for g in window_gradients)
         costs[layout] = scale * cost
-        # Else it would be there until the next one has been made.
-        del attention
     return costs
