@@ -108,7 +108,7 @@ INLINE void first_rows(const char* group, int64_t rows, int64_t width, char* to)
 }
 
 // Columns [16 unit, 16 unit + 16) of a group as values: four vectors, pair i of rows (i, i + 4) in
-// vector i, columns in the order of their lanes (`unit_order`).
+// vector i, columns in the order of their lanes (`in_order` undoes it).
 template <bool WHOLE>
 INLINE void pairs_of_rows(const char* group, int64_t unit, int64_t pairs, vf values[4]) {
   const char* from = group + unit * 2 * TILES_DWORDS * 4;

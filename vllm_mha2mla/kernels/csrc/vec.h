@@ -71,50 +71,56 @@ INLINE float horizontal_sum(vf x) {
   return part[0];
 }
 
+// Highest power first, by Horner's rule.
+template <int N>
+INLINE vf polynomial(const float (&coefficients)[N], vf x) {
+  vf p = splat(coefficients[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < N; i++) p = p * x + coefficients[i];
+  return p;
+}
+
+#if defined(__AVX512F__)
+// 2^x for x <= 0, with a polynomial for 2^r, 0 <= r < 1.
+template <int N>
+INLINE vf exp2_by(const float (&coefficients)[N], vf x) {
+  // x - floor(x), which is 0 for minus infinity; scalef takes the floor by itself.
+  const vf r = (vf)_mm512_reduce_ps((__m512)x, 9);
+  return (vf)_mm512_scalef_ps((__m512)polynomial(coefficients, r), (__m512)x);
+}
+
+// The same for what is rounded to bfloat16 next: the minimax polynomial of degree 3, whose relative
+// error of 7.5e-5 is a twenty-sixth of that rounding.
+INLINE vf exp2_to_bf16(vf x) {
+  constexpr float coefficients[] = {0.07802452264047956f, 0.22606715542748312f,
+                                    0.6958335404947528f, 0.9999252185627154f};
+  return exp2_by(coefficients, x);
+}
+#endif
+
 // 2^x for x <= 0: relative error below 3e-7 down to 2^-126, below that zero; NaN stays NaN.
 // The polynomials are the minimax ones of degree 5 (relative error 7.5e-8).
 INLINE vf exp2(vf x) {
 #if defined(__AVX512F__)
-  // x - floor(x), which is 0 for minus infinity; scalef takes the floor by itself.
-  const vf r = (vf)_mm512_reduce_ps((__m512)x, 9);
-  vf p = splat(0.0018775766751768768f);
-  p = p * r + 0.00898934009051858f;
-  p = p * r + 0.05582631805328927f;
-  p = p * r + 0.24015361704437105f;
-  p = p * r + 0.6931530732001705f;
-  p = p * r + 0.9999999250635262f;
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+  constexpr float coefficients[] = {0.0018775766751768768f, 0.00898934009051858f,
+                                    0.05582631805328927f, 0.24015361704437105f,
+                                    0.6931530732001705f, 0.9999999250635262f};
+  return exp2_by(coefficients, x);
 #else
+  constexpr float coefficients[] = {0.001327647204921064f, 0.009675541384749034f,
+                                    0.05550713273760583f, 0.2402211972291316f,
+                                    0.6931469670643255f, 1.0000000716548714f};
   // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
   const vf magic = splat(12582912.0f);
   const vf clamped = x < -126.0f ? splat(-126.0f) : x;
   const vf shifted = clamped + magic;
-  const vf r = clamped - (shifted - magic);
-  vf p = splat(0.001327647204921064f);
-  p = p * r + 0.009675541384749034f;
-  p = p * r + 0.05550713273760583f;
-  p = p * r + 0.2402211972291316f;
-  p = p * r + 0.6931469670643255f;
-  p = p * r + 1.0000000716548714f;
+  const vf p = polynomial(coefficients, clamped - (shifted - magic));
   const vi exponent = ((vi)shifted - 0x4b400000) << 23;
   const vf scaled = (vf)((vi)p + exponent);
   const vf result = x < -126.0f ? vf{} : scaled;
   return x != x ? x : result;
 #endif
 }
-
-#if defined(__AVX512F__)
-// The same for what is rounded to bfloat16 next: the minimax polynomial of degree 3, whose relative
-// error of 7.5e-5 is a twenty-sixth of that rounding.
-INLINE vf exp2_to_bf16(vf x) {
-  const vf r = (vf)_mm512_reduce_ps((__m512)x, 9);
-  vf p = splat(0.07802452264047956f);
-  p = p * r + 0.22606715542748312f;
-  p = p * r + 0.6958335404947528f;
-  p = p * r + 0.9999252185627154f;
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
-}
-#endif
 
 INLINE vf widen(vh bits, bf16) { return (vf)(__builtin_convertvector(bits, vu) << 16); }
 INLINE vf widen(vh bits, f16) {
