@@ -8,13 +8,14 @@ attention. So keys and values are averaged with the attention they receive, not 
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from conversion.calibration.gradients import EVERY, head_gradients
+from conversion.calibration.turned_keys import TurnedKeys, TurnedKeysSum, are_small
 from vllm_mha2mla.rope import apply_rotary
 
 PROBE_SEED = 0
@@ -60,6 +61,8 @@ class LayerStatistics:
             # [(heads + kv_heads) * d, (heads + kv_heads) * d]
         distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
         token_mean: mean of the normed input over tokens  # [hidden]
+        turned: keys as queries see them; ``None`` with so many KV heads that they would be larger
+            than the layer.
     """
 
     query_moment: Tensor
@@ -73,11 +76,14 @@ class LayerStatistics:
     gradient_moment: Tensor
     distance: Tensor
     token_mean: Tensor
+    turned: TurnedKeys | None
 
     def to(self, device: torch.device | str) -> "LayerStatistics":
         """The same statistics on another device."""
-        values = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
-        return LayerStatistics(**values)
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device) for name, value in vars(self).items()
+        }
+        return LayerStatistics(**moved)
 
 
 def as_pairs(x: Tensor) -> Tensor:
@@ -143,6 +149,8 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
     gradient_moment = zeros(both, both, dtype=torch.float32)
     generator = torch.Generator().manual_seed(PROBE_SEED)
     probed = 0
+    small = are_small(heads, kv_heads, d, hidden)
+    turned = TurnedKeysSum(heads, kv_heads, d, device) if small else None
 
     remaining = iter(inputs)
     first_window = next(remaining)
@@ -173,6 +181,8 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
             probed += 1
             probe = torch.randn(tokens, hidden, generator=generator).to(x)
             gradients = x.new_zeros(tokens, heads + kv_heads, d)
+            flat_keys = k.transpose(0, 1).flatten(1)  # [tokens, kv_heads * d]
+            turned_pairs = as_pairs(k_turned.transpose(0, 1))  # [tokens, kv_heads, d/2]
         for h in range(heads):
             g = h // weights.group
             a = torch.addmm(
@@ -185,6 +195,8 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
                 )
                 gradients[:, h] = of_keys
                 gradients[:, heads + g] += of_values
+                if turned is not None:
+                    turned.add(h, a, flat_keys, turned_pairs, turn)
             distance[h] += by_distance(a).double()
             # E e^{i theta (m - n)} = mean_m e^{i theta m} conj(sum_n a e^{i theta n})
             size = ((v[g] @ gram[h]) * v[g]).sum(1, keepdim=True)  # ||W_O v_n||^2
@@ -217,6 +229,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
         gradient_moment=gradient_moment / probed,
         distance=distance / windows,
         token_mean=token_mean / windows,
+        turned=None if turned is None else turned.mean(),
     )
 
 

@@ -1,6 +1,5 @@
 """Statistics of layers, kept for further conversions of the same model on the same text."""
 
-import dataclasses
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from conversion.calibration.statistics import LayerStatistics
+from conversion.calibration.turned_keys import TurnedKeys
 from conversion.errors import CalibrationError, OutputError
 
 ORIGIN = "origin.txt"
@@ -22,7 +22,7 @@ class StatisticsStore:
     Args:
         folder: one file per layer goes there, so that they need no memory and outlive the
             process; created when needed. ``None`` keeps them in memory: about
-            ``16 * hidden^2`` bytes per layer.
+            ``16 * hidden^2`` bytes per layer, and up to three times that for ``turned``.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -61,8 +61,17 @@ class StatisticsStore:
             return self._layers.get(index)
         path = self._path(index)
         try:
-            return LayerStatistics(**torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            turned = values.pop("turned")
+            return LayerStatistics(**values, turned=turned and TurnedKeys(**turned))
+        except (
+            OSError,
+            RuntimeError,
+            TypeError,
+            KeyError,
+            EOFError,
+            pickle.UnpicklingError,
+        ) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CalibrationError(
                 f"{path}: not the statistics of a layer ({reason}); delete the file"
@@ -78,7 +87,7 @@ class StatisticsStore:
         if self.folder is None:
             self._layers[index] = statistics
             return
-        values = {f.name: getattr(statistics, f.name) for f in dataclasses.fields(statistics)}
+        values = vars(statistics) | {"turned": statistics.turned and vars(statistics.turned)}
         with self._writing(self._path(index)) as partial:
             torch.save(values, partial)
 

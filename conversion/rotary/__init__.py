@@ -3,6 +3,7 @@
 from conversion.rotary.calibrated import calibrated
 from conversion.rotary.high import high
 from conversion.rotary.low import low
+from conversion.rotary.mean_rotation import mean_rotation
 from conversion.rotary.per_head import same_in_every_head
 from conversion.rotary.rorope import rorope, widest_fold
 from conversion.rotary.selection import RotaryMethod, RotarySelection, RotaryStrategy
@@ -11,6 +12,7 @@ from conversion.rotary.uniform import uniform
 
 ROTARY: dict[str, RotaryMethod] = {
     "calibrated": RotaryMethod(calibrated),
+    "mean-rotation": RotaryMethod(mean_rotation),
     "2-norm": RotaryMethod(two_norm, same_in_every_head),
     "high": RotaryMethod(high, same_in_every_head),
     "low": RotaryMethod(low, same_in_every_head),

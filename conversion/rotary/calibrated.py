@@ -1,79 +1,84 @@
-"""Ours: complex rotation across heads, and mean rotation for what leaves RoPE."""
+"""Ours: complex rotation across heads, and unrotated keys that stand in for what leaves RoPE."""
 
 import torch
 from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary.selection import RotarySelection, complex_rows, pair_power
+from conversion.calibration.turned_keys import TurnedKeys
+from conversion.rotary.components import keep_costliest
+from conversion.rotary.mean_rotation import mean_rotation
+from conversion.rotary.selection import RotarySelection, pair_power
 
-# Floor of a head's weight, relative to the largest: keeps D_f invertible.
-FLOOR = 1e-6
+# Pull of the stand-ins towards nothing, relative to the mean power of the keys they are made of.
+RIDGE = 1e-2
+# The same relative to the keys before any left: where all are rotary, nothing is left to map.
+LEAST = 1e-9
+# Of a pair's power, what counts as lost at least: measured moments are rounded.
+LEAST_LOST = 1e-6
 
 
 def calibrated(
     weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int
 ) -> RotarySelection:
-    """Keep the rotary components whose loss of rotation would change the scores most.
+    """Keep the rotary components that unrotated keys can stand in for least.
 
-    1. RoPE commutes with any complex-linear map across the heads of one frequency f. A component
-       that loses RoPE keeps its mean rotation ``rho[h, f] = E[exp(i theta_f D)]`` over the head's
-       attention, folded into the query; the squared score error is then
-       ``lambda (1 - |rho|^2)`` instead of ``2 lambda (1 - Re rho)`` for plain removal.
-    2. With ``Z_f = E[z z^H]`` (weighted by attention received) and
-       ``D_f = diag_g(sum_{h in g} E|u[h,f]|^2 (1 - |rho[h,f]|^2))``, the eigenvectors
-       ``E`` of ``D^(1/2) Z D^(1/2)`` give components ``y = E^H D^(1/2) z``, each with the error
-       its removal causes as eigenvalue.
-    3. Keep the ``rope_dim / 2`` components of largest error over all frequencies; one frequency
-       may keep none or all of its heads'. The keys' rest, ``z - V_kept y_kept`` with
-       ``V = D^(-1/2) E``, goes to the latent.
+    A query meets a key turned by the distance between them, ``R(-D) k``. Without RoPE it meets
+    ``T_h k``, the best linear stand-in for what the head attends to:
 
-    Limitations: the query's and the key's distributions are taken as independent, and one
-    calibration window bounds the distances ``D`` seen.
+        min_T  E_m sum_n a[m, n] |R(n - m) k_n - T k_n - c_m|^2  =>  T_h = X_h C_h^-1
+        C_h = E_m Cov_n[k]        X_h = E_m Cov_n[R(n - m) k_n, k_n]
+
+    Covariances are within each query's attention, since the constant ``c_m`` cancels in the
+    softmax. ``T_h`` goes into the query. It tells the first tokens, far away and with most of the
+    attention, from the others, which are near; one mean rotation per pair (``mean_rotation``) is
+    too little turned for these and too much for those.
+
+    1. ``lost[h, f]`` is the part of a pair's power, turned as queries see it, that ``T_h`` cannot
+       explain. ``keep_costliest`` chooses what stays, with ``p = E|u[h, f]|^2 lost[h, f]``,
+       ``D_f = diag_g(sum_{h in g} p)`` and ``Z_f`` the mean over heads, weighted by ``p``, of
+       ``E_m Cov_n[z]``.
+    2. The keys' rest ``N k`` is turned as ``k`` is, so its stand-in has ``N X_h N^T`` and
+       ``N C_h N^T`` in the place of ``X_h`` and ``C_h``, in the block of the head's own keys.
+
+    Limitations: queries are taken as independent of keys, and one calibration window bounds the
+    distances ``D`` seen. With so many KV heads that these moments would be larger than the layer
+    (multi-head attention), it is ``mean_rotation``.
     """
-    heads, d, _ = weights.query.shape
-    kv_heads, pairs = weights.key.shape[0], d // 2
-    keep = rope_dim // 2
-    rho = statistics.rho  # [heads, pairs]
-    power = pair_power(statistics.query_moment)  # E|u|^2  # [heads, pairs]
-    cost = (power * (1 - rho.abs().square()).clamp_min(0)).view(kv_heads, -1, pairs).sum(1)
-    cost = cost.clamp_min(float(cost.max()) * FLOOR).T  # D_f  # [pairs, kv_heads]
-
-    Z = _key_moment(weights, statistics)  # [pairs, kv_heads, kv_heads]
-    root = cost.sqrt().to(Z.dtype)
-    eigenvalues, E = torch.linalg.eigh(root[:, :, None] * Z * root[:, None, :])
-    order = eigenvalues.flatten().argsort(descending=True)[:keep].sort().values
-    f, j = order // kv_heads, order % kv_heads  # frequency and component of each kept pair
-    V = (E / root[:, :, None])[f, :, j]  # [keep, kv_heads]
-    W = (E.conj() * root[:, :, None])[f, :, j]  # y = W z  # [keep, kv_heads]
-
-    group_of = torch.arange(heads, device=f.device) // weights.group
-    rows = torch.arange(keep, device=f.device)
-    key = torch.zeros(keep, kv_heads, pairs, dtype=Z.dtype, device=f.device)
-    key[rows, :, f] = W
-    back = torch.zeros_like(key)
-    back[rows, :, f] = V.conj()
-    query = torch.zeros(heads, keep, 1, pairs, dtype=Z.dtype, device=f.device)
-    query[:, rows, 0, f] = V.conj()[:, group_of].T
-    key_rope = complex_rows(key)
-    # complex_rows of conj(V) is the transpose of the real form of V.
-    key_nope = torch.eye(kv_heads * d, device=f.device).double() - complex_rows(back).T @ key_rope
-    return RotarySelection(
-        inv_freq=weights.inv_freq.double()[f],
-        key_rope=key_rope,
-        query_rope=torch.stack([complex_rows(q) for q in query]),
-        key_nope=key_nope,
-        query_nope=torch.stack([complex_rows(torch.diag(r)[:, None]) for r in rho]),
-    )
-
-
-def _key_moment(weights: AttentionWeights, statistics: LayerStatistics) -> Tensor:
-    """``Z_f = E[z z^H]`` under the attention received  # [d/2, kv_heads, kv_heads]"""
+    turned = statistics.turned
+    if turned is None:
+        return mean_rotation(weights, statistics, rope_dim)
     kv_heads, d, _ = weights.key.shape
-    key = weights.key.double().flatten(0, 1)  # [kv_heads * d, hidden]
-    mean = key @ statistics.input_mean + weights.key_bias.double().flatten()
-    moment = key @ statistics.input_covariance @ key.T + torch.outer(mean, mean)
-    blocks = moment.view(kv_heads, 2, d // 2, kv_heads, 2, d // 2)
-    same = blocks.diagonal(dim1=2, dim2=5)  # [kv_heads, 2, kv_heads, 2, d/2]
-    real = same[:, 0, :, 0] + same[:, 1, :, 1]
-    imaginary = same[:, 1, :, 0] - same[:, 0, :, 1]
-    return torch.complex(real, imaginary).permute(2, 0, 1)
+    eye = torch.eye(kv_heads * d, dtype=torch.float64, device=weights.key.device)
+    power = pair_power(statistics.query_moment) * _lost(weights, turned, eye)  # p  # [heads, d/2]
+    cost = power.view(kv_heads, -1, d // 2).sum(1).T
+    share = (power / power.sum(0)).to(turned.pairs.dtype)
+    moment = torch.einsum("hf,hfab->fab", share, turned.pairs)
+    kept = keep_costliest(weights, moment, cost, rope_dim // 2)
+    stand_ins = [_stand_in(weights, turned, kept.key_nope, h)[0] for h in range(len(weights.query))]
+    return RotarySelection(**vars(kept), query_nope=torch.stack([T.T for T in stand_ins]))
+
+
+def _lost(weights: AttentionWeights, turned: TurnedKeys, eye: Tensor) -> Tensor:
+    """Part of every pair's power that no unrotated key explains  # [heads, d/2]"""
+    parts = []
+    for h in range(len(weights.query)):
+        T, X = _stand_in(weights, turned, eye, h)
+        real, imaginary = (T * X).sum(1).chunk(2)  # of diag(X C^-1 X^T)
+        whole = turned.pairs[h, :, h // weights.group, h // weights.group].real
+        parts.append(1 - (real + imaginary) / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+    return torch.stack(parts).clamp(LEAST_LOST, 1)
+
+
+def _stand_in(
+    weights: AttentionWeights, turned: TurnedKeys, N: Tensor, h: int
+) -> tuple[Tensor, Tensor]:
+    """``T_h`` and ``X_h`` of the keys ``N k`` of a head's own KV head  # both [d, d]"""
+    d = weights.query.shape[1]
+    g = h // weights.group
+    own = N[g * d : (g + 1) * d]  # [d, kv_heads * d]
+    X = own @ turned.cross[h].double() @ own.T
+    C = own @ turned.plain[h].double() @ own.T
+    before = turned.plain[h].diagonal()[g * d : (g + 1) * d].double().mean()
+    pull = RIDGE * C.diagonal().mean() + LEAST * before
+    C.diagonal().add_(pull.clamp_min(torch.finfo(C.dtype).tiny))
+    return torch.linalg.solve(C, X.T).T, X

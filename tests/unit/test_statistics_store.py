@@ -5,17 +5,22 @@ import torch
 
 from conversion.calibration.statistics import LayerStatistics
 from conversion.calibration.store import StatisticsStore
+from conversion.calibration.turned_keys import TurnedKeys
 from conversion.errors import CalibrationError, OutputError
 
 
-def statistics():
+def statistics(with_turned=True):
     values = {f.name: torch.randn(3, 2).double() for f in dataclasses.fields(LayerStatistics)}
-    return LayerStatistics(**values | {"rho": torch.randn(3, 2, dtype=torch.complex128)})
+    rho = torch.randn(3, 2, dtype=torch.complex128)
+    turned = TurnedKeys(*(torch.randn(2, 3) for _ in dataclasses.fields(TurnedKeys)))
+    return LayerStatistics(**values | {"rho": rho, "turned": turned if with_turned else None})
 
 
 def equal(first, second):
-    names = [field.name for field in dataclasses.fields(first)]
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in names)
+    if dataclasses.is_dataclass(first):
+        names = [field.name for field in dataclasses.fields(first)]
+        return all(equal(getattr(first, name), getattr(second, name)) for name in names)
+    return first is second if first is None else torch.equal(first, second)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -24,7 +29,7 @@ def store(request, tmp_path):
 
 
 def test_what_is_put_is_what_is_got(store):
-    first, second = statistics(), statistics()
+    first, second = statistics(), statistics(with_turned=False)
     assert store.get(0) is None
     assert 0 not in store
     store.put(0, first)
@@ -59,6 +64,17 @@ def test_a_damaged_file(tmp_path, content):
     store = StatisticsStore(tmp_path)
     store.put(0, statistics())
     (tmp_path / "layer-0000.pt").write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"layer-0000\.pt: not the statistics of a layer"):
+        store.get(0)
+
+
+def test_a_file_of_a_version_that_measured_less(tmp_path):
+    store = StatisticsStore(tmp_path)
+    store.put(0, statistics())
+    path = tmp_path / "layer-0000.pt"
+    values = torch.load(path)
+    del values["turned"]
+    torch.save(values, path)
     with pytest.raises(CalibrationError, match=r"layer-0000\.pt: not the statistics of a layer"):
         store.get(0)
 

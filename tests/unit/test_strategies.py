@@ -77,13 +77,9 @@ def test_scores_split_into_rotary_and_unrotated_parts(measured, strategy, rope):
     q, k = torch.randn(heads, d).double(), torch.randn(kv_heads * d).double()
     rotary = torch.einsum("hrd,hd->hr", selection.query_rope, q) @ (selection.key_rope @ k)
     rest = (selection.key_nope @ k).view(kv_heads, d).repeat_interleave(heads // kv_heads, 0)
-    if strategy == "calibrated":
-        # Undo the mean rotation that stands in for the lost one.
-        u = as_pairs(q)
-        z = as_pairs(rest)
-        unrotated = (u * z.conj()).real.sum(-1)
-        folded = as_pairs(torch.einsum("hed,hd->he", selection.query_nope, q))
-        torch.testing.assert_close(folded, u * statistics.rho)
+    if strategy in ("calibrated", "mean-rotation"):
+        # Without what stands in for the lost rotation.
+        unrotated = (q * rest).sum(-1)
     else:
         unrotated = (torch.einsum("hed,hd->he", selection.query_nope, q) * rest).sum(-1)
     original = (q * k.view(kv_heads, d).repeat_interleave(heads // kv_heads, 0)).sum(-1)
@@ -110,13 +106,22 @@ def test_kept_components_turn_as_the_original_does(measured, strategy):
     torch.testing.assert_close((query * kept * key.conj()).real.sum(-1), original)
 
 
-def test_calibrated_rotary_removes_what_costs_least(measured):
+def test_mean_rotation_is_folded_into_the_query(measured):
+    weights, statistics, _ = measured
+    selection = ROTARY["mean-rotation"](weights, statistics, 4)
+    torch.manual_seed(1)
+    q = torch.randn(weights.query.shape[:2]).double()
+    folded = as_pairs(torch.einsum("hed,hd->he", selection.query_nope, q))
+    torch.testing.assert_close(folded, as_pairs(q) * statistics.rho)
+
+
+def test_mean_rotation_removes_what_costs_least(measured):
     """No other choice of as many components of the same decomposition costs less."""
     weights, statistics, _ = measured
     kv_heads, d, _ = weights.key.shape
     costs = []
     for rope in range(0, kv_heads * d + 1, 2):
-        selection = ROTARY["calibrated"](weights, statistics, rope)
+        selection = ROTARY["mean-rotation"](weights, statistics, rope)
         K = selection.key_nope @ weights.key.double().flatten(0, 1)
         second = statistics.input_covariance + torch.outer(
             statistics.input_mean, statistics.input_mean
