@@ -33,6 +33,9 @@ class KeyRefit:
     in for others of about its frequency, and latents of values for keys. ``y`` and ``c`` are those
     of the converted stream, so it repairs what layers before have changed of them.
 
+    Limitation: it keeps ``heads (rope + rank)^2`` floats, 128 MiB of Llama-3-8B at half the cache
+    and 2 GiB of Llama-2-7B, more than a layer has.
+
     Args:
         weights: the source's attention.
         selection: what stays in RoPE.
