@@ -12,11 +12,11 @@ from conversion.rotary.uniform import uniform
 
 ROTARY: dict[str, RotaryMethod] = {
     "calibrated": RotaryMethod(calibrated),
-    "mean-rotation": RotaryMethod(mean_rotation),
     "2-norm": RotaryMethod(two_norm, same_in_every_head),
     "high": RotaryMethod(high, same_in_every_head),
     "low": RotaryMethod(low, same_in_every_head),
     "uniform": RotaryMethod(uniform, same_in_every_head),
+    "mean-rotation": RotaryMethod(mean_rotation),
     "rorope": RotaryMethod(rorope, widest_fold),
 }
 

@@ -23,7 +23,9 @@ def top(teacher, k):
 
 def test_divergence_is_that_of_the_definition():
     student, teacher = logits(0), logits(1)
-    torch.testing.assert_close(divergence(student, teacher).double(), kl(student, teacher))
+    # How float32 rounds and sums depends on the processor: a few times 6e-8.
+    found = divergence(student, teacher).double()
+    torch.testing.assert_close(found, kl(student, teacher), rtol=1e-6, atol=0)
     assert divergence(teacher, teacher) == 0
 
 

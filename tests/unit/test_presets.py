@@ -95,7 +95,8 @@ def test_a_split_is_one_the_strategy_takes(fraction, method, rotary, kv_heads, h
     recipe = Recipe(method=method, rotary=rotary, cache_fraction=fraction)
     layout = recipe.layout(kv_heads, head_dim)
     name = rotary or METHODS[method].rotary
-    step = {"calibrated": 2, "rorope": head_dim // 8}.get(name, 2 * kv_heads)
+    every = {"calibrated": 2, "mean-rotation": 2, "rorope": head_dim // 8}
+    step = every.get(name, 2 * kv_heads)
     assert layout.qk_rope_head_dim % step == 0
     budget = 2 * kv_heads * head_dim * fraction
     assert budget - 1 < layout.width <= budget + 1e-6
