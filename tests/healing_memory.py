@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from conversion import memory as freed
 from conversion.healing import Healing, HealingRecipe, heal, memory, pair
 from conversion.healing.launch import sharded
 from conversion.progress import Progress
@@ -58,6 +59,8 @@ def main(folder, out, options):
     model, stored = options.pop("model"), options.pop("stored", False)
     if sharded():
         allow_cpus()
+    # As small beside real ones as these models' layers are.
+    freed.THRESHOLD_BYTES = 1 << 18
     # Code of libraries becomes resident when it first runs; that is no memory of a model.
     run(folder / "tiny", HealingRecipe(tokens=128, window=64), out / "tiny")
     recipe = HealingRecipe(**{"tokens": 1024, "window": 256, "held_out_tokens": 0} | options)

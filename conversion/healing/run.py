@@ -24,7 +24,7 @@ from conversion.healing.teacher import LiveTeacher, StoredTeacher, Teacher
 from conversion.healing.text import Packed, packed_windows
 from conversion.healing.train import Training
 from conversion.healing.write import healed_provenance, write_healed
-from conversion.memory import keep_freed_memory
+from conversion.memory import keep_freed_memory, return_freed_memory
 from conversion.progress import Progress
 from conversion.writer import check_output
 
@@ -102,7 +102,11 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         "way of asking the teacher": "stored" if stored else "asked",
         "precision": "bfloat16" if rounds_products() else "float32",
     }
-    keep_freed_memory()
+    # Every layer gathered and freed would leave holes that the next one rarely fits.
+    if sharded():
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     with states.claimed(run, asked.restart) if arguments.should_save else nullcontext():
         PartialState().wait_for_everyone()
         teacher, model = _teacher(pair, recipe, asked, text, arguments, progress)
