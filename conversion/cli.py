@@ -1,10 +1,9 @@
 """The ``mha2mla`` command."""
 
 import logging
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import transformers
 import typer
@@ -29,6 +28,7 @@ from conversion.eval_command import eval_command
 from conversion.export import export
 from conversion.heal_command import heal_command
 from conversion.inspection import Inspection, inspect
+from conversion.interruption import Interruption
 from conversion.pipeline import Options, convert
 from conversion.presets import presets
 from conversion.progress import Progress
@@ -185,20 +185,29 @@ def main() -> None:
     for noisy in ("accelerate", "httpx", "transformers", "gguf", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    # A stop from outside is Ctrl-C: the same clean-up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    interruption = Interruption()
+    interruption.listen()
     try:
         app()
     except MHA2MLAError as error:
+        if interruption.came:
+            _end_interrupted()
         err.print(f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
         raise SystemExit(USAGE_ERROR) from None
     except SystemExit as stop:
         # What typer makes of a KeyboardInterrupt.
         if stop.code == INTERRUPTED:
-            err.print("interrupted; nothing half-written was left behind")
+            _end_interrupted()
         raise
+    except Exception:
+        if interruption.came:
+            _end_interrupted()
+        raise
+
+
+def _end_interrupted() -> NoReturn:
+    err.print("interrupted; nothing half-written was left behind")
+    raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""Ctrl-C, and stops from outside, as one thing."""
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interruption:
+    """Signals that end the process as Ctrl-C does, and whether one came.
+
+    A library that is hit in a callback can turn the KeyboardInterrupt into an error of its own, so
+    an exception does not say why a command ended.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def listen(self) -> None:
+        """Take the signals over, but those that the process was started to ignore (nohup)."""
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        signal.default_int_handler(number, frame)
