@@ -76,7 +76,6 @@ def convert_command(
     ] = None,
     spread: Annotated[bool | None, typer.Option(help=recipe_help("spread"))] = None,
     refit: Annotated[bool | None, typer.Option(help=recipe_help("refit"))] = None,
-    refit_keys: Annotated[bool | None, typer.Option(help=recipe_help("refit_keys"))] = None,
     refine_steps: Annotated[
         int | None, typer.Option(help=recipe_help("refine_steps") + " Default: 0.")
     ] = None,
@@ -104,7 +103,6 @@ def convert_command(
         split=split,
         spread=spread,
         refit=refit,
-        refit_keys=refit_keys,
         refine_steps=refine_steps,
         q_lora_rank=q_lora_rank,
         method=method,

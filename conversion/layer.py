@@ -18,7 +18,6 @@ from conversion.calibration.statistics import (
 )
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import RefitStreams, Streams
-from conversion.key_refit import KeyRefit
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.mixed_precision import bfloat16_products
 from conversion.query import compress_query
@@ -140,9 +139,6 @@ class LayerConverter:
         statistics = self._statistics(layer, index, weights, streams)
         for layout, selection, factors in self._factors(weights, statistics, layouts):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
-            if self._recipe.refit_keys and streams is not None and streams.refit is not None:
-                key_refit = KeyRefit(weights, selection, factors)
-                tensors |= self._refit_keys(layer, key_refit, streams.original, streams.refit)
             tensors = balanced(tensors, self._config.num_attention_heads, layout)
             rank = self._recipe.q_lora_rank
             if rank is not None:
@@ -184,15 +180,6 @@ class LayerConverter:
         if self._store is not None:
             self._store.put(index, statistics)
         return statistics
-
-    def _refit_keys(
-        self, layer: Any, refit: KeyRefit, original: Activations, buffers: RefitStreams
-    ) -> dict[str, Tensor]:
-        for window in range(self._measured):
-            x = self._normed(layer, original[window].to(self._device))
-            y = self._normed(layer, buffers.converted[window].to(self._device))
-            refit.add(x, y)
-        return refit.solve()
 
     def _refit(
         self,

@@ -98,11 +98,6 @@ class Recipe(BaseModel):
         description="Refit the output projection by least squares on the converted stream. "
         "None: calibrated does.",
     )
-    refit_keys: bool = Field(
-        False,
-        description="Refit each head's rotary query and key up-projection as well, to the keys its "
-        "queries should see; helps small budgets most.",
-    )
     refit_tokens: int | None = Field(
         None,
         ge=2,
@@ -145,8 +140,6 @@ class Recipe(BaseModel):
             raise ValueError("give cache_fraction, or kv_lora_rank and rope_dim, not both")
         if self.rope_dim is not None and self.rope_dim % 2:
             raise ValueError(f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number")
-        if self.refit_keys and not self.refits:
-            raise ValueError("refit_keys fits to the stream a refit carries on; give refit too")
         return self
 
     def layout(self, kv_heads: int, head_dim: int) -> LatentLayout:

@@ -89,10 +89,3 @@ def test_nothing_is_refitted_where_nothing_is_lost():
     assert not Recipe(cache_fraction=1).refits
     assert Recipe(cache_fraction=1, refit=True).refits
     assert not Recipe(cache_fraction=0.5, method="mha2mla").refits
-
-
-@pytest.mark.parametrize("values", [{"refit": False}, {"method": "mha2mla"}, {"cache_fraction": 1}])
-def test_keys_are_refitted_only_beside_a_refit(values):
-    assert Recipe(refit_keys=True).refits
-    with pytest.raises(ValueError, match=r"refit_keys .* give refit too"):
-        Recipe(refit_keys=True, **values)
