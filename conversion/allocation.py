@@ -18,10 +18,16 @@ LayerCosts = Mapping[LatentLayout, float]
 """Measured loss of one layer at some widths: a full grid of ranks and rotary widths."""
 
 
-def allocate(costs: Sequence[LayerCosts], budget: int, rope_step: int = 2) -> list[LatentLayout]:
+def allocate(
+    costs: Sequence[LayerCosts], budget: int, rope_step: int = 2, power: float = 1
+) -> list[LatentLayout]:
     """Widths of every layer that lose least together within ``budget`` numbers per token.
 
-        min  sum_i cost_i(rank_i, rope_i)   subject to   sum_i rank_i + rope_i <= budget
+        min  sum_i cost_i(rank_i, rope_i)^power   subject to   sum_i rank_i + rope_i <= budget
+
+    Costs of layers converted alone add up where errors are small and independent. Where little is
+    kept they are neither, and all layers together lose more than twice the sum. A power above 1
+    makes one large loss dearer than several small ones.
 
     Each layer's cost is interpolated between its measured widths, linearly in its logarithm
     (errors fall about exponentially with width), and continued beyond the ranks measured. One
@@ -30,14 +36,15 @@ def allocate(costs: Sequence[LayerCosts], budget: int, rope_step: int = 2) -> li
     to the layers it helps most.
 
     Args:
-        costs: per layer, losses that add up over layers.
+        costs: of every layer alone, in nats.
         budget: numbers per token in all layers' caches together.
         rope_step: what the rotary strategy takes multiples of, as the measured widths are.
+        power: of a layer's cost in the sum.
 
     Raises:
         RecipeError: the budget is below the least widths of all layers.
     """
-    tables = [_Table(layer, rope_step) for layer in costs]
+    tables = [_Table(layer, rope_step, power) for layer in costs]
     low, high = 1e-12, 1e6
     least = sum(table.choose(high).width for table in tables)
     if least > budget:
@@ -71,7 +78,7 @@ def _use_up(layouts: list[LatentLayout], tables: list["_Table"], budget: int) ->
 class _Table:
     """One layer's costs on a fine grid of widths."""
 
-    def __init__(self, costs: LayerCosts, rope_step: int) -> None:
+    def __init__(self, costs: LayerCosts, rope_step: int, power: float) -> None:
         ranks = sorted({layout.kv_lora_rank for layout in costs})
         ropes = sorted({layout.qk_rope_head_dim for layout in costs})
         logs = torch.tensor(
@@ -85,7 +92,7 @@ class _Table:
         self._ropes = torch.arange(ropes[0], ropes[-1] + 1, rope_step)
         logs = _interpolate(logs, torch.tensor(ranks), self._ranks)
         logs = _interpolate(logs.T, torch.tensor(ropes), self._ropes).T
-        self._cost = logs.exp()  # [fine ropes, fine ranks]
+        self._cost = (power * logs).exp()  # [fine ropes, fine ranks]
         self._width = self._ropes[:, None] + self._ranks[None]
 
     def choose(self, price: float) -> LatentLayout:

@@ -11,11 +11,12 @@ from torch import Tensor
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import embedded_text
 from conversion.calibration.text import Windows
+from conversion.candidates import held_out_divergences
 from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
-from conversion.split import held_out_divergences, split_candidates
+from conversion.split import split_candidates
 from conversion.spread import spread_over_layers
 from vllm_mha2mla.config import LatentLayout
 
@@ -69,27 +70,19 @@ def choose_layouts(
         spread = spread_over_layers(
             source, width, step, converter, load, streams, held_out, offload, progress
         )
-        return spread, {}
+        named = {f"power_{power:g}": layouts for power, layouts in spread.items()}
+        streams = None
+    else:
+        named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     losses = held_out_divergences(
-        source, candidates, converter, load, streams, held_out, progress, offload
+        source, list(named.values()), converter, load, streams, held_out, progress, offload
     )
-    figures = {
-        f"held_out_divergence_{layout.kv_lora_rank}+{layout.qk_rope_head_dim}": loss
-        for layout, loss in zip(candidates, losses, strict=True)
-    }
-    for name, loss in figures.items():
-        logger.debug("%s: %.4f nats per token", name, loss)
     # A candidate that overflows has no divergence, and is not the best.
-    best = min(range(len(candidates)), key=lambda i: (math.isnan(losses[i]), losses[i]))
-    chosen = candidates[best]
-    logger.info(
-        "Split of %d numbers per token: kv_lora_rank %d, rope_dim %d (%.4f nats on held-out text)",
-        chosen.width,
-        chosen.kv_lora_rank,
-        chosen.qk_rope_head_dim,
-        losses[best],
-    )
-    return [chosen] * layers, figures
+    best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
+    name = list(named)[best]
+    logger.info("Widths: %s (%.4f nats on held-out text)", name, losses[best])
+    figures = {f"held_out_divergence_{n}": loss for n, loss in zip(named, losses, strict=True)}
+    return named[name], figures
 
 
 def _held_out(windows: Windows) -> Tensor:

@@ -11,14 +11,16 @@ from torch import Tensor
 from conversion.allocation import LayerCosts, allocate
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import EMBEDDING, Streams, embedded_text
+from conversion.candidates import final_norm
 from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.sensitivity import label_gradients, layer_costs, width_grid
 from conversion.source import SourceCheckpoint
-from conversion.split import final_norm
 from vllm_mha2mla.config import LatentLayout
 
 SEED = 0
+# Powers of layers' costs whose sum is made small: the smaller the cache, the larger the best.
+POWERS = (1.0, 1.5, 2.0)
 
 
 def spread_over_layers(
@@ -31,12 +33,13 @@ def spread_over_layers(
     held_out: Tensor,
     offload: Path | None,
     progress: Progress,
-) -> list[LatentLayout]:
-    """Widths of every layer, ``width`` numbers on average, that lose least on held-out text.
+) -> dict[float, list[LatentLayout]]:
+    """Widths of every layer, ``width`` numbers on average, that should lose least.
 
     One sweep up measures the statistics of every layer and keeps the held-out text's hidden
     states; one sweep down carries gradients of the predictions and, in each layer, measures what
-    a grid of widths would cost (``sensitivity``). ``allocation`` does the rest.
+    a grid of widths would cost (``sensitivity``). ``allocation`` does the rest, for several powers
+    of these costs.
 
     Args:
         source: the original.
@@ -48,6 +51,9 @@ def spread_over_layers(
         held_out: token ids, as long as calibration windows  # [windows, tokens]
         offload: folder for the held-out text's activations; ``None``: memory.
         progress: told about every layer.
+
+    Returns:
+        of each of ``POWERS``, the layout of every layer.
     """
     layers = source.config.num_hidden_layers
     hidden = embedded_text(source, held_out, None, offload).original
@@ -72,7 +78,7 @@ def spread_over_layers(
             costs.append(layer_costs(layer, attend, candidates, before.pop(), gradients))
             del layer, attend, candidates
             advance()
-    return allocate(costs[::-1], width * layers, step)
+    return {power: allocate(costs[::-1], width * layers, step, power) for power in POWERS}
 
 
 def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:

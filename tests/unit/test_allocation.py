@@ -33,15 +33,25 @@ def test_a_layer_that_loses_more_gets_more() -> None:
     assert total(layouts) == 80
 
 
+def test_a_large_loss_is_dearer_than_several_small_ones() -> None:
+    # One layer gains as much from 16 numbers, at a high loss, as another at a low one: as a sum of
+    # costs it would not matter which gets them.
+    high = {LatentLayout(r, 0): c for r, c in ((8, 1.1), (24, 1.0))}
+    low = {LatentLayout(r, 0): c for r, c in ((8, 0.2), (24, 0.1))}
+    assert allocate([low, high], 32, power=1.5) == [LatentLayout(8, 0), LatentLayout(24, 0)]
+
+
 def test_rotary_goes_where_rotation_matters() -> None:
     layouts = allocate([exponential(1, 20, 5), exponential(1, 5, 1000)], 70)
     assert layouts[0].qk_rope_head_dim > layouts[1].qk_rope_head_dim == 0
 
 
-def test_as_good_as_trying_everything() -> None:
-    # Costs are exponentials, which the interpolation reproduces exactly, so brute force over the
-    # same steps is an independent optimum. The multiplier finds the best convex combination: it
-    # may miss what only a jump between two of its points reaches, by less than 2 % here.
+@pytest.mark.parametrize("power", [1, 1.5])
+def test_as_good_as_trying_everything(power: float) -> None:
+    # Powers of costs are exponentials, which the interpolation reproduces exactly, so brute force
+    # over the same steps is an independent optimum. The multiplier finds the best convex
+    # combination: it may miss what only a jump between two of its points reaches, by less than 2 %
+    # here.
     parameters = [(1.0, 15.0, 9.0), (4.0, 25.0, 12.0), (0.5, 10.0, 30.0)]
     budget = 96
 
@@ -54,11 +64,13 @@ def test_as_good_as_trying_everything() -> None:
         left = budget - sum(a) - sum(b)
         for c in choices:
             if sum(c) <= left:
-                value = sum(cost(p, *w) for p, w in zip(parameters, (a, b, c), strict=True))
+                widths = zip(parameters, (a, b, c), strict=True)
+                value = sum(cost(p, *w) ** power for p, w in widths)
                 best = min(best, value)
-    found = allocate([exponential(*p) for p in parameters], budget)
+    found = allocate([exponential(*p) for p in parameters], budget, power=power)
     value = sum(
-        cost(p, w.kv_lora_rank, w.qk_rope_head_dim) for p, w in zip(parameters, found, strict=True)
+        cost(p, w.kv_lora_rank, w.qk_rope_head_dim) ** power
+        for p, w in zip(parameters, found, strict=True)
     )
     assert total(found) <= budget
     assert value <= best * 1.02

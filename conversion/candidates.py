@@ -1,0 +1,76 @@
+"""What candidates for the widths of all layers lose on held-out text."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.calibration.streams import EMBEDDING, Streams, embedded_text
+from conversion.divergence import mean_divergences
+from conversion.layer import LayerConverter
+from conversion.progress import Progress
+from conversion.source import SourceCheckpoint
+from vllm_mha2mla.config import LatentLayout
+
+
+@torch.no_grad()
+def held_out_divergences(
+    source: SourceCheckpoint,
+    candidates: Sequence[Sequence[LatentLayout]],
+    converter: LayerConverter,
+    load: Callable[[int], Any],
+    streams: Streams | None,
+    held_out: Tensor,
+    progress: Progress,
+    offload: Path | None = None,
+) -> list[float]:
+    """What each candidate loses: the divergence of its predictions from the original's.
+
+    The source's layers pass by once. Every layer is converted for all candidates from the same
+    statistics, and each pushes the held-out text on through its own.
+
+    Args:
+        source: the original.
+        candidates: the layouts of all layers, each.
+        converter: of this source, with a store for statistics.
+        load: loads one of the source's layers, float32, on the converter's device.
+        streams: the calibration text; ``None`` if all statistics are in the store.
+        held_out: token ids, as long as calibration windows  # [windows, tokens]
+        progress: told about every layer.
+        offload: folder for the held-out text's activations; ``None``: memory.
+
+    Returns:
+        mean KL divergence per token of each candidate, nats.
+    """
+    original, *converted = (
+        embedded_text(source, held_out, None, offload).original for _ in range(len(candidates) + 1)
+    )
+    layers = source.config.num_hidden_layers
+    with progress.task("Choosing widths", layers) as advance:
+        for index in range(layers):
+            layer = load(index)
+            attention = layer.self_attn
+            converter.measure(layer, index, streams)
+            converter.push(layer, original)
+            for layouts, hidden in zip(candidates, converted, strict=True):
+                # One at a time: together they can be larger than the layer.
+                ((_, layer.self_attn),) = converter.candidates(layer, index, [layouts[index]])
+                converter.push(layer, hidden)
+                layer.self_attn = attention
+            del layer, attention
+            advance()
+    norm = final_norm(source)
+    states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
+    tied = source.config.tie_word_embeddings
+    head = source.pieces(EMBEDDING if tied else "lm_head.weight")
+    return mean_divergences(states[0], states[1:], head)
+
+
+def final_norm(source: SourceCheckpoint) -> Any:
+    """The norm between the last layer and the output projection, float32, on the CPU."""
+    with torch.device("meta"):
+        norm = source.family.causal_lm(source.config).model.norm
+    norm.load_state_dict({"weight": source.tensor("model.norm.weight").float()}, assign=True)
+    return norm

@@ -1,0 +1,35 @@
+"""A spread budget, chosen among several by what the whole model loses on held-out text."""
+
+import pytest
+
+from conversion import spread
+from conversion.calibration.text import calibration_windows
+from tests.integration.test_sweep import CALIBRATION, WINDOW, divergence, single
+from tests.tiny import TEXT, save_tiny, tiny_tokenizer
+from vllm_mha2mla.config import layer_layouts
+
+
+def test_the_widths_are_the_best_candidate_on_text_held_out(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "source", num_hidden_layers=6)
+    text = tmp_path / "calibration.txt"
+    text.write_text(TEXT)
+    tokens = CALIBRATION["calibration_tokens"]
+    held_out = calibration_windows(
+        tiny_tokenizer(), [text], 3 * tokens, WINDOW, CALIBRATION["held_out_tokens"]
+    ).held_out
+    losses, layouts = {}, {}
+    for power in (1.0, 4.0):
+        monkeypatch.setattr(spread, "POWERS", (power,))
+        model = single(tmp_path, tmp_path / f"{power}", cache_fraction=0.15, refit=False)
+        layouts[power] = layer_layouts(model.config)
+        losses[power] = divergence(tmp_path, model, held_out)
+    assert layouts[1.0] != layouts[4.0]
+    monkeypatch.setattr(spread, "POWERS", tuple(losses))
+    chosen = single(tmp_path, tmp_path / "chosen", cache_fraction=0.15, refit=False)
+    assert layer_layouts(chosen.config) == layouts[min(losses, key=losses.__getitem__)]
+    figures = chosen.config.mha2mla["figures"]
+    # Another order of float32 sums.
+    assert figures == {
+        f"held_out_divergence_power_{power:g}": pytest.approx(loss, rel=1e-3)
+        for power, loss in losses.items()
+    }
