@@ -45,7 +45,7 @@ def allocate(
         RecipeError: the budget is below the least widths of all layers.
     """
     tables = [_Table(layer, rope_step, power) for layer in costs]
-    low, high = 1e-12, 1e6
+    low, high = 1e-24, 1e6
     least = sum(table.choose(high).width for table in tables)
     if least > budget:
         raise RecipeError(

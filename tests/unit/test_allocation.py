@@ -80,9 +80,13 @@ def test_as_good_as_trying_everything(power: float) -> None:
 @given(
     heights=st.lists(st.floats(1e-6, 10), min_size=1, max_size=6),
     mean=st.integers(8, 56),
+    power=st.sampled_from([1, 2]),
 )
-def test_never_above_the_budget_and_all_of_it_used(heights: list[float], mean: int) -> None:
-    layouts = allocate([exponential(h, 15, 10) for h in heights], mean * len(heights))
+def test_never_above_the_budget_and_all_of_it_used(
+    heights: list[float], mean: int, power: float
+) -> None:
+    layers = [exponential(h, 15, 10) for h in heights]
+    layouts = allocate(layers, mean * len(heights), power=power)
     assert total(layouts) == mean * len(heights)
     for layout in layouts:
         assert RANKS[0] <= layout.kv_lora_rank <= RANKS[-1]
@@ -108,3 +112,9 @@ def test_rotary_widths_are_what_the_strategy_takes() -> None:
 def test_a_budget_below_the_least_is_refused() -> None:
     with pytest.raises(RecipeError, match="cache_fraction"):
         allocate([exponential(1, 10, 10)] * 2, 15)
+
+
+def test_small_losses_are_weighed_as_large_ones_are() -> None:
+    layers = [exponential(h, 15, 6) for h in (1, 2, 3, 5)]
+    small = [{layout: cost * 1e-5 for layout, cost in layer.items()} for layer in layers]
+    assert allocate(small, 160, power=2) == allocate(layers, 160, power=2)
