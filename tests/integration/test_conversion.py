@@ -14,6 +14,7 @@ from conversion.pipeline import Options, calibration_text, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import open_source
+from tests.divergence import divergence
 from tests.tiny import TEXT, VARIANTS, save_tiny, tiny_tokenizer
 
 
@@ -80,14 +81,9 @@ def test_half_the_cache_beats_the_paper_before_training(tmp_path, variant):
     source = save_tiny(tmp_path / "source", variant)
     original = LlamaForCausalLM.from_pretrained(source).eval()
 
-    def divergence(model):
-        with torch.no_grad():
-            p, q = (m(windows()).logits.log_softmax(-1) for m in (original, model))
-        return float((p.exp() * (p - q)).sum(-1).mean())
-
-    ours = divergence(run(source, tmp_path / "ours", cache_fraction=0.5))
-    paper = divergence(run(source, tmp_path / "paper", cache_fraction=0.5, method="mha2mla"))
-    assert 0 < ours < paper
+    ours = run(source, tmp_path / "ours", cache_fraction=0.5)
+    paper = run(source, tmp_path / "paper", cache_fraction=0.5, method="mha2mla")
+    assert 0 < divergence(original, ours, windows()) < divergence(original, paper, windows())
 
 
 def test_a_refit_follows_the_original_more_closely(tmp_path):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from conversion.healing.text import packed_windows
+from tests.divergence import divergence
 from tests.integration.test_conversion import run as convert
 from tests.integration.test_conversion import windows
-from tests.integration.test_layers_together import divergence
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import read_provenance
 from vllm_mha2mla.hf.llama import LlamaMLAForCausalLM
@@ -68,7 +68,8 @@ def original(models):
 def test_distillation_follows_the_teacher_and_trains_attention_only(models, tmp_path):
     before = LlamaMLAForCausalLM.from_pretrained(models / "converted").eval()
     after = heal(models, tmp_path / "healed")
-    assert divergence(original(models), after) < 0.8 * divergence(original(models), before)
+    teacher = original(models)
+    assert divergence(teacher, after, windows()) < 0.8 * divergence(teacher, before, windows())
 
     old, new = (
         load_file(folder / "model.safetensors")
@@ -135,7 +136,7 @@ def test_a_mix_with_hidden_states_and_a_stored_teacher(models, tmp_path):
     recipe.write_text("teacher_top_k: 256\n")
     stored = heal(models, tmp_path / "stored", "--recipe", recipe, *options)
     # The same but for float16 log-probabilities.
-    apart = [divergence(original(models), model) for model in (live, stored)]
+    apart = [divergence(original(models), model, windows()) for model in (live, stored)]
     assert apart[0] == pytest.approx(apart[1], rel=0.02)
     pairs = zip(losses(tmp_path / "live"), losses(tmp_path / "stored"), strict=True)
     assert all(one == pytest.approx(other, rel=0.02) for one, other in pairs)

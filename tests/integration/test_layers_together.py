@@ -6,15 +6,10 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from conversion.recipe import Recipe
+from tests.divergence import divergence
 from tests.integration.test_conversion import run, windows
 from tests.tiny import save_tiny
 from vllm_mha2mla.config import layer_layouts
-
-
-def divergence(original, model):
-    with torch.no_grad():
-        p, q = (m(windows()).logits.log_softmax(-1) for m in (original, model))
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("rotary", ["calibrated", "2-norm"])
@@ -41,7 +36,7 @@ def test_the_layer_that_matters_gets_the_cache(tmp_path):
     assert first.width > 2 * second.width
     uniform = run(source, tmp_path / "uniform", cache_fraction=0.4, refit=False, spread=False)
     assert layer_layouts(uniform.config)[0] == layer_layouts(uniform.config)[1]
-    assert divergence(original, spread) < divergence(original, uniform)
+    assert divergence(original, spread, windows()) < divergence(original, uniform, windows())
 
 
 def test_refinement_follows_the_original_and_trains_attention_only(tmp_path):
@@ -52,7 +47,7 @@ def test_refinement_follows_the_original_and_trains_attention_only(tmp_path):
     plain = run(source, tmp_path / "plain", **recipe)
     refinement = {"refine_steps": 40, "refine_lr": 2e-3, "refine_window": 64}
     refined = run(source, tmp_path / "refined", **recipe, **refinement)
-    assert divergence(original, refined) < 0.8 * divergence(original, plain)
+    assert divergence(original, refined, windows()) < 0.8 * divergence(original, plain, windows())
 
     before, after = (
         load_file(tmp_path / name / "model.safetensors") for name in ("plain", "refined")

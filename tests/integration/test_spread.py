@@ -1,10 +1,12 @@
 """A spread budget, chosen among several by what the whole model loses on held-out text."""
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from conversion import spread
 from conversion.calibration.text import calibration_windows
-from tests.integration.test_sweep import CALIBRATION, WINDOW, divergence, single
+from tests.divergence import divergence
+from tests.integration.test_sweep import CALIBRATION, WINDOW, single
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import layer_layouts
 
@@ -17,12 +19,13 @@ def test_the_widths_are_the_best_candidate_on_text_held_out(tmp_path, monkeypatc
     held_out = calibration_windows(
         tiny_tokenizer(), [text], 3 * tokens, WINDOW, CALIBRATION["held_out_tokens"]
     ).held_out
+    original = LlamaForCausalLM.from_pretrained(tmp_path / "source").eval()
     losses, layouts = {}, {}
     for power in (1.0, 4.0):
         monkeypatch.setattr(spread, "POWERS", (power,))
         model = single(tmp_path, tmp_path / f"{power}", cache_fraction=0.15, refit=False)
         layouts[power] = layer_layouts(model.config)
-        losses[power] = divergence(tmp_path, model, held_out)
+        losses[power] = divergence(original, model, held_out)
     assert layouts[1.0] != layouts[4.0]
     monkeypatch.setattr(spread, "POWERS", tuple(losses))
     chosen = single(tmp_path, tmp_path / "chosen", cache_fraction=0.15, refit=False)

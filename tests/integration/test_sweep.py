@@ -18,6 +18,7 @@ from conversion.recipe import Recipe
 from conversion.source import open_source
 from conversion.split import split_candidates
 from conversion.sweep_results import SweepResults
+from tests.divergence import divergence
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import LatentLayout, layer_layouts
 
@@ -106,13 +107,6 @@ def perplexity(model):
     return math.exp(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
 
-def divergence(folder, model, ids):
-    original = LlamaForCausalLM.from_pretrained(folder / "source", dtype=torch.float32).eval()
-    with torch.no_grad():
-        p, q = (one(ids).logits.double().log_softmax(-1) for one in (original, model))
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
 @pytest.mark.parametrize(
     ("changes", "recipe"),
     [
@@ -129,13 +123,14 @@ def test_the_split_is_the_best_candidate_on_text_held_out(tmp_path, changes, rec
     chosen = single(folder, folder / "auto", cache_fraction=0.5, **recipe).config
     held_out = calibration_windows(tiny_tokenizer(), files, 3 * 512, WINDOW, 128).held_out
     assert held_out.shape == (2, WINDOW)
+    original = LlamaForCausalLM.from_pretrained(folder / "source").eval()
     losses = {}
     budget = Recipe(cache_fraction=0.5, **recipe)
     for layout in split_candidates(budget, 2, 16):
         widths = {"kv_lora_rank": layout.kv_lora_rank, "rope_dim": layout.qk_rope_head_dim}
         name = f"{layout.kv_lora_rank}+{layout.qk_rope_head_dim}"
         model = single(folder, folder / name, **widths, **recipe | {"refit": False})
-        losses[name] = divergence(folder, model, held_out)
+        losses[name] = divergence(original, model, held_out)
     assert len(losses) > 2
     best = min(losses, key=losses.__getitem__)
     assert f"{chosen.kv_lora_rank}+{chosen.qk_rope_head_dim}" == best
