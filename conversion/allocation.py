@@ -1,5 +1,6 @@
 """How a cache budget is spread over layers, rotary and latent widths together."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from vllm_mha2mla.config import LatentLayout
 RANK_STEP = 4
 # Cost below which a layer counts as exact: logarithms of measured zeros.
 COST_FLOOR = 1e-9
+# Cost of widths at which a layer overflows, nats: far above any that it could be measured at.
+OVERFLOWED = 1e3
 BISECTIONS = 60
 
 LayerCosts = Mapping[LatentLayout, float]
@@ -82,7 +85,7 @@ class _Table:
         ranks = sorted({layout.kv_lora_rank for layout in costs})
         ropes = sorted({layout.qk_rope_head_dim for layout in costs})
         logs = torch.tensor(
-            [[max(costs[LatentLayout(r, p)], COST_FLOOR) for r in ranks] for p in ropes],
+            [[_bounded(costs[LatentLayout(r, p)]) for r in ranks] for p in ropes],
             dtype=torch.float64,
         ).log()  # [ropes, ranks]
         # More cache never hurts; where a measurement says so it is noise.
@@ -108,6 +111,10 @@ class _Table:
         if column + 1 >= len(self._ranks):
             return 0.0
         return float(self._cost[row, column] - self._cost[row, column + 1]) / RANK_STEP
+
+
+def _bounded(cost: float) -> float:
+    return max(cost, COST_FLOOR) if math.isfinite(cost) else OVERFLOWED
 
 
 def _interpolate(values: Tensor, at: Tensor, to: Tensor) -> Tensor:

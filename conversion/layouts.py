@@ -74,15 +74,29 @@ def choose_layouts(
         streams = None
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
-    losses = held_out_divergences(
-        source, list(named.values()), converter, load, streams, held_out, progress, offload
+    different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
+    measured_losses = held_out_divergences(
+        source, different, converter, load, streams, held_out, progress, offload
     )
+    losses = {name: measured_losses[different.index(named[name])] for name in named}
     # A candidate that overflows has no divergence, and is not the best.
-    best = min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
-    name = list(named)[best]
-    logger.info("Widths: %s (%.4f nats on held-out text)", name, losses[best])
-    figures = {f"held_out_divergence_{n}": loss for n, loss in zip(named, losses, strict=True)}
-    return named[name], figures
+    best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
+    logger.info("%s", _summary(best, named[best], losses[best]))
+    return named[best], {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
+
+
+def _summary(name: str, layouts: list[LatentLayout], loss: float) -> str:
+    ranks = _range([layout.kv_lora_rank for layout in layouts])
+    ropes = _range([layout.qk_rope_head_dim for layout in layouts])
+    return (
+        f"kv_lora_rank {ranks}, qk_rope_head_dim {ropes} ({name}): {loss:.4f} nats lost per token "
+        "of held-out text, before any refit"
+    )
+
+
+def _range(widths: list[int]) -> str:
+    least, most = min(widths), max(widths)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _held_out(windows: Windows) -> Tensor:

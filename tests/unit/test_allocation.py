@@ -118,3 +118,12 @@ def test_small_losses_are_weighed_as_large_ones_are() -> None:
     layers = [exponential(h, 15, 6) for h in (1, 2, 3, 5)]
     small = [{layout: cost * 1e-5 for layout, cost in layer.items()} for layer in layers]
     assert allocate(small, 160, power=2) == allocate(layers, 160, power=2)
+
+
+@pytest.mark.parametrize("overflowed", [math.nan, math.inf])
+def test_widths_at_which_a_layer_overflows_are_not_chosen(overflowed: float) -> None:
+    costs = exponential(1, 20, 20)
+    narrow = costs | {LatentLayout(8, p): overflowed for p in ROPES}
+    layouts = allocate([costs, narrow], 60)
+    assert layouts[1].kv_lora_rank >= 24
+    assert total(layouts) == 60
