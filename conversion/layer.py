@@ -24,6 +24,7 @@ from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import OutputRefit
 from conversion.rotary import RotarySelection
+from conversion.token_weights import TokenWeights, equal_weights
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
 
@@ -68,7 +69,12 @@ class LayerConverter:
 
     @torch.no_grad()
     def convert(
-        self, layer: Any, index: int, layout: LatentLayout, streams: Streams | None
+        self,
+        layer: Any,
+        index: int,
+        layout: LatentLayout,
+        streams: Streams | None,
+        token_weights: TokenWeights | None = None,
     ) -> dict[str, Tensor]:
         """The converted ``self_attn`` tensors of one layer; moves ``streams`` past it.
 
@@ -79,10 +85,15 @@ class LayerConverter:
             streams: hidden states before the layer; after it when this returns. ``None`` when
                 neither this layer nor a later one needs them: all statistics are in the store and
                 nothing is refitted.
+            token_weights: how much tokens count in the refit; ``None``: the same.
         """
         (tensors,) = self._attentions(layer, index, [layout], streams)
         if streams is not None and streams.refit is not None:
-            tensors |= self._refit(layer, index, layout, tensors, streams.original, streams.refit)
+            counts = token_weights or equal_weights(self._config.hidden_size)
+            refit = self._refit(
+                layer, index, layout, tensors, counts, streams.original, streams.refit
+            )
+            tensors |= refit
         elif streams is not None:
             self.push(layer, streams.original, rounded=True)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
@@ -187,6 +198,7 @@ class LayerConverter:
         index: int,
         layout: LatentLayout,
         tensors: dict[str, Tensor],
+        counts: TokenWeights,
         original: Activations,
         buffers: RefitStreams,
     ) -> dict[str, Tensor]:
@@ -204,7 +216,7 @@ class LayerConverter:
                 x = x + self.attend(layer, x)
                 original[window] = self._pushed(layer, x)
             buffers.heads[window] = heads
-            refit.add(heads, x - y, x)
+            refit.add(heads, x - y, counts(x))
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for window in range(len(original)):

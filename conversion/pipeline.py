@@ -4,7 +4,7 @@ import copy
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ from torch import Tensor
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.calibration.text import Windows, calibration_windows
+from conversion.choices import Choices, choose
 from conversion.converted_config import converted_config
 from conversion.dense_attention import NAME as DENSE_ATTENTION
 from conversion.errors import CalibrationError
 from conversion.layer import LayerConverter
-from conversion.layouts import choose_layouts
 from conversion.memory import return_freed_memory
 from conversion.model_card import model_card
 from conversion.progress import Progress
@@ -31,7 +31,6 @@ from conversion.writer import CheckpointWriter, check_output, staged_folder
 from vllm_mha2mla.config import (
     ROPE_INV_FREQ,
     CalibrationInfo,
-    LatentLayout,
     Provenance,
     SourceInfo,
     layer_layouts,
@@ -72,7 +71,7 @@ def convert(
 
     1. Push the calibration text through the source, layer by layer.
     2. Measure each layer's attention on it (``calibration.statistics``).
-    3. Choose every layer's cache widths on held-out text, unless they are given (``layouts``).
+    3. Choose every layer's cache widths on held-out text, unless they are given (``choices``).
     4. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
     5. Refit the output projection on the converted stream if the recipe says so.
     6. Refine all layers together if the recipe says so (``refine``); write.
@@ -110,14 +109,15 @@ def convert(
         load = partial(_load_layer, source, _for_calibration(config), torch.device(options.device))
         writer = CheckpointWriter(folder, _shard_sizes(source))
         try:
-            layouts, figures = choose_layouts(
+            choices = choose(
                 source, recipe, converter, load, windows, store, options.offload, progress
             )
-            provenance = provenance.model_copy(update={"figures": figures})
+            layouts = choices.layouts
+            provenance = provenance.model_copy(update={"figures": choices.figures})
             converted = converted_config(source, layouts, q_lora_rank, options.dtype, provenance)
             streams = _streams(source, converted, recipe, windows, options, store)
             layers: Iterable[dict[str, Tensor]] = _converted_layers(
-                converter, load, layouts, streams, progress
+                converter, load, choices, streams, progress
             )
             if recipe.refine_steps:
                 text = refinement_windows(source.tokenizer(), _files(recipe), recipe)
@@ -204,14 +204,16 @@ def _for_calibration(config: Any) -> Any:
 def _converted_layers(
     converter: LayerConverter,
     load: Callable[[int], Any],
-    layouts: Sequence[LatentLayout],
+    choices: Choices,
     streams: Streams | None,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    with progress.task("Converting layers", len(layouts)) as advance:
-        for index, layout in enumerate(layouts):
+    weights = choices.token_weights
+    with progress.task("Converting layers", len(choices.layouts)) as advance:
+        for index, layout in enumerate(choices.layouts):
             layer = load(index)
-            tensors = converter.convert(layer, index, layout, streams)
+            counts = None if weights is None else weights[index]
+            tensors = converter.convert(layer, index, layout, streams, counts)
             # Else they would be there until the next layer has been loaded and converted.
             del layer
             yield tensors

@@ -109,6 +109,11 @@ class Recipe(BaseModel):
         gt=0,
         description="Pull of a refit towards the unrefitted weights: as that of so many tokens.",
     )
+    weigh_tokens: bool = Field(
+        True,
+        description="Refits count errors at each token by how much predictions depend on them, "
+        "measured through gradients on held-out calibration text; false: all the same.",
+    )
     refine_steps: int = Field(
         0,
         ge=0,
@@ -219,6 +224,11 @@ class Recipe(BaseModel):
             return self.refit
         # Where nothing is lost a refit would only round.
         return METHODS[self.method].refit and self.cache_fraction != 1
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether refits need to know how much tokens count."""
+        return self.refits and self.weigh_tokens
 
     @property
     def text_tokens(self) -> int:

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-# Of a stream that is nothing but rounding, far below that of any token.
-LEAST_POWER = 1e-12
-
 
 class OutputRefit:
     """Least squares for ``o_proj``, drawn towards what it is now; fed window by window.
@@ -18,9 +15,8 @@ class OutputRefit:
     The target holds the original attention's output and the drift of the residual stream, so a
     layer also repairs what the layers before it lost. The bias is not drawn anywhere.
 
-    ``D_t = 1 / |h_t|^2`` with ``h`` the stream where the output is added: whatever reads it divides
-    by its size (RMSNorm), so an error counts as far as it turns it. Unweighted, the fit would be
-    about the first token of each window, whose stream is a hundred times larger than others.
+    ``D`` comes from ``token_weights``. Unweighted, the fit would be about the first token of each
+    window, whose stream is a hundred times larger than others.
 
     ``X^T D X`` and ``X^T D T`` of a window are float32 products, summed over windows in float64.
     Within a window rounding errs by about 1e-6 of the window's mean power, far below the pull of a
@@ -41,17 +37,17 @@ class OutputRefit:
         self._ridge = ridge
         self._tokens = 0
 
-    def add(self, heads: Tensor, targets: Tensor, stream: Tensor) -> None:
+    def add(self, heads: Tensor, targets: Tensor, counts: Tensor) -> None:
         """Count one window.
 
         Args:
             heads: the converted heads' outputs, float32  # [tokens, heads * v]
             targets: ``attention_original + (stream_original - stream_converted)``, float32
                 # [tokens, hidden]
-            stream: ``h``, the original's, its attention's output added  # [tokens, hidden]
+            counts: diagonal of ``D``  # [tokens]
         """
         X = torch.cat((heads, heads.new_ones(len(heads), 1)), dim=1)
-        weighted = X / stream.square().mean(1, keepdim=True).clamp_min(LEAST_POWER)  # D X
+        weighted = X * counts[:, None]  # D X
         self._tokens += len(X)
         self._gram += weighted.T @ X
         self._cross += weighted.T @ targets

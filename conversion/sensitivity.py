@@ -1,6 +1,7 @@
 """What each layer loses at some cache widths, in nats of the model's predictions."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,29 +13,6 @@ from vllm_mha2mla.hf.attention import LatentAttention
 
 # Label sets drawn per window: each is one more backward pass.
 SAMPLES = 2
-# Measured widths, as parts of the mean width a layer may have. No layer gets more than the last:
-# of a small budget, some layers want twice the mean and others next to nothing.
-ROPE_PARTS = (0.0, 0.3, 0.55, 0.8)
-RANK_PARTS = (0.12, 0.5, 1.05, 1.55, 2.1)
-# Of a large one no layer wants that much. Parts of the source's keys at which the widths end, but
-# not below the third rotary and the third latent width: measuring wider ones takes memory.
-MOST_ROPE, MOST_RANK = 0.6, 1.25
-
-
-def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
-    """The widths to measure for a mean width per layer: every rank with every rotary width.
-
-    Args:
-        width: mean numbers per token and layer that the budget allows.
-        one_side: numbers of the source's keys, ``kv_heads * head_dim``.
-        step: what the rotary strategy takes multiples of.
-    """
-    most_rope = min(one_side, max(width * ROPE_PARTS[2], one_side * MOST_ROPE))
-    most_rank = min(2 * one_side, max(width * RANK_PARTS[2], one_side * MOST_RANK))
-    parts = (min(width * part, most_rope) for part in ROPE_PARTS)
-    ropes = sorted({min(one_side // step, round(rope / step)) * step for rope in parts})
-    ranks = sorted({max(1, round(min(width * part, most_rank))) for part in RANK_PARTS})
-    return [LatentLayout(rank, rope) for rope in ropes for rank in ranks]
 
 
 @torch.no_grad()
@@ -91,14 +69,64 @@ def label_gradients(
     return [torch.autograd.grad(normed, leaf, mean - rows, retain_graph=True)[0] for rows in drawn]
 
 
-def layer_costs(
+@dataclass(frozen=True)
+class AttentionGradients:
+    """One layer's attention on some windows, and the gradients at its output.
+
+    Attributes:
+        inputs: what the attention reads, normed  # each [tokens, hidden]
+        outputs: what it adds  # each [tokens, hidden]
+        streams: the stream with that added  # each [tokens, hidden]
+        gradients: at ``streams``, for each set of labels  # each [tokens, hidden]
+    """
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    streams: list[Tensor]
+    gradients: list[list[Tensor]]
+
+
+def attention_gradients(
     layer: Any,
     attend: Callable[[Tensor], Tensor],
-    converted: Iterable[tuple[LatentLayout, LatentAttention]],
     windows: Iterable[Tensor],
     gradients: list[list[Tensor]],
+) -> AttentionGradients:
+    """Carry gradients down past one layer.
+
+    Args:
+        layer: the source's decoder layer, float32.
+        attend: its attention block, norm included  # [tokens, hidden] -> [tokens, hidden]
+        windows: the source's hidden states before the layer  # each [tokens, hidden]
+        gradients: per window and label set, at the layer's output; replaced by those at its input.
+    """
+    found = AttentionGradients([], [], [], [])
+    device = next(layer.parameters()).device
+    for window, states in enumerate(windows):
+        x = states.to(device)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            middle = leaf + attend(leaf)
+            output = middle + layer.mlp(layer.post_attention_layernorm(middle))
+        at_attention = []
+        for sample, g in enumerate(gradients[window]):
+            here, below = torch.autograd.grad(
+                output, (middle, leaf), g.to(device), retain_graph=True
+            )
+            at_attention.append(here)
+            gradients[window][sample] = below.cpu()
+        found.inputs.append(layer.input_layernorm(leaf).detach())
+        found.outputs.append((middle - x).detach())
+        found.streams.append(middle.detach())
+        found.gradients.append(at_attention)
+    return found
+
+
+@torch.no_grad()
+def layer_costs(
+    original: AttentionGradients, converted: Iterable[tuple[LatentLayout, LatentAttention]]
 ) -> dict[LatentLayout, float]:
-    """KL per token of converting this layer alone, to second order; moves ``gradients`` below it.
+    """KL per token of converting one layer alone, to second order.
 
     With ``g_t`` the gradient of a sampled log-likelihood at the attention's output and ``e_t`` the
     converted attention's error there, ``sum_t (g_t . e_t)^2 / 2`` per token: errors of different
@@ -106,34 +134,19 @@ def layer_costs(
     the true divergence on SmolLM2-135M, the two agree within a third for nearly every layer.
 
     Args:
-        layer: the source's decoder layer, float32.
-        attend: its attention block, norm included  # [tokens, hidden] -> [tokens, hidden]
+        original: the layer's own attention, and the gradients there.
         converted: converted attention blocks to measure, one in memory at a time.
-        windows: the source's hidden states before the layer  # each [tokens, hidden]
-        gradients: per window and label set, at the layer's output; replaced by those at its input.
     """
-    normed, true = [], []
-    at_attention: list[list[Tensor]] = []
-    for window, x in enumerate(windows):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            middle = leaf + attend(leaf)
-            output = middle + layer.mlp(layer.post_attention_layernorm(middle))
-        at_attention.append([])
-        for sample, g in enumerate(gradients[window]):
-            here, below = torch.autograd.grad(output, (middle, leaf), g, retain_graph=True)
-            at_attention[-1].append(here)
-            gradients[window][sample] = below
-        normed.append(layer.input_layernorm(leaf).detach())
-        true.append(middle.detach() - x)
-    positions = torch.arange(len(normed[0]), device=normed[0].device)[None]
-    scale = 0.5 / (len(normed) * len(normed[0]) * len(gradients[0]))
+    tokens = len(original.inputs[0])
+    positions = torch.arange(tokens, device=original.inputs[0].device)[None]
+    scale = 0.5 / (len(original.inputs) * tokens * len(original.gradients[0]))
+    windows = list(zip(original.inputs, original.outputs, original.gradients, strict=True))
     costs = {}
     for layout, attention in converted:
         cost = 0.0
-        for x, a, window_gradients in zip(normed, true, at_attention, strict=True):
-            with torch.no_grad(), bfloat16_products():
+        for x, a, gradients in windows:
+            with bfloat16_products():
                 error = attention(x[None], position_ids=positions)[0][0] - a
-            cost += sum(float((g * error).sum(-1).square().sum()) for g in window_gradients)
+            cost += sum(float((g * error).sum(-1).square().sum()) for g in gradients)
         costs[layout] = scale * cost
     return costs

@@ -105,6 +105,26 @@ def test_a_refit_follows_the_original_more_closely(tmp_path):
     assert distance[True] < 0.8 * distance[False]
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"kv_lora_rank": 12, "rope_dim": 4},
+        {"cache_fraction": 0.3},
+        {"cache_fraction": 0.3, "method": "mha2mla", "refit": True},
+    ],
+)
+def test_the_weight_of_tokens_is_for_the_refit_alone(tmp_path, recipe):
+    source = save_tiny(tmp_path / "source")
+    for weigh in (False, True):
+        run(source, tmp_path / f"{weigh}", weigh_tokens=weigh, **recipe)
+    equal, weighed = (
+        load_file(tmp_path / f"{weigh}" / "model.safetensors") for weigh in (False, True)
+    )
+    changed = {name for name in equal if not torch.equal(equal[name], weighed[name])}
+    projections = {name for name in equal if "self_attn.o_proj" in name}
+    assert changed == projections
+
+
 @pytest.mark.parametrize("refit", [False, True])
 def test_refit_tokens_are_for_the_refit_alone(tmp_path, refit):
     source, text = save_tiny(tmp_path / "source"), tmp_path / "text.txt"

@@ -3,7 +3,8 @@
 import torch
 
 from conversion import sensitivity
-from conversion.sensitivity import label_gradients, layer_costs, width_grid
+from conversion.sensitivity import attention_gradients, label_gradients, layer_costs
+from conversion.spread import width_grid
 from tests.tiny import tiny_llama
 from vllm_mha2mla.config import LatentLayout
 
@@ -56,7 +57,8 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
 
         error = torch.randn(64, 64, generator=generator) * 0.004
         converted = Perturbed(original, angles, error)
-        costs = layer_costs(layer, attend, [(layout, converted)], states[index], gradients)
+        found = attention_gradients(layer, attend, states[index], gradients)
+        costs = layer_costs(found, [(layout, converted)])
 
         hook = original.register_forward_hook(
             lambda module, args, kwargs, out, error=error: (

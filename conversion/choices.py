@@ -1,13 +1,16 @@
-"""Which cache widths every layer gets: asked for, chosen, or spread."""
+"""What held-out text decides: cache widths of every layer, and how much tokens count."""
 
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from conversion.allocation import LayerCosts
+from conversion.backward import backward_sweep
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import embedded_text
 from conversion.calibration.text import Windows
@@ -15,15 +18,32 @@ from conversion.candidates import held_out_divergences
 from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.recipe import Recipe
+from conversion.sensitivity import AttentionGradients, layer_costs
 from conversion.source import SourceCheckpoint
 from conversion.split import split_candidates
-from conversion.spread import spread_over_layers
+from conversion.spread import spread_over_layers, width_grid
+from conversion.token_weights import TokenWeights, fit_token_weights
 from vllm_mha2mla.config import LatentLayout
 
 logger = logging.getLogger(__name__)
 
 
-def choose_layouts(
+@dataclass(frozen=True)
+class Choices:
+    """What is decided before layers are converted.
+
+    Attributes:
+        layouts: cache widths of every layer.
+        figures: the divergence of each candidate on held-out text, nats.
+        token_weights: of every layer; ``None``: tokens count the same, or nothing is refitted.
+    """
+
+    layouts: list[LatentLayout]
+    figures: dict[str, float]
+    token_weights: list[TokenWeights] | None
+
+
+def choose(
     source: SourceCheckpoint,
     recipe: Recipe,
     converter: LayerConverter,
@@ -32,8 +52,8 @@ def choose_layouts(
     store: StatisticsStore,
     offload: Path | None,
     progress: Progress,
-) -> tuple[list[LatentLayout], dict[str, float]]:
-    """Widths of every layer, and what was measured to choose them.
+) -> Choices:
+    """Widths of every layer, and how much tokens count in its refit.
 
     Exact widths are taken as they are. A budget is spread over layers, or split the same way in
     all layers, by what is lost on text held out from calibration: one width more than the other
@@ -48,9 +68,6 @@ def choose_layouts(
         store: statistics that are there already, and where new ones go.
         offload: folder for activations; ``None``: memory.
         progress: told about every layer.
-
-    Returns:
-        the layout of every layer; the divergence of each candidate on held-out text, nats.
     """
     config = source.config
     layers, heads, head_dim = (
@@ -59,30 +76,43 @@ def choose_layouts(
         config.head_dim,
     )
     candidates = split_candidates(recipe, heads, head_dim)
-    if len(candidates) == 1 and not recipe.spreads:
-        return candidates * layers, {}
+    exact = len(candidates) == 1 and not recipe.spreads
+    if exact and not recipe.weighs_tokens:
+        return Choices(candidates * layers, {}, None)
     held_out = _held_out(windows)
-    measured = all(index in store for index in range(layers))
+    measured = exact or all(index in store for index in range(layers))
     streams = None if measured else embedded_text(source, windows.measured, None, offload)
-    if recipe.spreads:
-        step = recipe.strategies()[0].step(heads, head_dim)
-        width = candidates[0].width
-        spread = spread_over_layers(
-            source, width, step, converter, load, streams, held_out, offload, progress
-        )
-        named = {f"power_{power:g}": layouts for power, layouts in spread.items()}
+    width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
+    grid = width_grid(width, heads * head_dim, step) if recipe.spreads else []
+    costs: list[LayerCosts] = []
+    token_weights: list[TokenWeights] = []
+
+    def visit(index: int, layer: Any, gradients: AttentionGradients) -> None:
+        if recipe.spreads:
+            costs.append(layer_costs(gradients, converter.candidates(layer, index, grid)))
+        if recipe.weighs_tokens:
+            token_weights.append(fit_token_weights(gradients.streams, gradients.gradients))
+
+    if recipe.spreads or recipe.weighs_tokens:
+        backward_sweep(source, converter, load, streams, held_out, offload, progress, visit)
         streams = None
+    if exact:
+        return Choices(candidates * layers, {}, token_weights[::-1])
+    if recipe.spreads:
+        named = spread_over_layers(costs[::-1], width, step)
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
-    measured_losses = held_out_divergences(
+    divergences = held_out_divergences(
         source, different, converter, load, streams, held_out, progress, offload
     )
-    losses = {name: measured_losses[different.index(named[name])] for name in named}
+    losses = {name: divergences[different.index(named[name])] for name in named}
     # A candidate that overflows has no divergence, and is not the best.
     best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
     logger.info("%s", _summary(best, named[best], losses[best]))
-    return named[best], {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
+    figures = {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
+    weights = token_weights[::-1] if recipe.weighs_tokens else None
+    return Choices(named[best], figures, weights)
 
 
 def _summary(name: str, layouts: list[LatentLayout], loss: float) -> str:
@@ -103,7 +133,7 @@ def _held_out(windows: Windows) -> Tensor:
     if len(windows.held_out):
         return windows.held_out
     logger.warning(
-        "The calibration text is too short to hold any of it out: widths are chosen on the text "
-        "they are calibrated on. Give more --calibration text."
+        "The calibration text is too short to hold any of it out: what is chosen by held-out text "
+        "is chosen by the text it is calibrated on. Give more --calibration text."
     )
     return windows.ids[-1:]

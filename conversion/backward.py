@@ -1,0 +1,73 @@
+"""Held-out text through the source, and gradients of its predictions back down."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.calibration.activations import Activations
+from conversion.calibration.streams import EMBEDDING, Streams, embedded_text
+from conversion.candidates import final_norm
+from conversion.layer import LayerConverter
+from conversion.progress import Progress
+from conversion.sensitivity import AttentionGradients, attention_gradients, label_gradients
+from conversion.source import SourceCheckpoint
+
+SEED = 0
+
+
+def backward_sweep(
+    source: SourceCheckpoint,
+    converter: LayerConverter,
+    load: Callable[[int], Any],
+    streams: Streams | None,
+    held_out: Tensor,
+    offload: Path | None,
+    progress: Progress,
+    visit: Callable[[int, Any, AttentionGradients], None],
+) -> None:
+    """Up through all layers with the held-out text, and down again with gradients.
+
+    Args:
+        source: the original.
+        converter: of this source.
+        load: loads one of the source's layers, float32, on the converter's device.
+        streams: the calibration text, to measure every layer's statistics on the way up; ``None``:
+            they are not needed, or in the store.
+        held_out: token ids, as long as calibration windows  # [windows, tokens]
+        offload: folder for the held-out text's activations; ``None``: memory.
+        progress: told about every layer.
+        visit: called from the last layer to the first, with the layer's number, the layer, and the
+            gradients at its attention.
+    """
+    layers = source.config.num_hidden_layers
+    hidden = embedded_text(source, held_out, None, offload).original
+    before: list[Activations] = []
+    task = "Reading held-out text" if streams is None else "Measuring attention"
+    with progress.task(task, layers) as advance:
+        for index in range(layers):
+            layer = load(index)
+            before.append(hidden.copy(offload))
+            if streams is not None:
+                converter.measure(layer, index, streams)
+            converter.push(layer, hidden)
+            del layer
+            advance()
+    gradients = _at_the_end(source, hidden)
+    with progress.task("Measuring what layers lose", layers) as advance:
+        for index in reversed(range(layers)):
+            layer = load(index)
+            attend = partial(converter.attend, layer)
+            visit(index, layer, attention_gradients(layer, attend, before.pop(), gradients))
+            del layer, attend
+            advance()
+
+
+def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:
+    """Gradients after the last layer, per window and label set."""
+    name = EMBEDDING if source.config.tie_word_embeddings else "lm_head.weight"
+    norm, generator = final_norm(source), torch.Generator().manual_seed(SEED)
+    return [label_gradients(x, norm, partial(source.pieces, name), generator) for x in hidden]
