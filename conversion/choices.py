@@ -84,20 +84,21 @@ def choose(
     streams = None if measured else embedded_text(source, windows.measured, None, offload)
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
     grid = width_grid(width, heads * head_dim, step) if recipe.spreads else []
+    token_weights: list[TokenWeights] | None = None
     costs: list[LayerCosts] = []
-    token_weights: list[TokenWeights] = []
-
-    def visit(index: int, layer: Any, gradients: AttentionGradients) -> None:
-        if recipe.spreads:
-            costs.append(layer_costs(gradients, converter.candidates(layer, index, grid)))
-        if recipe.weighs_tokens:
-            token_weights.append(fit_token_weights(gradients.streams, gradients.gradients))
-
     if recipe.spreads or recipe.weighs_tokens:
+        weights: list[TokenWeights] = []
+
+        def visit(index: int, layer: Any, gradients: AttentionGradients) -> None:
+            if recipe.spreads:
+                costs.append(layer_costs(gradients, converter.candidates(layer, index, grid)))
+            weights.append(fit_token_weights(gradients.streams, gradients.gradients))
+
         backward_sweep(source, converter, load, streams, held_out, offload, progress, visit)
         streams = None
+        token_weights = weights[::-1] if recipe.weighs_tokens else None
     if exact:
-        return Choices(candidates * layers, {}, token_weights[::-1])
+        return Choices(candidates * layers, {}, token_weights)
     if recipe.spreads:
         named = spread_over_layers(costs[::-1], width, step)
     else:
@@ -106,13 +107,12 @@ def choose(
     divergences = held_out_divergences(
         source, different, converter, load, streams, held_out, progress, offload
     )
-    losses = {name: divergences[different.index(named[name])] for name in named}
+    losses = {name: divergences[different.index(layouts)] for name, layouts in named.items()}
     # A candidate that overflows has no divergence, and is not the best.
     best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
     logger.info("%s", _summary(best, named[best], losses[best]))
     figures = {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
-    weights = token_weights[::-1] if recipe.weighs_tokens else None
-    return Choices(named[best], figures, weights)
+    return Choices(named[best], figures, token_weights)
 
 
 def _summary(name: str, layouts: list[LatentLayout], loss: float) -> str:
