@@ -71,7 +71,8 @@ def convert(
 
     1. Push the calibration text through the source, layer by layer.
     2. Measure each layer's attention on it (``calibration.statistics``).
-    3. Choose every layer's cache widths on held-out text, unless they are given (``choices``).
+    3. Choose every layer's cache widths on held-out text, unless they are given, and measure there
+       how much tokens count in a refit (``choices``).
     4. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
     5. Refit the output projection on the converted stream if the recipe says so.
     6. Refine all layers together if the recipe says so (``refine``); write.
