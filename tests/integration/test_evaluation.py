@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from conversion import cli
 from conversion.evaluation import Entry
+from conversion.evaluation.retrieval import ROOM
 from conversion.pipeline import Options, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
@@ -203,9 +204,9 @@ def test_text_long_context_and_report_in_one_go(tmp_path, folder, models, evalua
 def test_retrieval_by_hand(tmp_path, models, figures):
     tokenizer = tiny_tokenizer()
 
-    def said(model, prompt):
+    def said(model, prompt, tokens=60):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        kept = model.generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)
+        kept = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
         return tokenizer.decode(kept[0, ids.shape[1] :])
 
     records = []
@@ -222,8 +223,11 @@ def test_retrieval_by_hand(tmp_path, models, figures):
     assert found.original_stderr == pytest.approx(stderr([1.0] * 4 + [0.0]))
     converted = []
     for record in records[:5]:
-        text = said(models["converted"], record["prompt"])
-        word = rf"\b{record['expected_number']}\b"
+        answer = record["expected_number"]
+        # As many tokens as the command takes: with fewer, a longer word can end early.
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        text = said(models["converted"], record["prompt"], len(ids) + ROOM)
+        word = rf"(?<![0-9A-Za-z]){answer}(?![0-9A-Za-z])"
         converted.append(float(re.search(word, text, re.IGNORECASE) is not None))
     assert found.converted == mean(converted)
     assert found.converted < found.original
