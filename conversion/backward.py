@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.activations import Activations
-from conversion.calibration.streams import EMBEDDING, Streams, embedded_text
-from conversion.candidates import final_norm
+from conversion.calibration.streams import Streams, embedded_text
+from conversion.candidates import final_norm, output_projection
 from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.sensitivity import AttentionGradients, attention_gradients, label_gradients
@@ -68,6 +68,6 @@ def backward_sweep(
 
 def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:
     """Gradients after the last layer, per window and label set."""
-    name = EMBEDDING if source.config.tie_word_embeddings else "lm_head.weight"
     norm, generator = final_norm(source), torch.Generator().manual_seed(SEED)
-    return [label_gradients(x, norm, partial(source.pieces, name), generator) for x in hidden]
+    head = partial(output_projection, source)
+    return [label_gradients(x, norm, head, generator) for x in hidden]

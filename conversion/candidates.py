@@ -1,6 +1,6 @@
 """What candidates for the widths of all layers lose on held-out text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,13 @@ def held_out_divergences(
             advance()
     norm = final_norm(source)
     states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
+    return mean_divergences(states[0], states[1:], output_projection(source))
+
+
+def output_projection(source: SourceCheckpoint) -> Iterable[Tensor]:
+    """The map from normed states to logits, in blocks of rows  # each [rows, hidden]"""
     tied = source.config.tie_word_embeddings
-    head = source.pieces(EMBEDDING if tied else "lm_head.weight")
-    return mean_divergences(states[0], states[1:], head)
+    return source.pieces(EMBEDDING if tied else "lm_head.weight")
 
 
 def final_norm(source: SourceCheckpoint) -> Any:

@@ -92,7 +92,8 @@ def choose(
         def visit(index: int, layer: Any, gradients: AttentionGradients) -> None:
             if recipe.spreads:
                 costs.append(layer_costs(gradients, converter.candidates(layer, index, grid)))
-            weights.append(fit_token_weights(gradients.streams, gradients.gradients))
+            if recipe.weighs_tokens:
+                weights.append(fit_token_weights(gradients.streams, gradients.gradients))
 
         backward_sweep(source, converter, load, streams, held_out, offload, progress, visit)
         streams = None

@@ -8,8 +8,8 @@ from torch import Tensor
 
 # Of a stream that is nothing but rounding, far below that of any token.
 LEAST_POWER = 1e-12
-# Pull towards equal weights, in tokens of mean power per number of the stream: of its logarithm,
-# half of what a token's sensitivity varies by is the chance of drawn labels.
+# Pull towards equal weights, in tokens of mean power per number of the stream. Fitted to 2 windows
+# it told most of other windows, or nearly: 0.3 and less follow the chance of drawn labels, 10 less.
 RIDGE = 3.0
 # Bound of a logarithm, for tokens unlike any that it was fitted to (the first of a text).
 LIMIT = 7.0
