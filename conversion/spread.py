@@ -10,9 +10,9 @@ POWERS = (1.0, 1.5, 2.0)
 # Measured widths, as parts of the mean width a layer may have. No layer gets more than the last:
 # of a small budget, some layers want twice the mean and others next to nothing.
 ROPE_PARTS = (0.0, 0.3, 0.55, 0.8)
-RANK_PARTS = (0.12, 0.5, 1.05, 1.55, 2.1)
+RANK_PARTS = (0.02, 0.12, 0.5, 1.05, 1.55, 2.1)
 # Of a large one no layer wants that much. Parts of the source's keys at which the widths end, but
-# not below the third rotary and the third latent width: measuring wider ones takes memory.
+# not below the third rotary and the fourth latent width: measuring wider ones takes memory.
 MOST_ROPE, MOST_RANK = 0.6, 1.25
 
 
@@ -25,7 +25,7 @@ def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
         step: what the rotary strategy takes multiples of.
     """
     most_rope = min(one_side, max(width * ROPE_PARTS[2], one_side * MOST_ROPE))
-    most_rank = min(2 * one_side, max(width * RANK_PARTS[2], one_side * MOST_RANK))
+    most_rank = min(2 * one_side, max(width * RANK_PARTS[3], one_side * MOST_RANK))
     parts = (min(width * part, most_rope) for part in ROPE_PARTS)
     ropes = sorted({min(one_side // step, round(rope / step)) * step for rope in parts})
     ranks = sorted({max(1, round(min(width * part, most_rank))) for part in RANK_PARTS})

@@ -21,7 +21,7 @@ TEXT_CHARACTERS = 20_000  # enough for all of them
 # Past the headline the text begins with.
 FIRST_PROMPT = 50
 NEW_TOKENS = 64
-TINY_LAYOUTS = [(24, 16), (8, 4), (40, 0), (16, 8)]  # (kv_lora_rank, qk_rope_head_dim)
+TINY_LAYOUTS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
 
 
 @pytest.fixture(scope="package", autouse=True)

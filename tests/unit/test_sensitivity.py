@@ -89,6 +89,11 @@ def test_a_layer_may_take_twice_its_share() -> None:
     assert max(layout.qk_rope_head_dim for layout in grid) >= 0.75 * 48
 
 
+def test_a_layer_may_take_next_to_nothing() -> None:
+    grid = width_grid(48, 192, 2)
+    assert LatentLayout(1, 0) in grid
+
+
 def test_widths_of_a_large_budget_end_before_the_sources() -> None:
     grid = width_grid(192, 192, 2)
     assert max(layout.kv_lora_rank for layout in grid) < 1.3 * 192
