@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from conversion.sensitivity import AttentionGradients, layer_costs
 from conversion.source import SourceCheckpoint
 from conversion.split import split_candidates
 from conversion.spread import spread_over_layers, width_grid
-from conversion.token_weights import TokenWeights, fit_token_weights
+from conversion.token_weights import TokenWeights, equal_weights, fit_token_weights
 from vllm_mha2mla.config import LatentLayout
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,12 @@ class Choices:
     Attributes:
         layouts: cache widths of every layer.
         figures: the divergence of each candidate on held-out text, nats.
-        token_weights: of every layer; ``None``: tokens count the same, or nothing is refitted.
+        token_weights: how much tokens count in the refit of every layer.
     """
 
     layouts: list[LatentLayout]
     figures: dict[str, float]
-    token_weights: list[TokenWeights] | None
+    token_weights: list[TokenWeights]
 
 
 def choose(
@@ -77,31 +77,25 @@ def choose(
     )
     candidates = split_candidates(recipe, heads, head_dim)
     exact = len(candidates) == 1 and not recipe.spreads
-    if exact and not recipe.weighs_tokens:
-        return Choices(candidates * layers, {}, None)
+    swept = recipe.spreads or recipe.weighs_tokens
+    if exact and not swept:
+        return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
     held_out = _held_out(windows)
     measured = exact or all(index in store for index in range(layers))
     streams = None if measured else embedded_text(source, windows.measured, None, offload)
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
-    grid = width_grid(width, heads * head_dim, step) if recipe.spreads else []
-    token_weights: list[TokenWeights] | None = None
-    costs: list[LayerCosts] = []
-    if recipe.spreads or recipe.weighs_tokens:
-        weights: list[TokenWeights] = []
-
-        def visit(index: int, layer: Any, gradients: AttentionGradients) -> None:
-            if recipe.spreads:
-                costs.append(layer_costs(gradients, converter.candidates(layer, index, grid)))
-            if recipe.weighs_tokens:
-                weights.append(fit_token_weights(gradients.streams, gradients.gradients))
-
-        backward_sweep(source, converter, load, streams, held_out, offload, progress, visit)
+    gradients = _OfGradients(
+        recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
+    )
+    if swept:
+        backward_sweep(
+            source, converter, load, streams, held_out, offload, progress, gradients.visit
+        )
         streams = None
-        token_weights = weights[::-1] if recipe.weighs_tokens else None
     if exact:
-        return Choices(candidates * layers, {}, token_weights)
+        return Choices(candidates * layers, {}, gradients.token_weights)
     if recipe.spreads:
-        named = spread_over_layers(costs[::-1], width, step)
+        named = spread_over_layers(gradients.costs, width, step)
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
@@ -113,7 +107,35 @@ def choose(
     best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
     logger.info("%s", _summary(best, named[best], losses[best]))
     figures = {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
-    return Choices(named[best], figures, token_weights)
+    return Choices(named[best], figures, gradients.token_weights)
+
+
+class _OfGradients:
+    """What the gradients at every layer tell, collected as a backward sweep passes by.
+
+    Attributes:
+        costs: of every layer at the widths of the grid; empty where no budget is spread.
+        token_weights: of every layer; equal ones where tokens are not weighed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        converter: LayerConverter,
+        grid: Sequence[LatentLayout],
+        hidden: int,
+        layers: int,
+    ) -> None:
+        self._recipe, self._converter, self._grid = recipe, converter, grid
+        self.costs: list[LayerCosts] = [{} for _ in range(layers)]
+        self.token_weights = [equal_weights(hidden) for _ in range(layers)]
+
+    def visit(self, index: int, layer: Any, found: AttentionGradients) -> None:
+        if self._recipe.spreads:
+            converted = self._converter.candidates(layer, index, self._grid)
+            self.costs[index] = layer_costs(found, converted)
+        if self._recipe.weighs_tokens:
+            self.token_weights[index] = fit_token_weights(found.streams, found.gradients)
 
 
 def _summary(name: str, layouts: list[LatentLayout], loss: float) -> str:

@@ -24,7 +24,7 @@ from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import OutputRefit
 from conversion.rotary import RotarySelection
-from conversion.token_weights import TokenWeights, equal_weights
+from conversion.token_weights import TokenWeights
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
 
@@ -74,7 +74,7 @@ class LayerConverter:
         index: int,
         layout: LatentLayout,
         streams: Streams | None,
-        token_weights: TokenWeights | None = None,
+        token_weights: TokenWeights,
     ) -> dict[str, Tensor]:
         """The converted ``self_attn`` tensors of one layer; moves ``streams`` past it.
 
@@ -85,15 +85,13 @@ class LayerConverter:
             streams: hidden states before the layer; after it when this returns. ``None`` when
                 neither this layer nor a later one needs them: all statistics are in the store and
                 nothing is refitted.
-            token_weights: how much tokens count in the refit; ``None``: the same.
+            token_weights: how much tokens count in the refit.
         """
         (tensors,) = self._attentions(layer, index, [layout], streams)
         if streams is not None and streams.refit is not None:
-            counts = token_weights or equal_weights(self._config.hidden_size)
-            refit = self._refit(
-                layer, index, layout, tensors, counts, streams.original, streams.refit
+            tensors |= self._refit(
+                layer, index, layout, tensors, token_weights, streams.original, streams.refit
             )
-            tensors |= refit
         elif streams is not None:
             self.push(layer, streams.original, rounded=True)
         return {name: tensor.cpu() for name, tensor in tensors.items()}

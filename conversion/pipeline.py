@@ -209,11 +209,10 @@ def _converted_layers(
     streams: Streams | None,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    weights = choices.token_weights
     with progress.task("Converting layers", len(choices.layouts)) as advance:
         for index, layout in enumerate(choices.layouts):
             layer = load(index)
-            counts = None if weights is None else weights[index]
+            counts = choices.token_weights[index]
             tensors = converter.convert(layer, index, layout, streams, counts)
             # Else they would be there until the next layer has been loaded and converted.
             del layer
