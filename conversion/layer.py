@@ -10,6 +10,7 @@ from torch import Tensor
 from conversion.assemble import assemble
 from conversion.balance import balanced
 from conversion.calibration.activations import Activations
+from conversion.calibration.starts import COUNT as START_COUNT
 from conversion.calibration.statistics import (
     AttentionWeights,
     LayerStatistics,
@@ -205,16 +206,19 @@ class LayerConverter:
         refit = OutputRefit(weight, bias, self._recipe.ridge)
         # Rounding is far below what truncation loses, but not where nothing is truncated.
         lossy = layout.width < 2 * self._config.num_key_value_heads * self._config.head_dim
+        text = len(original) - buffers.starts
         for window in range(len(original)):
+            alone = window >= text
             x = original[window].to(self._device)  # [tokens, hidden]
             y = buffers.converted[window].to(self._device)
-            normed = self._normed(layer, y)[None]
+            normed = self._normed(layer, y)
             with bfloat16_products(lossy):
-                heads = attention.attend(normed, position_ids=self._positions)[0][0].float()
-                x = x + self.attend(layer, x)
+                heads = self._heads(attention, normed, alone).float()
+                x = x + self.attend(layer, x, alone)
                 original[window] = self._pushed(layer, x)
             buffers.heads[window] = heads
-            refit.add(heads, x - y, counts(x))
+            share = START_COUNT * text / buffers.starts if alone else 1
+            refit.add(heads, x - y, share * counts(x))
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for window in range(len(original)):
@@ -229,15 +233,26 @@ class LayerConverter:
         normed: Tensor = layer.input_layernorm(x)
         return normed
 
-    def attend(self, layer: Any, x: Tensor) -> Tensor:
-        """What a layer's attention adds to one window  # [tokens, hidden]"""
+    def attend(self, layer: Any, x: Tensor, alone: bool = False) -> Tensor:
+        """What a layer's attention adds to one window, or to tokens that see only themselves.
+
+        [tokens, hidden] -> [tokens, hidden]
+        """
+        normed, (cos, sin), positions = self._normed(layer, x), self._angles, self._positions
+        batch = normed[None]
+        if alone:
+            batch, positions = normed[:, None], positions[:, :1]
+            cos, sin = cos[:, :1], sin[:, :1]
         output: Tensor = layer.self_attn(
-            self._normed(layer, x)[None],
-            position_embeddings=self._angles,
-            position_ids=self._positions,
-            attention_mask=None,
+            batch, position_embeddings=(cos, sin), position_ids=positions, attention_mask=None
         )[0]
-        return output[0]
+        return output[:, 0] if alone else output[0]
+
+    def _heads(self, attention: LatentAttention, normed: Tensor, alone: bool) -> Tensor:
+        """The converted heads' outputs, likewise  # [tokens, heads * v]"""
+        if alone:
+            return attention.attend(normed[:, None], position_ids=self._positions[:, :1])[0][:, 0]
+        return attention.attend(normed[None], position_ids=self._positions)[0][0]
 
     def _pushed(self, layer: Any, x: Tensor) -> Tensor:
         """One window, its attention output added, past the rest of the layer  # [tokens, hidden]"""

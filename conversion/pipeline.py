@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.calibration.starts import start_tokens
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.calibration.text import Windows, calibration_windows
@@ -178,7 +179,10 @@ def _streams(
     if not recipe.refits:
         return embedded_text(source, windows.measured, None, options.offload)
     width = converted.num_attention_heads * converted.v_head_dim
-    return embedded_text(source, windows.ids, width, options.offload)
+    starts = None
+    if recipe.refit_starts:
+        starts = start_tokens(source.tokenizer(), windows.ids, source.config.vocab_size)
+    return embedded_text(source, windows.ids, width, options.offload, starts)
 
 
 def _converter(

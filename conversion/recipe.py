@@ -114,6 +114,11 @@ class Recipe(BaseModel):
         description="Refits count errors at each token by how much predictions depend on them, "
         "measured through gradients on held-out calibration text; false: all the same.",
     )
+    refit_starts: bool = Field(
+        True,
+        description="Refits also see a window of tokens alone, as the first of a text is, whose "
+        "attention sink the whole text depends on; false: only text.",
+    )
     refine_steps: int = Field(
         0,
         ge=0,

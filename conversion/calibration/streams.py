@@ -19,10 +19,12 @@ class RefitStreams:
     Attributes:
         converted: hidden states in the converted model  # [windows, tokens, hidden]
         heads: outputs of the current layer's converted heads  # [windows, tokens, heads * v]
+        starts: how many of the windows, the last, hold tokens that see only themselves.
     """
 
     converted: Activations
     heads: Activations
+    starts: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class Streams:
 
 
 def embedded_text(
-    source: SourceCheckpoint, ids: Tensor, refit_width: int | None, offload: Path | None
+    source: SourceCheckpoint,
+    ids: Tensor,
+    refit_width: int | None,
+    offload: Path | None,
+    starts: Tensor | None = None,
 ) -> Streams:
     """The text before the first layer.
 
@@ -48,11 +54,14 @@ def embedded_text(
         ids: token ids, inside the vocabulary  # [windows, tokens]
         refit_width: numbers per token of the converted heads' outputs; ``None``: no refit.
         offload: folder for the activations; ``None``: memory.
+        starts: for a refit, tokens that see only themselves: one more window  # [tokens]
 
     Raises:
         OffloadError: the folder cannot hold them.
         SourceError: the embedding is missing or not finite.
     """
+    if starts is not None:
+        ids = torch.cat((ids, starts[None]))
     windows, tokens = ids.shape
     _, hidden = source.tensors[EMBEDDING].shape
     original = Activations(windows, tokens, hidden, offload)
@@ -61,6 +70,7 @@ def embedded_text(
         refit = RefitStreams(
             converted=Activations(windows, tokens, hidden, offload),
             heads=Activations(windows, tokens, refit_width, offload),
+            starts=0 if starts is None else 1,
         )
     used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
     table = _embedding_rows(source, used)

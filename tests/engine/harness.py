@@ -47,8 +47,8 @@ ENGINE_ENVIRONMENT = ONE_THREAD | {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# Fewer than by default: conversions need not be good here, only repeatable.
-CALIBRATION_TOKENS = 1024
+# A window, fewer than by default: conversions need not be good here, only repeatable.
+TOKENS = "1024"
 
 
 def convert(source: str, out: Path, cache_fraction: str) -> Path:
@@ -56,7 +56,7 @@ def convert(source: str, out: Path, cache_fraction: str) -> Path:
     command = [
         str(Path(sys.executable).with_name("mha2mla")),
         *("convert", source, str(out), "--cache-fraction", cache_fraction),
-        *("--calibration-tokens", str(CALIBRATION_TOKENS), "--dtype", "float32"),
+        *("--calibration-tokens", TOKENS, "--held-out-tokens", TOKENS, "--dtype", "float32"),
     ]
     _checked(command, ONE_THREAD)
     return out
