@@ -238,23 +238,29 @@ class LayerConverter:
 
         [tokens, hidden] -> [tokens, hidden]
         """
-        normed, (cos, sin), positions = self._normed(layer, x), self._angles, self._positions
-        batch = normed[None]
-        if alone:
-            batch, positions = normed[:, None], positions[:, :1]
-            cos, sin = cos[:, :1], sin[:, :1]
+        batch = _texts(self._normed(layer, x), alone)
+        tokens = batch.shape[1]
+        cos, sin = self._angles
         output: Tensor = layer.self_attn(
-            batch, position_embeddings=(cos, sin), position_ids=positions, attention_mask=None
+            batch,
+            position_embeddings=(cos[:, :tokens], sin[:, :tokens]),
+            position_ids=self._positions[:, :tokens],
+            attention_mask=None,
         )[0]
-        return output[:, 0] if alone else output[0]
+        return output.flatten(0, 1)
 
     def _heads(self, attention: LatentAttention, normed: Tensor, alone: bool) -> Tensor:
         """The converted heads' outputs, likewise  # [tokens, heads * v]"""
-        if alone:
-            return attention.attend(normed[:, None], position_ids=self._positions[:, :1])[0][:, 0]
-        return attention.attend(normed[None], position_ids=self._positions)[0][0]
+        batch = _texts(normed, alone)
+        positions = self._positions[:, : batch.shape[1]]
+        return attention.attend(batch, position_ids=positions)[0].flatten(0, 1)
 
     def _pushed(self, layer: Any, x: Tensor) -> Tensor:
         """One window, its attention output added, past the rest of the layer  # [tokens, hidden]"""
         pushed: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
         return pushed
+
+
+def _texts(x: Tensor, alone: bool) -> Tensor:
+    """A window as one text, or every token as one: [tokens, hidden] -> [texts, tokens, hidden]"""
+    return x[:, None] if alone else x[None]
