@@ -21,6 +21,7 @@ TEXT_CHARACTERS = 20_000  # enough for all of them
 # Past the headline the text begins with.
 FIRST_PROMPT = 50
 NEW_TOKENS = 64
+CONVERSIONS = {"full_width": "1.0", "half_cache": "0.5"}  # share of the original's cache
 TINY_LAYOUTS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
 
 
@@ -56,26 +57,29 @@ def original(source) -> Any:
 
 
 @pytest.fixture(scope="session")
-def conversions(tmp_path_factory) -> Iterator[dict[str, "Future[Path]"]]:
-    """Converted float32 checkpoints by their share of the original's cache, made side by side."""
+def conversions(request, tmp_path_factory) -> Iterator[dict[str, "Future[Path]"]]:
+    """Converted float32 checkpoints that tests ask for, by fixture, made side by side."""
     folder = tmp_path_factory.mktemp("converted")
+    # Any other would take a core from a server that has to start in time.
+    asked = {name for test in request.session.items for name in test.fixturenames}
     with ThreadPoolExecutor() as pool:
         yield {
-            fraction: pool.submit(convert, DEMO, folder / fraction, fraction)
-            for fraction in ("1.0", "0.5")
+            name: pool.submit(convert, DEMO, folder / name, fraction)
+            for name, fraction in CONVERSIONS.items()
+            if name in asked
         }
 
 
 @pytest.fixture(scope="session")
 def full_width(conversions) -> Path:
     """A converted checkpoint that has lost nothing."""
-    return conversions["1.0"].result()
+    return conversions["full_width"].result()
 
 
 @pytest.fixture(scope="session")
 def half_cache(conversions) -> Path:
     """A converted checkpoint with half the original's cache."""
-    return conversions["0.5"].result()
+    return conversions["half_cache"].result()
 
 
 @pytest.fixture(scope="session")
