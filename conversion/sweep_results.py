@@ -113,6 +113,20 @@ class SweepResults(BaseModel):
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+# What has a say only where something is refitted, or only where something is refined.
+OF_REFITS = {"ridge", "weigh_tokens", "refit_starts"}
+OF_REFINEMENTS = {"refine_lr", "refine_window"}
+
+
 def recipe_key(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without the names of its texts: their content is in :class:`Subject`."""
-    return recipe.model_dump(mode="json", exclude={"calibration"}, exclude_none=True)
+    """What of a recipe decides its result.
+
+    The names of its texts do not: their content is in :class:`Subject`. Nor do settings of what it
+    does not do, or a new one would make every row that was measured before it another recipe's.
+    """
+    unused = {"calibration"}
+    if not recipe.refits:
+        unused |= OF_REFITS
+    if not recipe.refine_steps:
+        unused |= OF_REFINEMENTS
+    return recipe.model_dump(mode="json", exclude=unused, exclude_none=True)

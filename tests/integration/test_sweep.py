@@ -263,6 +263,16 @@ def test_what_changed_is_measured_again(folder, tmp_path, run, counted):
     assert SweepResults.read(path).finished[0].entry.perplexity.windows == 3
 
 
+def test_settings_of_what_is_not_done_make_no_other_recipe(folder, tmp_path, run, counted):
+    recipes = {"refitted": "method: calibrated\n", "plain": "method: mha2mla\n"}
+    files = {name: tmp_path / f"{name}.yaml" for name in recipes}
+    for other in ("", "ridge: 100\nweigh_tokens: false\nrefit_starts: false\nrefine_lr: 1e-3\n"):
+        for name, method in recipes.items():
+            files[name].write_text(f"{method}split: fixed\nwindow: 64\n{other}")
+        assert run(*files.values(), "--calibration-tokens", 256)[0] == 0
+    assert counted["conversions"] == ["refitted", "plain", "refitted"]
+
+
 def test_a_failing_recipe_does_not_lose_the_others(folder, tmp_path, run, monkeypatch):
     lost = tmp_path / "lost.yaml"
     lost.write_text("kv_lora_rank: 500\nrope_dim: 8\n")
