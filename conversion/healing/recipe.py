@@ -37,6 +37,13 @@ class HealingRecipe(BaseModel):
         "of them, several times.",
     )
     window: int = Field(512, ge=2, description="Tokens per window.")
+    repeats: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the windows whose second half repeats the first, to train attention "
+        "to certain earlier tokens.",
+    )
     batch_size: int = Field(1, ge=1, description="Windows at once on each device.")
     accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step.")
     stride: int = Field(

@@ -77,7 +77,12 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     _check_options(asked, recipe)
     pair = Pair(asked.checkpoint, asked.teacher, recipe)
     text = packed_windows(
-        pair.tokenizer, asked.text, recipe.tokens, recipe.window, recipe.held_out_tokens
+        pair.tokenizer,
+        asked.text,
+        recipe.tokens,
+        recipe.window,
+        recipe.held_out_tokens,
+        recipe.repeats,
     )
     pair.check_text(text)
     states = States(asked.out)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conversion.healing.cache import TeacherCache
+from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import packed_windows
 from conversion.source import open_source
 from tests.integration.test_conversion import run as convert
@@ -140,7 +141,9 @@ def test_everything_learns_from_a_stored_teacher(models, tmp_path, mha2mla):
 
     source = open_source(str(models / "source"))
     cache = TeacherCache(tmp_path / "cache", source.fingerprint(), 256)
-    packed = packed_windows(tiny_tokenizer(), [models / "text.txt"], tokens, WINDOW, 128)
+    packed = packed_windows(
+        tiny_tokenizer(), [models / "text.txt"], tokens, WINDOW, 128, HealingRecipe().repeats
+    )
     for row in torch.cat((packed.ids, packed.held_out)):
         with torch.no_grad():
             expected = original(models)(row[None]).logits[0].log_softmax(-1)

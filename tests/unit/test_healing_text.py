@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from conversion.errors import CalibrationError
 from conversion.healing.text import packed_windows
@@ -33,6 +34,26 @@ def test_fewer_tokens_come_from_all_parts(tmp_path):
     assert len(packed.ids) == 10
     assert decoded.count("a") == decoded.count("b") == 160
     assert packed.files == ["a.txt", "b.txt"]
+
+
+def test_some_windows_repeat_their_first_half(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT[:3200])
+    for window, count in ((32, 98), (33, 94)):
+        plain, packed = (
+            packed_windows(tiny_tokenizer(), [file], 10**6, window, 64, share)
+            for share in (0.0, 0.25)
+        )
+        same = (packed.ids == plain.ids).all(1)
+        assert len(same) == count
+        assert int((~same).sum()) == round(count / 4)
+        changed = packed.ids[~same]
+        assert torch.equal(changed[:, :16], changed[:, 16:32])
+        assert torch.equal(changed[:, :16], plain.ids[~same][:, :16])
+        # From all parts of the text, and never what is held out.
+        assert (~same).nonzero()[:, 0].diff().max() <= 5
+        assert torch.equal(packed.held_out, plain.held_out)
+        assert packed.fingerprint != plain.fingerprint
 
 
 def test_a_short_text_holds_nothing_out(tmp_path):
