@@ -37,7 +37,7 @@ def packed_windows(
     tokens: int,
     window: int,
     held_out_tokens: int,
-    repeats: float = 0.0,
+    repeats: float,
 ) -> Packed:
     """Files end to end, cut into windows; of more windows than asked for, evenly spread ones.
 

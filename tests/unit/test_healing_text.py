@@ -10,8 +10,8 @@ from conversion.healing.text import packed_windows
 from tests.tiny import TEXT, tiny_tokenizer
 
 
-def pack(files, tokens=10**6, window=32, held_out=64):
-    return packed_windows(tiny_tokenizer(), files, tokens, window, held_out)
+def pack(files, tokens=10**6, window=32, held_out=64, repeats=0.0):
+    return packed_windows(tiny_tokenizer(), files, tokens, window, held_out, repeats)
 
 
 def test_everything_is_used_once_and_held_out_windows_only_there(tmp_path):
@@ -40,10 +40,7 @@ def test_some_windows_repeat_their_first_half(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(TEXT[:3200])
     for window, count in ((32, 98), (33, 94)):
-        plain, packed = (
-            packed_windows(tiny_tokenizer(), [file], 10**6, window, 64, share)
-            for share in (0.0, 0.25)
-        )
+        plain, packed = (pack([file], window=window, repeats=share) for share in (0.0, 0.25))
         same = (packed.ids == plain.ids).all(1)
         assert len(same) == count
         assert int((~same).sum()) == round(count / 4)
@@ -70,7 +67,7 @@ def test_messages_go_through_the_chat_template(tmp_path):
     file.write_text(json.dumps(record) + "\n")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    packed = packed_windows(tokenizer, [file], 100, 8, 0)
+    packed = packed_windows(tokenizer, [file], 100, 8, 0, 0.0)
     text = "".join(tokenizer.decode(row) for row in packed.ids)
     assert text.startswith("<user>Hello there")
 
