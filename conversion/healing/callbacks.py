@@ -75,6 +75,36 @@ class RecordCurve(TrainerCallback):
             self._curve.append(state.log_history[-1])
 
 
+class SaveInTime(TrainerCallback):
+    """Saves a state when the last one is long ago, however few steps that is.
+
+    Args:
+        minutes: that an interruption may cost, beside a point of the loss curve.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self._saved = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._saved = time.monotonic()
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """Start it again, whyever the state was saved."""
+        self._saved = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a state where the curve has a point, in all processes if it is time in one."""
+        if state.global_step % args.logging_steps:
+            return
+        late = torch.tensor(int(time.monotonic() - self._saved > self._seconds), device=args.device)
+        if int(reduce(late, "sum")):
+            control.should_save = True
+
+
 class UseRate(TrainerCallback):
     """Goes on with the learning rate of now, where a saved state has that of before."""
 

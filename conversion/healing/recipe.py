@@ -74,6 +74,9 @@ class HealingRecipe(BaseModel):
     save_steps: int = Field(
         100, ge=1, description="Every how many steps the state is saved, to go on from."
     )
+    save_minutes: float = Field(
+        5.0, gt=0, description="It is also saved when the last state is so many minutes old."
+    )
     seed: int = Field(0, ge=0, description="Of the order of the windows.")
 
     @model_validator(mode="after")

@@ -97,7 +97,7 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     pair.check_memory(stored)
     run = {
         # A run may go on with another rate: the way out when its numbers ran away.
-        "recipe": recipe.model_dump(exclude={"lr"}),
+        "recipe": recipe.model_dump(exclude={"lr", "save_steps", "save_minutes"}),
         "checkpoint": pair.checkpoint.fingerprint(),
         "teacher": pair.source.fingerprint(),
         "text": text.fingerprint,

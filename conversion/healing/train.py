@@ -15,6 +15,7 @@ from transformers.integrations import TensorBoardCallback
 from conversion.errors import HealingError
 from conversion.healing.callbacks import (
     RecordCurve,
+    SaveInTime,
     ShowProgress,
     StopWhenNotFinite,
     UseRate,
@@ -63,6 +64,7 @@ class Training:
         self._held_out = text.held_out
         self._states = states
         self._curve = curve
+        self._save_minutes = recipe.save_minutes
         self._last = states.last()
         # By all processes before the first of them notes it.
         self._known = states.before
@@ -110,6 +112,7 @@ class Training:
                 _AtStart(self._begin),
                 ShowProgress(advance, tokens),
                 RecordCurve(self._curve),
+                SaveInTime(self._save_minutes),
                 StopWhenNotFinite(self._kept),
             ):
                 trainer.add_callback(callback)

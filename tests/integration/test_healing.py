@@ -181,6 +181,25 @@ def test_killed_it_goes_on_with_the_same_curve(models, tmp_path):
     assert first == second
 
 
+def test_slow_steps_are_saved_in_time(models, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_minutes: 0.00001\n")
+    out = tmp_path / "healed"
+    command = [sys.executable, "-m", "conversion.cli", *arguments(models, out, "--recipe", recipe)]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    # The first of a hundred steps that save_steps would save.
+    sign = tmp_path / ".healed.healing" / "checkpoint-2" / "trainer_state.json"
+    while not sign.exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    # How often it saves makes no other healing of it.
+    heal(models, out)
+    heal(models, tmp_path / "whole")
+    assert losses(out) == losses(tmp_path / "whole")
+
+
 def test_a_bfloat16_checkpoint_in_shards_stays_one(models, tmp_path):
     command = [sys.executable, "-m", "conversion.cli"]
     source = save_tiny(tmp_path / "source", shard_size="60KB")
