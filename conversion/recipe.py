@@ -105,7 +105,7 @@ class Recipe(BaseModel):
         "gain from more text than statistics do. None: three times calibration_tokens.",
     )
     ridge: float = Field(
-        200.0,
+        400.0,
         gt=0,
         description="Pull of a refit towards the unrefitted weights: as that of so many tokens.",
     )

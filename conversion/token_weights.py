@@ -51,10 +51,12 @@ def fit_token_weights(
     """Ridge regression of the logarithm of tokens' sensitivities on the stream.
 
     With ``g_t`` the gradient of a drawn label's log-likelihood at the attention's output, errors of
-    one size cost ``|g_t|^2`` times as much at token ``t``. Through a regression, a few windows
-    serve all the text that a refit sees, and the chance of the labels drawn averages out.
+    one size cost ``|g_t|^2`` times as much at token ``t``. But the more weights differ, the fewer
+    tokens a refit has to go by: half way, in logarithms, between that and ``1 / |h_t|^2`` loses
+    little of the one and nothing by the other. Through a regression, a few windows serve all the
+    text that a refit sees, and the chance of the labels drawn averages out.
 
-        y_t = log(|g_t|^2 |h_t|^2)        min_{a,b}  sum_t (a . h_t / |h_t| + b - y_t)^2 + r |a|^2
+        y_t = log(|g_t| |h_t|)            min_{a,b}  sum_t (a . h_t / |h_t| + b - y_t)^2 + r |a|^2
 
     with ``y`` relative to its median, and ``r`` the power of ``RIDGE * hidden`` tokens.
 
@@ -80,7 +82,7 @@ def fit_token_weights(
     median = sizes.median()
     if not (torch.isfinite(sizes).all() and median > 0):
         return equal_weights(hidden)
-    y = (sizes / median).log().clamp(-LIMIT, LIMIT)
+    y = (sizes / median).log().clamp(-LIMIT, LIMIT) / 2
     mean_x, mean_y = X.mean(0), y.mean()
     X = X - mean_x
     gram = X.T @ X  # [hidden, hidden]

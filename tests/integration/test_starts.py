@@ -30,7 +30,10 @@ def test_a_tokenizer_without_special_tokens():
 def test_a_refit_keeps_what_texts_begin_with(tmp_path):
     source = save_tiny(tmp_path / "source")
     original = LlamaForCausalLM.from_pretrained(source).eval()
-    recipe = {"cache_fraction": 0.3, "refit": True, "refit_tokens": 512, "calibration_tokens": 512}
+    recipe = {
+        "cache_fraction": 0.3, "refit": True, "refit_tokens": 512, "calibration_tokens": 512,
+        "ridge": 50,
+    }  # fmt: skip
     texts = windows().unique()[:, None]  # [tokens, 1]
     found = {}
     for starts in (False, True):
