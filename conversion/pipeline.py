@@ -145,13 +145,12 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     """
     config = source.config
     limit = getattr(config, "max_position_embeddings", recipe.window)
+    window = min(recipe.window, limit)
     windows = calibration_windows(
-        source.tokenizer(),
-        _files(recipe),
-        recipe.text_tokens,
-        min(recipe.window, limit),
-        recipe.held_out_tokens,
-    ).measured_first(-(-recipe.calibration_tokens // min(recipe.window, limit)))
+        source.tokenizer(), _files(recipe), recipe.text_tokens, window, recipe.held_out_tokens
+    )
+    windows = windows.measured_first(-(-recipe.calibration_tokens // window))
+    windows = windows.repeated(recipe.repeats)
     if int(windows.ids.max()) >= config.vocab_size:
         raise CalibrationError(
             f"{source.name}: the tokenizer makes ids beyond the vocabulary of "

@@ -132,6 +132,14 @@ class Recipe(BaseModel):
     )
     calibration_tokens: int = Field(20480, ge=2, description="Tokens of calibration text to use.")
     window: int = Field(1024, ge=2, description="Tokens per calibration window.")
+    repeats: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the calibration windows that hold their beginning again and again, "
+        "to keep attention to certain earlier tokens. 0.1 brings copies most of the way back, and "
+        "costs other text some per cent.",
+    )
 
     @field_validator(*CHOICES)
     @classmethod

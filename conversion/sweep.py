@@ -31,7 +31,7 @@ class Sweep:
 
     Attributes:
         source: the original.
-        recipes: by name; all with the same calibration.
+        recipes: by name; all with the same calibration text, whatever share of it repeats itself.
         text: held-out text that all of them are measured on.
         window: tokens per window of it.
         windows: how many windows at most; ``None`` for all.
@@ -75,8 +75,6 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
             logger.info("%s: of another model, text or release; starting anew", what.results)
         known = SweepResults(source=what.source.name, subject=subject)
     known.failed = []
-    # A folder for each calibration: a sweep that was interrupted may have had another.
-    store = StatisticsStore(what.out / STATISTICS / subject.calibration.fingerprint[:16])
     measurement = Measurement(what.text, what.window, what.windows)
     comparison = Comparison(what.source.name, measurement, progress)
     for name, recipe in what.recipes.items():
@@ -85,7 +83,7 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
             continue
         known.drop(name)
         try:
-            result = _run(what, name, recipe, options, progress, store, comparison)
+            result = _run(what, name, recipe, options, progress, comparison)
             known.finished.append(result)
         # Whatever ends one recipe must not take the hours of the others with it.
         except Exception as error:
@@ -106,10 +104,12 @@ def _run(
     recipe: Recipe,
     options: Options,
     progress: Progress,
-    store: StatisticsStore,
     comparison: Comparison,
 ) -> Finished:
     folder = what.out / CHECKPOINTS / name
+    # A folder for each calibration: recipes differ in it, and so did a sweep that was interrupted.
+    fingerprint = calibration_text(what.source, recipe).fingerprint
+    store = StatisticsStore(what.out / STATISTICS / fingerprint[:16])
     logger.info("%s: converting", name)
     try:
         convert(what.source, folder, recipe, options, progress, statistics=store)
@@ -141,7 +141,8 @@ def _is_finished(what: Sweep, known: SweepResults, name: str, recipe: Recipe) ->
 
 
 def _subject(what: Sweep, options: Options) -> Subject:
-    windows = calibration_text(what.source, next(iter(what.recipes.values())))
+    recipe = next(iter(what.recipes.values())).model_copy(update={"repeats": 0.0})
+    windows = calibration_text(what.source, recipe)
     text = evaluation_windows(what.source.tokenizer(), what.text, what.window, what.windows)
     return Subject(
         version=__version__,

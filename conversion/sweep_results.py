@@ -129,4 +129,6 @@ def recipe_key(recipe: Recipe) -> dict[str, Any]:
         unused |= OF_REFITS
     if not recipe.refine_steps:
         unused |= OF_REFINEMENTS
+    if not recipe.repeats:
+        unused.add("repeats")
     return recipe.model_dump(mode="json", exclude=unused, exclude_none=True)

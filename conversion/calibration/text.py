@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.calibration.held_out import held_out_starts, shared_grid
+from conversion.calibration.repeats import with_repeats
 from conversion.errors import CalibrationError
 
 BUILTIN_NAME = "pydoc_data.topics"
@@ -20,6 +21,8 @@ BUILTIN_NAME = "pydoc_data.topics"
 HELD_OUT_EVERY = 5
 # Part of a text's windows that may be taken from calibration.
 HELD_OUT_AT_MOST = 0.2
+# What windows that repeat their beginning begin with: from a page apart to a paragraph apart.
+PARTS = (2, 4, 8)
 # JSON-lines fields that make up a record's text; the first that is there decides.
 TEXT_FIELDS = ("text", "content")
 PROMPT_FIELDS = ("prompt", "instruction", "question", "input")
@@ -60,6 +63,15 @@ class Windows:
         others[chosen] = False
         order = torch.cat((chosen, others.nonzero()[:, 0]))
         return replace(self, ids=self.ids[order], count=count)
+
+    def repeated(self, share: float) -> "Windows":
+        """The same with repeats in a share of the measured windows, and of the others."""
+        if not share:
+            return self
+        measured = len(self.measured)
+        pieces = self.ids[:measured], self.ids[measured:]
+        ids = torch.cat([with_repeats(piece, share, PARTS) for piece in pieces])
+        return replace(self, ids=ids, fingerprint=_fingerprint(ids))
 
     @property
     def tokens(self) -> int:
@@ -197,8 +209,12 @@ def calibration_windows(
         if places
         else stacked.new_empty(0, length),
         files=names,
-        fingerprint=hashlib.sha256(stacked.numpy().tobytes()).hexdigest(),
+        fingerprint=_fingerprint(stacked),
     )
+
+
+def _fingerprint(ids: Tensor) -> str:
+    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()
 
 
 def _spread(length: int, window: int, count: int) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.calibration.held_out import evenly
+from conversion.calibration.repeats import with_repeats
 from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, tokenize
 from conversion.errors import CalibrationError
 
@@ -79,23 +80,6 @@ def packed_windows(
     held_out = windows[held]
     digest = hashlib.sha256(train.numpy().tobytes() + held_out.numpy().tobytes())
     return Packed(train, held_out, names, digest.hexdigest())
-
-
-def with_repeats(ids: Tensor, share: float) -> Tensor:
-    """The same windows, a share of them with their first half in place of their second.
-
-    A small cache hurts attention to one certain earlier token most, and in text few predictions
-    show it: names, quotations, answers out of the context. In a half that repeats, all do.
-
-    Args:
-        ids: windows  # [windows, window]
-        share: of them; they are spread evenly.
-    """
-    half = ids.shape[1] // 2
-    chosen = evenly(len(ids), round(share * len(ids)))
-    repeated = ids.clone()
-    repeated[chosen, half : 2 * half] = ids[chosen, :half]
-    return repeated
 
 
 def in_order(ids: Tensor, wanted: int, seed: int) -> Tensor:

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from conversion import cli, layer, sweep
 from conversion.calibration.text import calibration_windows, evaluation_windows
 from conversion.evaluation import compare
-from conversion.pipeline import Options, convert
+from conversion.pipeline import Options, calibration_text, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import open_source
 from conversion.split import split_candidates
-from conversion.sweep_results import SweepResults
+from conversion.sweep_results import SweepResults, recipe_key
 from tests.divergence import divergence
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import LatentLayout, layer_layouts
@@ -193,6 +193,26 @@ def test_figures_are_those_of_single_runs_and_work_is_shared(folder, tmp_path, r
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
+def test_text_that_repeats_is_measured_by_itself(folder, tmp_path, run, counted):
+    repeating = tmp_path / "repeating.yaml"
+    repeating.write_text((folder / "ours.yaml").read_text() + "repeats: 0.5\n")
+    assert run(folder / "ours.yaml", repeating, folder / "paper.yaml")[0] == 0
+    assert counted["conversions"] == ["ours", "repeating", "paper"]
+    assert counted["statistics"] == 2 * LAYERS
+    found = SweepResults.read(tmp_path / "out" / "results.json")
+    plain, other, _ = (one.entry.perplexity.converted for one in found.finished)
+    assert plain != other
+    assert found.subject.calibration.fingerprint == plain_text(folder)
+    model = single(folder, tmp_path / "single", cache_fraction=0.4, repeats=0.5)
+    assert other == pytest.approx(perplexity(model), rel=1e-4)
+
+
+def plain_text(folder):
+    """The text by itself, whatever is repeated."""
+    recipe = Recipe(**CALIBRATION | {"calibration": [str(folder / "calibration.txt")]})
+    return calibration_text(open_source(str(folder / "source")), recipe).fingerprint
+
+
 def test_inline_recipes_and_kept_checkpoints(folder, tmp_path, run):
     code, _, error = run(
         "calibrated@0.5", "care@0.25", "half", "--calibration-tokens", "256", "--keep",
@@ -271,6 +291,8 @@ def test_settings_of_what_is_not_done_make_no_other_recipe(folder, tmp_path, run
             files[name].write_text(f"{method}split: fixed\nwindow: 64\n{other}")
         assert run(*files.values(), "--calibration-tokens", 256)[0] == 0
     assert counted["conversions"] == ["refitted", "plain", "refitted"]
+    assert "repeats" not in recipe_key(Recipe(repeats=0))
+    assert recipe_key(Recipe(repeats=0.1))["repeats"] == 0.1
 
 
 def test_a_failing_recipe_does_not_lose_the_others(folder, tmp_path, run, monkeypatch):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conversion.calibration.held_out import held_out_starts, shared_grid
+from conversion.calibration.repeats import with_repeats
 from conversion.calibration.text import (
     builtin_text,
     calibration_windows,
@@ -41,6 +42,40 @@ def test_measured_windows_are_spread_over_the_others_and_come_first(tmp_path):
     assert torch.equal(windows.ids[:3], windows.measured)
     assert torch.equal(windows.ids.sort(0).values, all_of_them.ids.sort(0).values)
     assert torch.equal(all_of_them.measured_first(9).measured, all_of_them.ids)
+
+
+def test_repeats_are_in_a_share_of_the_measured_windows_and_of_the_others(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{number:04};" for number in range(600)))
+    plain = calibration_windows(tiny_tokenizer(), [path], 2000, 80).measured_first(12)
+    windows = plain.repeated(0.25)
+    changed = (windows.ids != plain.ids).any(1)
+    assert int(changed[:12].sum()) == 3
+    assert int(changed[12:].sum()) == round(0.25 * (len(plain.ids) - 12))
+    # Windows are spread evenly over the text, and what is changed over the windows.
+    assert changed[:12].nonzero()[:, 0].diff().tolist() == [4, 4]
+    begins = {
+        part
+        for old, new in zip(plain.ids[changed], windows.ids[changed], strict=True)
+        for part in (40, 20, 10)
+        if torch.equal(new, old[:part].repeat(80 // part))
+    }
+    assert begins == {40, 20, 10}
+    assert windows.measured.shape == plain.measured.shape
+    assert windows.fingerprint != plain.fingerprint
+    assert plain.repeated(0.0) is plain
+
+
+@given(st.integers(1, 9), st.integers(2, 40), st.floats(0, 1), st.integers(1, 50))
+def test_a_window_repeats_its_beginning_or_is_as_it_was(count, tokens, share, parts):
+    ids = torch.arange(count * tokens).view(count, tokens)
+    found = with_repeats(ids, share, (parts,))
+    part = max(1, tokens // parts)
+    repeating = torch.stack([row[torch.arange(tokens) % part] for row in ids])
+    expected = round(share * count)
+    as_before = (found == ids).all(1)
+    assert int((found == repeating).all(1).sum()) >= expected
+    assert int(as_before.sum()) >= count - expected
 
 
 def test_a_short_text_is_one_short_window(tmp_path):
