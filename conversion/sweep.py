@@ -1,5 +1,6 @@
 """Several recipes over one calibration, each beside the original; picks up where it stopped."""
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.text import evaluation_windows
+from conversion.errors import OutputError
 from conversion.evaluation import Comparison, Entry, Measurement
 from conversion.inspection import inspect
 from conversion.pipeline import Options, calibration_text, convert
@@ -16,6 +18,7 @@ from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
 from conversion.sweep_results import Failed, Finished, Subject, SweepResults, recipe_key
+from conversion.writer import locked
 from vllm_mha2mla.config import CalibrationInfo
 from vllm_mha2mla.errors import MHA2MLAError
 from vllm_mha2mla.version import __version__
@@ -69,6 +72,15 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
         OutputError, EvaluationError: the results cannot be read or written.
     """
     subject = _subject(what, options)
+    try:
+        what.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{what.out}: cannot be written ({error.strerror})") from error
+    with locked(what.out, what.out):
+        return _run_all(what, subject, options, progress)
+
+
+def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress) -> SweepResults:
     known = SweepResults.read(what.results)
     if known is None or known.subject != subject:
         if known is not None:
@@ -94,8 +106,18 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
             logger.info("%s: failed (%s)", name, reason)
             known.failed.append(Failed(name=name, error=reason))
         known.write(what.results)
-    shutil.rmtree(what.out / STATISTICS, ignore_errors=True)
+    _clear_statistics(what.out / STATISTICS)
     return known.of(list(what.recipes))
+
+
+def _clear_statistics(folder: Path) -> None:
+    """Those of this sweep and of interrupted ones; of a folder that has this name, nothing else."""
+    stores = [store for store in folder.glob("*") if store.is_dir()]
+    for store in stores:
+        StatisticsStore(store).clear()
+    for emptied in (*stores, folder):
+        with contextlib.suppress(OSError):
+            emptied.rmdir()
 
 
 def _run(
@@ -111,8 +133,9 @@ def _run(
     fingerprint = calibration_text(what.source, recipe).fingerprint
     store = StatisticsStore(what.out / STATISTICS / fingerprint[:16])
     logger.info("%s: converting", name)
+    # It leaves nothing when it fails: what is there then was there before.
+    convert(what.source, folder, recipe, options, progress, statistics=store)
     try:
-        convert(what.source, folder, recipe, options, progress, statistics=store)
         entry = comparison.measure(folder, name)
         found = inspect(folder)
     finally:

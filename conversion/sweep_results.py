@@ -1,5 +1,6 @@
 """The figures of a sweep, as a file that grows with every recipe."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ class SweepResults(BaseModel):
         """
         partial = path.with_name(f".{path.name}.partial")
         try:
-            partial.write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+            # Not pydantic's JSON: figures of a model that overflows would be null, and unreadable.
+            partial.write_text(json.dumps(self.model_dump(), indent=2) + "\n", "utf-8")
             partial.replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from error

@@ -96,7 +96,8 @@ class StatisticsStore:
         self._layers.clear()
         self._origin = None
         if self.folder is not None:
-            for path in (self.folder / ORIGIN, *self.folder.glob("layer-*.pt")):
+            layers = (*self.folder.glob("layer-*.pt"), *self.folder.glob("layer-*.partial"))
+            for path in (self.folder / ORIGIN, *layers):
                 path.unlink(missing_ok=True)
 
     @contextmanager

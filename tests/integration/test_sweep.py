@@ -18,6 +18,7 @@ from conversion.recipe import Recipe
 from conversion.source import open_source
 from conversion.split import split_candidates
 from conversion.sweep_results import SweepResults, recipe_key
+from conversion.writer import locked
 from tests.divergence import divergence
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import LatentLayout, layer_layouts
@@ -191,6 +192,43 @@ def test_figures_are_those_of_single_runs_and_work_is_shared(folder, tmp_path, r
     assert page.count("<img") == 2
     # Neither checkpoints nor statistics stay.
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_it_deletes_nothing_of_others(folder, tmp_path, run):
+    mine = tmp_path / "out" / "statistics" / "survey.csv"
+    kept = tmp_path / "out" / "checkpoints" / "paper" / "notes.txt"
+    stale = tmp_path / "out" / "statistics" / "0123456789abcdef"
+    for file in (mine, kept, stale / "layer-0000.pt"):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    code, output, error = run(folder / "ours.yaml", folder / "paper.yaml")
+    assert code == 1
+    assert "no checkpoint to overwrite" in output + error
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {*left} == {mine, kept, tmp_path / "out" / "results.json"}
+    assert not stale.exists()
+
+
+def test_two_sweeps_do_not_share_a_folder(folder, tmp_path, run):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", tmp_path / "out"):
+        code, _, error = run(folder / "ours.yaml")
+    assert code == 2
+    assert "another process is writing it" in error
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_figures_of_a_model_that_overflows_can_be_read_again(folder, tmp_path, run, figure):
+    assert run(folder / "ours.yaml")[0] == 0
+    path = tmp_path / "out" / "results.json"
+    results = SweepResults.read(path)
+    (one,) = results.finished
+    one.figures["held_out_divergence_1"] = figure
+    one.entry.perplexity.converted = figure
+    results.write(path)
+    again = SweepResults.read(path).finished[0]
+    for value in (again.figures["held_out_divergence_1"], again.entry.perplexity.converted):
+        assert value == pytest.approx(figure, nan_ok=True)
 
 
 def test_text_that_repeats_is_measured_by_itself(folder, tmp_path, run, counted):
