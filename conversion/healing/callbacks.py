@@ -76,7 +76,7 @@ class RecordCurve(TrainerCallback):
 
 
 class SaveInTime(TrainerCallback):
-    """Saves a state when the last one is long ago, however few steps that is.
+    """Saves a state when the last one is long ago, however few steps that is, and every so many.
 
     Args:
         minutes: that an interruption may cost, beside a point of the loss curve.
@@ -86,8 +86,11 @@ class SaveInTime(TrainerCallback):
         self._seconds = 60 * minutes
         self._saved = 0.0
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; a saved state has the steps of before."""
+        state.save_steps = int(args.save_steps)
         self._saved = time.monotonic()
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ from vllm_mha2mla.config import HealingInfo, Provenance, layer_layouts
 from vllm_mha2mla.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def healed_provenance(
@@ -70,6 +71,9 @@ def write_healed(
     """
     before = pair.checkpoint
     config = pair.config
+    if config.tie_word_embeddings and EMBEDDING in learned:
+        # Where it is stored once more, it would be the old one.
+        learned = learned | {HEAD: learned[EMBEDDING]}
     config.mha2mla = provenance.model_dump(mode="json")
     with staged_folder(out, overwrite) as folder:
         shards = Counter(info.shard for info in before.tensors.values())

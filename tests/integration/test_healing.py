@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from conversion.healing.text import packed_windows
@@ -123,6 +123,19 @@ def test_next_tokens_of_all_weights(models, tmp_path):
     (healing,) = read_provenance(after.config).healing
     assert healing.recipe["objective"] == "lm"
     assert "divergence" not in healing.after
+
+
+def test_a_tied_head_that_is_stored_too_stays_the_embedding(tmp_path):
+    source = save_tiny(tmp_path / "source", tie_word_embeddings=True)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    convert(source, tmp_path / "converted", cache_fraction=0.3, split="fixed", method="mha2mla")
+    (tmp_path / "text.txt").write_text(TEXT)
+    heal(tmp_path, tmp_path / "healed", "--train", "all", tokens=2 * WINDOW)
+    healed = load_file(tmp_path / "healed" / "model.safetensors")
+    assert not torch.equal(healed["lm_head.weight"], tensors["lm_head.weight"])
+    assert torch.equal(healed["lm_head.weight"], healed["model.embed_tokens.weight"])
 
 
 def test_a_mix_with_hidden_states_and_a_stored_teacher(models, tmp_path):

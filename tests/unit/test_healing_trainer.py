@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from conversion.healing.callbacks import SaveInTime
 from conversion.healing.teacher import LiveTeacher
 from conversion.healing.text import in_order
 from conversion.healing.trainer import HealingTrainer
@@ -72,3 +73,22 @@ def test_every_window_comes_once_before_one_comes_again():
     assert order[:7] != order[7:14]
     assert order == in_order(ids, 17, seed=3).tolist()
     assert order != in_order(ids, 17, seed=4).tolist()
+
+
+def test_a_state_is_asked_for_in_time_and_where_the_curve_has_a_point(tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], logging_steps=3, save_steps=50
+    )
+    # As an interrupted run with other settings left it.
+    state = TrainerState(save_steps=100)
+    for minutes, asked in ((1e-9, [3, 6]), (60, [])):
+        callback = SaveInTime(minutes)
+        callback.on_train_begin(arguments, state, TrainerControl())
+        found = []
+        for state.global_step in range(1, 8):
+            control = TrainerControl()
+            callback.on_step_end(arguments, state, control)
+            if control.should_save:
+                found.append(state.global_step)
+        assert found == asked
+    assert state.save_steps == 50
