@@ -99,6 +99,10 @@ def convert(
     layout = recipe.layout(config.num_key_value_heads, config.head_dim)
     q_lora_rank = recipe.query_rank(config.hidden_size)
     windows = calibration_text(source, recipe)
+    to_refine = None
+    if recipe.refine_steps:
+        to_refine = refinement_windows(source.tokenizer(), _files(recipe), recipe)
+        _check_ids(source, to_refine)
     provenance = _provenance(source, recipe, windows)
     with staged_folder(out, options.overwrite) as folder:
         # On disk, or memory would grow with the number of layers.
@@ -121,9 +125,8 @@ def convert(
             layers: Iterable[dict[str, Tensor]] = _converted_layers(
                 converter, load, choices, streams, progress
             )
-            if recipe.refine_steps:
-                text = refinement_windows(source.tokenizer(), _files(recipe), recipe)
-                layers = refine(source, converted, list(layers), text, recipe, progress)
+            if to_refine is not None:
+                layers = refine(source, converted, list(layers), to_refine, recipe, progress)
             _write_layers(source, writer, layers, options)
             if statistics is None:
                 store.clear()
@@ -151,12 +154,16 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     )
     windows = windows.measured_first(-(-recipe.calibration_tokens // window))
     windows = windows.repeated(recipe.repeats)
-    if int(windows.ids.max()) >= config.vocab_size:
+    _check_ids(source, torch.cat((windows.ids, windows.held_out)))
+    return windows
+
+
+def _check_ids(source: SourceCheckpoint, ids: Tensor) -> None:
+    if int(ids.max()) >= source.config.vocab_size:
         raise CalibrationError(
             f"{source.name}: the tokenizer makes ids beyond the vocabulary of "
-            f"{config.vocab_size}; it belongs to another model"
+            f"{source.config.vocab_size}; it belongs to another model"
         )
-    return windows
 
 
 def _files(recipe: Recipe) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config
 
-from tests.tiny import TEXT, save_tiny
+from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,21 @@ def test_nan_weight(source, name, refused):
     line = refused(source)
     assert name in line
     assert "NaN" in line
+
+
+@pytest.mark.parametrize("refine_steps", [0, 9])
+def test_ids_beyond_the_vocabulary(source, refused, refine_steps):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["Rotary"])
+    tokenizer.save_pretrained(source)
+    # One window to calibrate on and one held out of the rest, or all of it to refine on.
+    (source.parent / "text.txt").write_text("a" * 64 + "Rotary" * 90)
+    recipe = source.parent / "recipe.yaml"
+    recipe.write_text(
+        "window: 64\ncalibration_tokens: 64\nrefit_tokens: 64\nrefine_window: 64\n"
+        f"refine_steps: {refine_steps}\nheld_out_tokens: {2 if refine_steps else 64}\n"
+    )
+    assert "beyond the vocabulary of 256" in refused(source, "--recipe", recipe)
 
 
 def test_missing_tensor(source, refused):
