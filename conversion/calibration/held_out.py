@@ -30,14 +30,14 @@ def held_out_starts(
 
 
 def shared_grid(
-    lengths: Sequence[int], window: int, share: int, count: int
+    lengths: Sequence[int], window: int, shares: Sequence[int], count: int
 ) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Windows of both kinds on one grid, for when what is calibrated on leaves no other room.
 
     Args:
         lengths: of each text, tokens.
         window: tokens per window, of both kinds.
-        share: how many windows of each text to calibrate on, at most.
+        shares: how many windows of each text to calibrate on, at most.
         count: how many windows to hold out, of all texts.
 
     Returns:
@@ -49,7 +49,7 @@ def shared_grid(
     starts = []
     for text in range(len(lengths)):
         left = [start for owner, start in grid if owner == text and (text, start) not in held_out]
-        taken = min(share, len(left))
+        taken = min(shares[text], len(left))
         starts.append([left[index * len(left) // taken] for index in range(taken)])
     return starts, held_out
 

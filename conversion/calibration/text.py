@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,12 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from conversion.calibration.gradients import EVERY
 from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.repeats import with_repeats
 from conversion.errors import CalibrationError
+
+logger = logging.getLogger(__name__)
 
 BUILTIN_NAME = "pydoc_data.topics"
 # Every fifth topic of the built-in text is kept out of calibration, to measure on.
@@ -65,12 +69,21 @@ class Windows:
         return replace(self, ids=self.ids[order], count=count)
 
     def repeated(self, share: float) -> "Windows":
-        """The same with repeats in a share of the measured windows, and of the others."""
+        """The same with repeats in a share of the windows.
+
+        And of every kind of them: those that are probed, the others that attention is measured on,
+        and those for refits alone.
+        """
         if not share:
             return self
-        measured = len(self.measured)
-        pieces = self.ids[:measured], self.ids[measured:]
-        ids = torch.cat([with_repeats(piece, share, PARTS) for piece in pieces])
+        place, measured = torch.arange(len(self.ids)), len(self.measured)
+        probed = (place < measured) & (place % EVERY == 0)
+        ids = self.ids.clone()
+        for kind in (probed, (place < measured) & ~probed, place >= measured):
+            chosen = ids[kind]
+            # A single one would be all there is of its kind.
+            least = int(len(chosen) > 1)
+            ids[kind] = with_repeats(chosen, max(least, round(share * len(chosen))), PARTS)
         return replace(self, ids=ids, fingerprint=_fingerprint(ids))
 
     @property
@@ -183,32 +196,37 @@ def calibration_windows(
         names = [path.name for path in files]
     else:
         texts, names = [builtin_text("calibration")], [BUILTIN_NAME]
-    wanted = max(1, -(-tokens // window))
-    share = -(-wanted // len(texts))
     tokenised = [tokenize(tokenizer, text) for text in texts]
     lengths = [ids.numel() for ids in tokenised]
-    starts = [_spread(length, window, share) for length in lengths]
+    shares = _shares(lengths, window, max(1, -(-tokens // window)))
+    starts = [_spread(*each, window) for each in zip(lengths, shares, strict=True)]
     apart = -(-held_out_tokens // window)
     places = held_out_starts(list(zip(lengths, starts, strict=True)), window, apart)
     fitting = sum(length // window for length in lengths)
     if len(places) < apart and HELD_OUT_AT_MOST * fitting >= apart:
-        starts, places = shared_grid(lengths, window, share, apart)
+        starts, places = shared_grid(lengths, window, shares, apart)
     chosen = [
         ids[start : start + window]
         for ids, taken in zip(tokenised, starts, strict=True)
         for start in taken
     ]
-    length = min(window, max(ids.numel() for ids in chosen))
-    full = [ids for ids in chosen if ids.numel() >= length][:wanted]
+    stacked = torch.stack(chosen)
+    length = stacked.shape[1]
     if length < 2:
         raise CalibrationError("calibration text: fewer than two tokens; give more text")
-    stacked = torch.stack([ids[:length] for ids in full])
+    for name, taken in zip(names, starts, strict=True):
+        if not taken:
+            logger.warning(
+                "%s: not used; it is shorter than a window of %d tokens, or there are more texts "
+                "than the %d windows",
+                name, window, len(stacked),
+            )  # fmt: skip
     return Windows(
         ids=stacked,
         held_out=torch.stack([tokenised[text][at : at + window] for text, at in places])
         if places
         else stacked.new_empty(0, length),
-        files=names,
+        files=[name for name, taken in zip(names, starts, strict=True) if taken],
         fingerprint=_fingerprint(stacked),
     )
 
@@ -217,12 +235,26 @@ def _fingerprint(ids: Tensor) -> str:
     return hashlib.sha256(ids.numpy().tobytes()).hexdigest()
 
 
-def _spread(length: int, window: int, count: int) -> list[int]:
+def _shares(lengths: Sequence[int], window: int, wanted: int) -> list[int]:
+    """How many windows of each text: as equal as their lengths allow, and no more than wanted.
+
+    Where no text has a window's length, one window of the longest, as long as that is.
+    """
+    room = [length // window for length in lengths]
+    if not any(room):
+        room[max(range(len(lengths)), key=lengths.__getitem__)] = 1
+    shares = [0] * len(lengths)
+    left = min(wanted, sum(room))
+    # What a short text lacks, the longer ones after it share.
+    for done, text in enumerate(sorted(range(len(lengths)), key=room.__getitem__)):
+        shares[text] = min(room[text], -(-left // (len(lengths) - done)))
+        left -= shares[text]
+    return shares
+
+
+def _spread(length: int, count: int, window: int) -> list[int]:
     """Starts of at most ``count`` windows without overlap, from a text's first token to its last"""
-    fitting = max(1, length // window)
-    starts: list[int] = (
-        torch.linspace(0, max(0, length - window), min(count, fitting)).long().tolist()
-    )
+    starts: list[int] = torch.linspace(0, max(0, length - window), count).long().tolist()
     return starts
 
 

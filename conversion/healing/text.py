@@ -76,7 +76,7 @@ def packed_windows(
     others[held] = False
     train = windows[others]
     train = train[evenly(len(train), max(1, tokens // window))]
-    train = with_repeats(train, repeats)
+    train = with_repeats(train, round(repeats * len(train)))
     held_out = windows[held]
     digest = hashlib.sha256(train.numpy().tobytes() + held_out.numpy().tobytes())
     return Packed(train, held_out, names, digest.hexdigest())

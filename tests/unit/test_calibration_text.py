@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.repeats import with_repeats
 from conversion.calibration.text import (
+    _shares,
     builtin_text,
     calibration_windows,
     evaluation_windows,
@@ -33,6 +34,33 @@ def test_windows_are_spread_over_all_files(tmp_path):
     assert len(set(windows.ids[:, 0].tolist())) == 2
 
 
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=9), st.integers(1, 60))
+def test_texts_share_the_windows_as_their_lengths_allow(sizes, wanted):
+    room = [size // 10 for size in sizes]
+    shares = _shares(sizes, 10, wanted)
+    if not any(room):
+        assert sum(shares) == 1
+        assert sizes[shares.index(1)] == max(sizes)
+        return
+    assert sum(shares) == min(wanted, sum(room))
+    assert all(share <= most for share, most in zip(shares, room, strict=True))
+    # Who has less than another has nothing left, but for one that does not divide.
+    for share, most in zip(shares, room, strict=True):
+        assert share == most or share >= max(shares) - 1
+
+
+def test_what_is_not_used_is_said_and_not_named(tmp_path, caplog):
+    files = [tmp_path / f"{name}.txt" for name in ("long", "short", "longer")]
+    for file, length in zip(files, (250, 90, 1000), strict=True):
+        file.write_text(file.stem[0] * length)
+    windows = calibration_windows(tiny_tokenizer(), files, 700, 100)
+    # Two of the one, and what it lacks of the other.
+    assert windows.ids.shape == (7, 100)
+    assert windows.files == ["long.txt", "longer.txt"]
+    assert "short.txt: not used" in caplog.text
+    assert calibration_windows(tiny_tokenizer(), files, 100, 100).files == ["long.txt"]
+
+
 def test_measured_windows_are_spread_over_the_others_and_come_first(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{number:04};" for number in range(300)))
@@ -44,7 +72,7 @@ def test_measured_windows_are_spread_over_the_others_and_come_first(tmp_path):
     assert torch.equal(all_of_them.measured_first(9).measured, all_of_them.ids)
 
 
-def test_repeats_are_in_a_share_of_the_measured_windows_and_of_the_others(tmp_path):
+def test_repeats_are_in_a_share_of_every_kind_of_window(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{number:04};" for number in range(600)))
     plain = calibration_windows(tiny_tokenizer(), [path], 2000, 80).measured_first(12)
@@ -52,8 +80,8 @@ def test_repeats_are_in_a_share_of_the_measured_windows_and_of_the_others(tmp_pa
     changed = (windows.ids != plain.ids).any(1)
     assert int(changed[:12].sum()) == 3
     assert int(changed[12:].sum()) == round(0.25 * (len(plain.ids) - 12))
-    # Windows are spread evenly over the text, and what is changed over the windows.
-    assert changed[:12].nonzero()[:, 0].diff().tolist() == [4, 4]
+    # Every third of the measured windows is probed as well: one of those four is among them.
+    assert int(changed[:12:3].sum()) == 1
     begins = {
         part
         for old, new in zip(plain.ids[changed], windows.ids[changed], strict=True)
@@ -64,15 +92,21 @@ def test_repeats_are_in_a_share_of_the_measured_windows_and_of_the_others(tmp_pa
     assert windows.measured.shape == plain.measured.shape
     assert windows.fingerprint != plain.fingerprint
     assert plain.repeated(0.0) is plain
+    # A small share is one of each kind, but not all there is.
+    few = calibration_windows(tiny_tokenizer(), [path], 720, 80).measured_first(4)
+    changed = (few.repeated(0.01).ids != few.ids).any(1)
+    assert [int(kind.sum()) for kind in (changed[:4:3], changed[1:3], changed[4:])] == [1, 1, 1]
+    one = calibration_windows(tiny_tokenizer(), [path], 80, 80)
+    assert torch.equal(one.repeated(0.01).ids, one.ids)
 
 
-@given(st.integers(1, 9), st.integers(2, 40), st.floats(0, 1), st.integers(1, 50))
-def test_a_window_repeats_its_beginning_or_is_as_it_was(count, tokens, share, parts):
+@given(st.integers(1, 9), st.integers(2, 40), st.integers(0, 9), st.integers(1, 50))
+def test_a_window_repeats_its_beginning_or_is_as_it_was(count, tokens, wanted, parts):
     ids = torch.arange(count * tokens).view(count, tokens)
-    found = with_repeats(ids, share, (parts,))
+    found = with_repeats(ids, wanted, (parts,))
     part = max(1, tokens // parts)
     repeating = torch.stack([row[torch.arange(tokens) % part] for row in ids])
-    expected = round(share * count)
+    expected = min(wanted, count)
     as_before = (found == ids).all(1)
     assert int((found == repeating).all(1).sum()) >= expected
     assert int(as_before.sum()) >= count - expected
@@ -151,11 +185,11 @@ def test_held_out_windows_are_spread_over_the_room_there_is():
 
 
 def test_where_calibration_takes_all_some_of_it_is_held_out():
-    starts, places = shared_grid([55, 30], 10, 9, 2)
+    starts, places = shared_grid([55, 30], 10, [9, 9], 2)
     # The grid: 0 to 40 of the first text, 0 to 20 of the second.
     assert places == [(0, 20), (1, 10)]
     assert starts == [[0, 10, 30, 40], [0, 20]]
-    assert shared_grid([55, 30], 10, 2, 2)[0] == [[0, 30], [0, 20]]
+    assert shared_grid([55, 30], 10, [2, 2], 2)[0] == [[0, 30], [0, 20]]
 
 
 def test_a_text_used_to_its_end_still_holds_something_out(tmp_path):
