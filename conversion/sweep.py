@@ -94,8 +94,9 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
             logger.info("%s: measured before", name)
             continue
         known.drop(name)
+        store = StatisticsStore(_statistics(what, subject, recipe))
         try:
-            result = _run(what, name, recipe, options, progress, comparison)
+            result = _run(what, name, recipe, options, progress, store, comparison)
             known.finished.append(result)
         # Whatever ends one recipe must not take the hours of the others with it.
         except Exception as error:
@@ -108,6 +109,12 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
         known.write(what.results)
     _clear_statistics(what.out / STATISTICS)
     return known.of(list(what.recipes))
+
+
+def _statistics(what: Sweep, subject: Subject, recipe: Recipe) -> Path:
+    """A folder for each calibration: recipes differ in it, and so did an interrupted sweep."""
+    name = f"{subject.calibration.fingerprint[:16]}-{recipe.repeats:g}"
+    return what.out / STATISTICS / name
 
 
 def _clear_statistics(folder: Path) -> None:
@@ -126,12 +133,10 @@ def _run(
     recipe: Recipe,
     options: Options,
     progress: Progress,
+    store: StatisticsStore,
     comparison: Comparison,
 ) -> Finished:
     folder = what.out / CHECKPOINTS / name
-    # A folder for each calibration: recipes differ in it, and so did a sweep that was interrupted.
-    fingerprint = calibration_text(what.source, recipe).fingerprint
-    store = StatisticsStore(what.out / STATISTICS / fingerprint[:16])
     logger.info("%s: converting", name)
     # It leaves nothing when it fails: what is there then was there before.
     convert(what.source, folder, recipe, options, progress, statistics=store)
