@@ -1,7 +1,6 @@
 """Several recipes over one calibration, each beside the original; picks up where it stopped."""
 
 import contextlib
-import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion.calibration.store import StatisticsStore
-from conversion.calibration.text import evaluation_windows
+from conversion.calibration.text import evaluation_windows, fingerprint
 from conversion.errors import OutputError
 from conversion.evaluation import Comparison, Entry, Measurement
 from conversion.inspection import inspect
@@ -181,8 +180,8 @@ def _subject(what: Sweep, options: Options) -> Subject:
             tokens=windows.tokens,
             window=windows.ids.shape[1],
         ),
-        held_out_fingerprint=hashlib.sha256(windows.held_out.numpy().tobytes()).hexdigest(),
-        text_fingerprint=hashlib.sha256(text.numpy().tobytes()).hexdigest(),
+        held_out_fingerprint=fingerprint(windows.held_out),
+        text_fingerprint=fingerprint(text),
         text_window=text.shape[1],
         dtype=str(options.dtype).removeprefix("torch.") if options.dtype else None,
     )

@@ -84,7 +84,7 @@ class Windows:
             # A single one would be all there is of its kind.
             least = int(len(chosen) > 1)
             ids[kind] = with_repeats(chosen, max(least, round(share * len(chosen))), PARTS)
-        return replace(self, ids=ids, fingerprint=_fingerprint(ids))
+        return replace(self, ids=ids, fingerprint=fingerprint(ids))
 
     @property
     def tokens(self) -> int:
@@ -227,12 +227,13 @@ def calibration_windows(
         if places
         else stacked.new_empty(0, length),
         files=[name for name, taken in zip(names, starts, strict=True) if taken],
-        fingerprint=_fingerprint(stacked),
+        fingerprint=fingerprint(stacked),
     )
 
 
-def _fingerprint(ids: Tensor) -> str:
-    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+def fingerprint(*ids: Tensor) -> str:
+    """Of token windows, one set after the other: SHA-256 as hexadecimal digits."""
+    return hashlib.sha256(b"".join(windows.numpy().tobytes() for windows in ids)).hexdigest()
 
 
 def _shares(lengths: Sequence[int], window: int, wanted: int) -> list[int]:

@@ -1,6 +1,5 @@
 """A teacher's predictions on disk, so that repeated runs don't pay for them twice."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from conversion.calibration.text import fingerprint
 from conversion.errors import HealingError
 from conversion.progress import Progress
 
@@ -110,5 +110,5 @@ class TeacherCache:
             ) from error
 
     def _path(self, row: Tensor) -> Path:
-        name = hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32]
+        name = fingerprint(row)[:32]
         return self._folder / f"{name}.safetensors"

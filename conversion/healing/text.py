@@ -1,6 +1,5 @@
 """The text to heal on: files packed into windows, some of them held out."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.calibration.held_out import evenly
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, tokenize
+from conversion.calibration.text import (
+    BUILTIN_NAME,
+    builtin_text,
+    fingerprint,
+    read_text,
+    tokenize,
+)
 from conversion.errors import CalibrationError
 
 
@@ -78,8 +83,7 @@ def packed_windows(
     train = train[evenly(len(train), max(1, tokens // window))]
     train = with_repeats(train, round(repeats * len(train)))
     held_out = windows[held]
-    digest = hashlib.sha256(train.numpy().tobytes() + held_out.numpy().tobytes())
-    return Packed(train, held_out, names, digest.hexdigest())
+    return Packed(train, held_out, names, fingerprint(train, held_out))
 
 
 def in_order(ids: Tensor, wanted: int, seed: int) -> Tensor:
