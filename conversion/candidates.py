@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.calibration.streams import EMBEDDING, Streams, embedded_text
+from conversion.calibration.streams import Streams, embedded_text
 from conversion.divergence import mean_divergences
 from conversion.layer import LayerConverter
 from conversion.progress import Progress
-from conversion.source import SourceCheckpoint
+from conversion.source import EMBEDDING, HEAD, SourceCheckpoint
 from vllm_mha2mla.config import LatentLayout
 
 
@@ -69,7 +69,7 @@ def held_out_divergences(
 def output_projection(source: SourceCheckpoint) -> Iterable[Tensor]:
     """The map from normed states to logits, in blocks of rows  # each [rows, hidden]"""
     tied = source.config.tie_word_embeddings
-    return source.pieces(EMBEDDING if tied else "lm_head.weight")
+    return source.pieces(EMBEDDING if tied else HEAD)
 
 
 def final_norm(source: SourceCheckpoint) -> Any:

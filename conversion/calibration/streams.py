@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.activations import Activations
-from conversion.source import SourceCheckpoint
-
-EMBEDDING = "model.embed_tokens.weight"
+from conversion.source import EMBEDDING, SourceCheckpoint
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import Packed
 from conversion.model_card import model_card
+from conversion.source import EMBEDDING, HEAD
 from conversion.writer import CheckpointWriter, staged_folder
 from vllm_mha2mla.config import HealingInfo, Provenance, layer_layouts
 from vllm_mha2mla.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate")
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def healed_provenance(

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Buffers that old exporters saved; transformers and vLLM compute them.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 ALL_ROWS = slice(None)
@@ -123,9 +124,9 @@ class SourceCheckpoint(ABC):
         with torch.device("meta"):
             model = self.family.causal_lm(self.config)
         expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        missing = [n for n in expected if n not in self.tensors and n != "lm_head.weight"]
-        if "lm_head.weight" not in self.tensors and not self.config.tie_word_embeddings:
-            missing.append("lm_head.weight")
+        missing = [n for n in expected if n not in self.tensors and n != HEAD]
+        if HEAD not in self.tensors and not self.config.tie_word_embeddings:
+            missing.append(HEAD)
         if missing:
             raise SourceError(
                 f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}; "

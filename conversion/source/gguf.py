@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES
-from conversion.source.checkpoint import ALL_ROWS, SourceCheckpoint, TensorInfo
+from conversion.source.checkpoint import ALL_ROWS, EMBEDDING, HEAD, SourceCheckpoint, TensorInfo
 from conversion.source.folder import FINGERPRINT_BYTES, SINGLE
 
 TOP_LEVEL = {
-    "token_embd.weight": "model.embed_tokens.weight",
+    "token_embd.weight": EMBEDDING,
     "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "output.weight": HEAD,
 }
 PER_LAYER = {
     "attn_norm": "input_layernorm",
@@ -63,7 +63,7 @@ class GgufCheckpoint(SourceCheckpoint):
             for name, t in self._stored.items()
         }
         # Llama GGUF files leave the head out when it is the embedding.
-        self.config.tie_word_embeddings = "lm_head.weight" not in self.tensors
+        self.config.tie_word_embeddings = HEAD not in self.tensors
 
     def _rename(self, name: str) -> str:
         if name in TOP_LEVEL:
