@@ -13,7 +13,7 @@ from conversion.allocation import LayerCosts
 from conversion.backward import backward_sweep
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import embedded_text
-from conversion.calibration.text import Windows
+from conversion.calibration.windows import Windows
 from conversion.candidates import held_out_divergences
 from conversion.layer import LayerConverter
 from conversion.progress import Progress

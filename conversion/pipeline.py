@@ -16,11 +16,10 @@ from torch import Tensor
 from conversion.calibration.starts import start_tokens
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
-from conversion.calibration.text import Windows, calibration_windows
+from conversion.calibration.windows import Windows, calibration_windows, check_vocabulary
 from conversion.choices import Choices, choose
 from conversion.converted_config import converted_config
 from conversion.dense_attention import NAME as DENSE_ATTENTION
-from conversion.errors import CalibrationError
 from conversion.layer import LayerConverter
 from conversion.memory import return_freed_memory
 from conversion.model_card import model_card
@@ -31,7 +30,6 @@ from conversion.source import SourceCheckpoint
 from conversion.writer import CheckpointWriter, check_output, staged_folder
 from vllm_mha2mla.config import (
     ROPE_INV_FREQ,
-    CalibrationInfo,
     Provenance,
     SourceInfo,
     layer_layouts,
@@ -102,7 +100,7 @@ def convert(
     to_refine = None
     if recipe.refine_steps:
         to_refine = refinement_windows(source.tokenizer(), _files(recipe), recipe)
-        _check_ids(source, to_refine)
+        check_vocabulary(source.name, config.vocab_size, to_refine)
     provenance = _provenance(source, recipe, windows)
     with staged_folder(out, options.overwrite) as folder:
         # On disk, or memory would grow with the number of layers.
@@ -154,16 +152,8 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     )
     windows = windows.measured_first(-(-recipe.calibration_tokens // window))
     windows = windows.repeated(recipe.repeats)
-    _check_ids(source, torch.cat((windows.ids, windows.held_out)))
+    check_vocabulary(source.name, config.vocab_size, windows.ids, windows.held_out)
     return windows
-
-
-def _check_ids(source: SourceCheckpoint, ids: Tensor) -> None:
-    if int(ids.max()) >= source.config.vocab_size:
-        raise CalibrationError(
-            f"{source.name}: the tokenizer makes ids beyond the vocabulary of "
-            f"{source.config.vocab_size}; it belongs to another model"
-        )
 
 
 def _files(recipe: Recipe) -> list[Path]:
@@ -282,11 +272,6 @@ def _provenance(source: SourceCheckpoint, recipe: Recipe, windows: Windows) -> P
             head_dim=source.config.head_dim,
         ),
         recipe=recipe.model_dump(exclude_none=True),
-        calibration=CalibrationInfo(
-            files=windows.files,
-            fingerprint=windows.fingerprint,
-            tokens=windows.tokens,
-            window=windows.ids.shape[1],
-        ),
+        calibration=windows.info,
         versions={"vllm-mha2mla": __version__, "python": platform.python_version()} | versions,
     )

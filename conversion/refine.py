@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from conversion.calibration.text import calibration_windows
+from conversion.calibration.windows import calibration_windows
 from conversion.healing.arguments import common_arguments
 from conversion.healing.callbacks import ShowProgress
 from conversion.healing.models import ATTENTION, choose_trainable, round_frozen, set_attention

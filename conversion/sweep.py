@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion.calibration.store import StatisticsStore
-from conversion.calibration.text import evaluation_windows, fingerprint
+from conversion.calibration.windows import evaluation_windows, fingerprint
 from conversion.errors import OutputError
 from conversion.evaluation import Comparison, Entry, Measurement
 from conversion.inspection import inspect
@@ -18,7 +18,6 @@ from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
 from conversion.sweep_results import Failed, Finished, Subject, SweepResults, recipe_key
 from conversion.writer import locked
-from vllm_mha2mla.config import CalibrationInfo
 from vllm_mha2mla.errors import MHA2MLAError
 from vllm_mha2mla.version import __version__
 
@@ -174,12 +173,7 @@ def _subject(what: Sweep, options: Options) -> Subject:
     return Subject(
         version=__version__,
         source_fingerprint=what.source.fingerprint(),
-        calibration=CalibrationInfo(
-            files=windows.files,
-            fingerprint=windows.fingerprint,
-            tokens=windows.tokens,
-            window=windows.ids.shape[1],
-        ),
+        calibration=windows.info,
         held_out_fingerprint=fingerprint(windows.held_out),
         text_fingerprint=fingerprint(text),
         text_window=text.shape[1],

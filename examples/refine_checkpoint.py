@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from conversion.calibration.text import evaluation_windows, read_text
+from conversion.calibration.text import read_text
+from conversion.calibration.windows import evaluation_windows
 from conversion.evaluation.perplexity import perplexity
 from conversion.loading import load_converted, load_source
 from conversion.progress import Progress

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from conversion.calibration.text import evaluation_windows, read_text
+from conversion.calibration.text import read_text
+from conversion.calibration.windows import evaluation_windows
 from conversion.errors import EvaluationError
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import Examples, fitting

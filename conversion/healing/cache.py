@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conversion.calibration.text import fingerprint
+from conversion.calibration.windows import fingerprint
 from conversion.errors import HealingError
 from conversion.progress import Progress
 

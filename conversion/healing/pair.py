@@ -17,7 +17,6 @@ from conversion.healing.memory import asking_bytes, check_memory, healing_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import shard
-from conversion.healing.text import Packed
 from conversion.loading import converted_config, load_converted, source_model
 from conversion.source import open_source
 from conversion.source.folder import FolderCheckpoint
@@ -80,18 +79,6 @@ class Pair:
         limit = min(theirs.max_position_embeddings, ours.max_position_embeddings)
         if self._recipe.window > limit:
             raise HealingError(f"window {self._recipe.window}: the models take {limit} tokens")
-
-    def check_text(self, text: Packed) -> None:
-        """Whether the model has an embedding for every token.
-
-        Raises:
-            HealingError: it does not.
-        """
-        if int(torch.cat((text.ids, text.held_out)).max()) >= self.config.vocab_size:
-            raise HealingError(
-                f"{self.folder}: the tokenizer makes ids beyond the vocabulary of "
-                f"{self.config.vocab_size}; it belongs to another model"
-            )
 
     def check_memory(self, stored_teacher: bool) -> None:
         """Say how much memory it takes.

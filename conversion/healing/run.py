@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from conversion.calibration.windows import check_vocabulary
 from conversion.errors import HealingError
 from conversion.healing.arguments import healing_arguments, rounds_products
 from conversion.healing.cache import TeacherCache
@@ -76,15 +77,8 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     check_output(asked.out, asked.overwrite)
     _check_options(asked, recipe)
     pair = Pair(asked.checkpoint, asked.teacher, recipe)
-    text = packed_windows(
-        pair.tokenizer,
-        asked.text,
-        recipe.tokens,
-        recipe.window,
-        recipe.held_out_tokens,
-        recipe.repeats,
-    )
-    pair.check_text(text)
+    text = packed_windows(pair.tokenizer, asked.text, recipe)
+    check_vocabulary(str(asked.checkpoint), pair.config.vocab_size, text.ids, text.held_out)
     states = States(asked.out)
     step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * processes()
     steps = max(1, recipe.tokens // step_tokens)

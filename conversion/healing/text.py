@@ -10,14 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.calibration.held_out import evenly
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import (
-    BUILTIN_NAME,
-    builtin_text,
-    fingerprint,
-    read_text,
-    tokenize,
-)
+from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, tokenize
+from conversion.calibration.windows import fingerprint
 from conversion.errors import CalibrationError
+from conversion.healing.recipe import HealingRecipe
 
 
 @dataclass(frozen=True)
@@ -38,12 +34,7 @@ class Packed:
 
 
 def packed_windows(
-    tokenizer: PreTrainedTokenizerBase,
-    files: Sequence[Path],
-    tokens: int,
-    window: int,
-    held_out_tokens: int,
-    repeats: float,
+    tokenizer: PreTrainedTokenizerBase, files: Sequence[Path], recipe: HealingRecipe
 ) -> Packed:
     """Files end to end, cut into windows; of more windows than asked for, evenly spread ones.
 
@@ -51,15 +42,13 @@ def packed_windows(
         tokenizer: the model's.
         files: texts, ``.txt`` or ``.jsonl``; records with ``messages`` go through the model's chat
             template. None means the built-in one.
-        tokens: how many to train on, at most.
-        window: tokens per window.
-        held_out_tokens: how many to hold out, of all parts of the text; at most a fifth of it.
-        repeats: share of the others that become what :func:`with_repeats` makes of them.
+        recipe: how many tokens to train on, at most, in windows of how many; how many to hold out,
+            of all parts of the text and at most a fifth of it; which share of the others repeats.
 
     Raises:
         CalibrationError: a file cannot be used, or together they have not one window.
     """
-    end = tokenizer.eos_token_id
+    end, window = tokenizer.eos_token_id, recipe.window
     texts = [read_text(path, tokenizer) for path in files] or [builtin_text("calibration")]
     names = [path.name for path in files] or [BUILTIN_NAME]
     parts: list[Tensor] = []  # each [tokens]
@@ -75,13 +64,13 @@ def packed_windows(
             "more text"
         )
     windows = ids[: count * window].view(count, window)  # [windows, window]
-    apart = -(-held_out_tokens // window)
+    apart = -(-recipe.held_out_tokens // window)
     held = evenly(count, min(apart, count // 5))
     others = torch.ones(count, dtype=torch.bool)  # [windows]
     others[held] = False
     train = windows[others]
-    train = train[evenly(len(train), max(1, tokens // window))]
-    train = with_repeats(train, round(repeats * len(train)))
+    train = train[evenly(len(train), max(1, recipe.tokens // window))]
+    train = with_repeats(train, round(recipe.repeats * len(train)))
     held_out = windows[held]
     return Packed(train, held_out, names, fingerprint(train, held_out))
 

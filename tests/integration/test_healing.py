@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import packed_windows
 from tests.divergence import divergence
 from tests.integration.test_conversion import run as convert
@@ -87,7 +88,7 @@ def test_distillation_follows_the_teacher_and_trains_attention_only(models, tmp_
     assert healing.files == ["text.txt"]
     assert healing.after["divergence"] < healing.before["divergence"]
     # What is written is what was measured: the same held-out windows, once more.
-    text = packed_windows(tiny_tokenizer(), [models / "text.txt"], 64, WINDOW, 8192, 0.0)
+    text = packed_windows(tiny_tokenizer(), [models / "text.txt"], HealingRecipe(window=WINDOW))
     held_out = text.held_out
     with torch.no_grad():
         again = [float(after(row[None], labels=row[None]).loss) for row in held_out]

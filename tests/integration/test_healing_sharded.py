@@ -141,9 +141,8 @@ def test_everything_learns_from_a_stored_teacher(models, tmp_path, mha2mla):
 
     source = open_source(str(models / "source"))
     cache = TeacherCache(tmp_path / "cache", source.fingerprint(), 256)
-    packed = packed_windows(
-        tiny_tokenizer(), [models / "text.txt"], tokens, WINDOW, 128, HealingRecipe().repeats
-    )
+    healing = HealingRecipe(tokens=tokens, window=WINDOW, held_out_tokens=128)
+    packed = packed_windows(tiny_tokenizer(), [models / "text.txt"], healing)
     for row in torch.cat((packed.ids, packed.held_out)):
         with torch.no_grad():
             expected = original(models)(row[None]).logits[0].log_softmax(-1)

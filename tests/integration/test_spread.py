@@ -4,7 +4,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from conversion import spread
-from conversion.calibration.text import calibration_windows
+from conversion.calibration.windows import calibration_windows
 from tests.divergence import divergence
 from tests.integration.test_sweep import CALIBRATION, WINDOW, single
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer

@@ -7,13 +7,8 @@ from hypothesis import strategies as st
 
 from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import (
-    _shares,
-    builtin_text,
-    calibration_windows,
-    evaluation_windows,
-    read_text,
-)
+from conversion.calibration.text import _shares, builtin_text, read_text
+from conversion.calibration.windows import calibration_windows, evaluation_windows
 from conversion.errors import CalibrationError
 from tests.tiny import TEXT, tiny_tokenizer
 

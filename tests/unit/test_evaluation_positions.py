@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conversion.calibration.text import evaluation_windows
+from conversion.calibration.windows import evaluation_windows
 from conversion.evaluation.chunked import greedy, token_losses
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.positions import bucket_edges, position_figures, position_losses

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from conversion.errors import CalibrationError
+from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import packed_windows
 from tests.tiny import TEXT, tiny_tokenizer
 
 
 def pack(files, tokens=10**6, window=32, held_out=64, repeats=0.0):
-    return packed_windows(tiny_tokenizer(), files, tokens, window, held_out, repeats)
+    recipe = HealingRecipe(tokens=tokens, window=window, held_out_tokens=held_out, repeats=repeats)
+    return packed_windows(tiny_tokenizer(), files, recipe)
 
 
 def test_everything_is_used_once_and_held_out_windows_only_there(tmp_path):
@@ -67,7 +69,8 @@ def test_messages_go_through_the_chat_template(tmp_path):
     file.write_text(json.dumps(record) + "\n")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    packed = packed_windows(tokenizer, [file], 100, 8, 0, 0.0)
+    recipe = HealingRecipe(tokens=100, window=8, held_out_tokens=0, repeats=0)
+    packed = packed_windows(tokenizer, [file], recipe)
     text = "".join(tokenizer.decode(row) for row in packed.ids)
     assert text.startswith("<user>Hello there")
 

@@ -1,0 +1,77 @@
+"""A source, texts and recipes; `mha2mla sweep` in this process; what it did, counted."""
+
+import sys
+
+import pytest
+from rich.console import Console
+
+from conversion import cli, layer, sweep
+from conversion.evaluation import compare
+from tests.integration.sweep.single import CALIBRATION, LAYERS, UNSEEN, WINDOW
+from tests.tiny import TEXT, save_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    save_tiny(folder / "source", num_hidden_layers=LAYERS)
+    (folder / "calibration.txt").write_text(TEXT)
+    (folder / "text.txt").write_text(UNSEEN)
+    for name, changes in {
+        "ours": {"cache_fraction": 0.4},
+        "paper": {"cache_fraction": 0.4, "method": "mha2mla"},
+        "longer": {"cache_fraction": 0.4, "window": 32},
+    }.items():
+        lines = [f"{key}: {value}\n" for key, value in (CALIBRATION | changes).items()]
+        (folder / f"{name}.yaml").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def mha2mla(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mha2mla", *map(str, arguments)])
+        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
+        monkeypatch.setenv("COLUMNS", "400")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run(folder, tmp_path, mha2mla):
+    def run(*arguments):
+        return mha2mla(
+            "sweep", folder / "source", "--out", tmp_path / "out", "--text", folder / "text.txt",
+            "--window", WINDOW, "--calibration", folder / "calibration.txt", *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a layer is measured, a checkpoint converted, an original loaded."""
+    counts = {"statistics": 0, "conversions": [], "originals": 0}
+    measure, convert_one, load = layer.layer_statistics, sweep.convert, compare.load_source
+
+    def statistics(*arguments):
+        counts["statistics"] += 1
+        return measure(*arguments)
+
+    def conversion(source, out, *arguments, **options):
+        counts["conversions"].append(out.name)
+        return convert_one(source, out, *arguments, **options)
+
+    def original(*arguments):
+        counts["originals"] += 1
+        return load(*arguments)
+
+    monkeypatch.setattr(layer, "layer_statistics", statistics)
+    monkeypatch.setattr(sweep, "convert", conversion)
+    monkeypatch.setattr(compare, "load_source", original)
+    return counts

@@ -1,0 +1,121 @@
+"""What of a sweep's folder and results survives, is used again, or is measured again."""
+
+import math
+
+import pytest
+
+from conversion import sweep
+from conversion.recipe import Recipe
+from conversion.sweep_results import SweepResults, recipe_key
+from conversion.writer import locked
+from tests.integration.sweep.single import LAYERS
+
+
+def test_it_deletes_nothing_of_others(folder, tmp_path, run):
+    mine = tmp_path / "out" / "statistics" / "survey.csv"
+    kept = tmp_path / "out" / "checkpoints" / "paper" / "notes.txt"
+    stale = tmp_path / "out" / "statistics" / "0123456789abcdef"
+    for file in (mine, kept, stale / "layer-0000.pt"):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    code, output, error = run(folder / "ours.yaml", folder / "paper.yaml")
+    assert code == 1
+    assert "no checkpoint to overwrite" in output + error
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {*left} == {mine, kept, tmp_path / "out" / "results.json"}
+    assert not stale.exists()
+
+
+def test_two_sweeps_do_not_share_a_folder(folder, tmp_path, run):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", tmp_path / "out"):
+        code, _, error = run(folder / "ours.yaml")
+    assert code == 2
+    assert "another process is writing it" in error
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(folder, tmp_path, run, counted, monkeypatch):
+    recipes = (folder / "ours.yaml", folder / "paper.yaml")
+    going = sweep.convert
+
+    def interrupted(source, out, *arguments, **options):
+        if out.name == "paper":
+            raise KeyboardInterrupt
+        return going(source, out, *arguments, **options)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(sweep, "convert", interrupted)
+        code, _, _ = run(*recipes)
+    assert code == 130
+    path = tmp_path / "out" / "results.json"
+    first = SweepResults.read(path)
+    assert [one.name for one in first.finished] == ["ours"]
+    assert counted["statistics"] == LAYERS
+
+    code, output, error = run(*recipes)
+    assert code == 0, error
+    assert counted["conversions"] == ["ours", "paper"]
+    # The statistics outlived the interruption.
+    assert counted["statistics"] == LAYERS
+    both = SweepResults.read(path)
+    assert [one.name for one in both.finished] == ["ours", "paper"]
+    assert both.finished[0] == first.finished[0]
+    assert f"{first.finished[0].entry.perplexity.converted:.3f}" in output
+
+    code, _, _ = run(*recipes)
+    assert code == 0
+    assert counted["conversions"] == ["ours", "paper"]
+
+
+def test_what_changed_is_measured_again(folder, tmp_path, run, counted):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("split: fixed\ncache_fraction: 0.4\nwindow: 64\n")
+    few = ("--calibration-tokens", 256)
+    assert run(mine, "care@0.25", *few)[0] == 2
+    assert run(mine, *few)[0] == 0
+    mine.write_text("split: fixed\ncache_fraction: 0.5\nwindow: 64\n")
+    assert run(mine, *few)[0] == 0
+    path = tmp_path / "out" / "results.json"
+    (one,) = SweepResults.read(path).finished
+    assert one.entry.cache.fraction == 0.5
+    assert counted["conversions"] == ["mine", "mine"]
+    # Other text, to calibrate on or to measure on, makes all figures others.
+    assert run(mine, "--calibration-tokens", 320)[0] == 0
+    assert run(mine, "--calibration-tokens", 320, "--windows", 3)[0] == 0
+    assert counted["conversions"] == ["mine"] * 4
+    assert SweepResults.read(path).finished[0].entry.perplexity.windows == 3
+
+
+def test_settings_of_what_is_not_done_make_no_other_recipe(folder, tmp_path, run, counted):
+    recipes = {"refitted": "method: calibrated\n", "plain": "method: mha2mla\n"}
+    files = {name: tmp_path / f"{name}.yaml" for name in recipes}
+    for other in ("", "ridge: 100\nweigh_tokens: false\nrefit_starts: false\nrefine_lr: 1e-3\n"):
+        for name, method in recipes.items():
+            files[name].write_text(f"{method}split: fixed\nwindow: 64\n{other}")
+        assert run(*files.values(), "--calibration-tokens", 256)[0] == 0
+    assert counted["conversions"] == ["refitted", "plain", "refitted"]
+    assert "repeats" not in recipe_key(Recipe(repeats=0))
+    assert recipe_key(Recipe(repeats=0.1))["repeats"] == 0.1
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_figures_of_a_model_that_overflows_can_be_read_again(folder, tmp_path, run, figure):
+    assert run(folder / "ours.yaml")[0] == 0
+    path = tmp_path / "out" / "results.json"
+    results = SweepResults.read(path)
+    (one,) = results.finished
+    one.figures["held_out_divergence_1"] = figure
+    one.entry.perplexity.converted = figure
+    results.write(path)
+    again = SweepResults.read(path).finished[0]
+    for value in (again.figures["held_out_divergence_1"], again.entry.perplexity.converted):
+        assert value == pytest.approx(figure, nan_ok=True)
+
+
+def test_another_file_is_not_overwritten(folder, tmp_path, run):
+    path = tmp_path / "precious.json"
+    path.write_text('{"mine": 1}')
+    code, _, error = run("half", "--json", path)
+    assert code == 2
+    assert "not the results of a sweep" in error
+    assert path.read_text() == '{"mine": 1}'
