@@ -36,7 +36,6 @@ def converted_config(
     ranks = [layout.kv_lora_rank for layout in layouts]
     ropes = [layout.qk_rope_head_dim for layout in layouts]
     differ = len(set(layouts)) > 1
-    stored = source.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
     config = source.family.config_class(
         **values
         | {
@@ -53,7 +52,7 @@ def converted_config(
         }
     )
     config.architectures = [source.family.converted_causal_lm.__name__]
-    config.dtype = dtype or stored
+    config.dtype = dtype or source.dtype
     return config
 
 

@@ -1,8 +1,6 @@
 """Several recipes over one calibration, each beside the original; picks up where it stopped."""
 
-import contextlib
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,13 @@ from conversion.pipeline import Options, calibration_text, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
+from conversion.sweep_folder import SweepFolder
 from conversion.sweep_results import Failed, Finished, Subject, SweepResults, recipe_key
 from conversion.writer import locked
 from vllm_mha2mla.errors import MHA2MLAError
 from vllm_mha2mla.version import __version__
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS, STATISTICS = "checkpoints", "statistics"
 
 
 @dataclass(frozen=True)
@@ -86,15 +83,17 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
         known = SweepResults(source=what.source.name, subject=subject)
     known.failed = []
     measurement = Measurement(what.text, what.window, what.windows)
+    folder = SweepFolder(what.out, what.keep)
     comparison = Comparison(what.source.name, measurement, progress)
     for name, recipe in what.recipes.items():
-        if _is_finished(what, known, name, recipe):
+        done = known.has(name, recipe)
+        if done and (folder.has_checkpoint(name) or not what.keep):
             logger.info("%s: measured before", name)
             continue
         known.drop(name)
-        store = StatisticsStore(_statistics(what, subject, recipe))
+        store = folder.statistics(subject.calibration.fingerprint, recipe.repeats)
         try:
-            result = _run(what, name, recipe, options, progress, store, comparison)
+            result = _run(what, name, recipe, options, progress, folder, store, comparison)
             known.finished.append(result)
         # Whatever ends one recipe must not take the hours of the others with it.
         except Exception as error:
@@ -105,24 +104,8 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
             logger.info("%s: failed (%s)", name, reason)
             known.failed.append(Failed(name=name, error=reason))
         known.write(what.results)
-    _clear_statistics(what.out / STATISTICS)
+    folder.clear_statistics()
     return known.of(list(what.recipes))
-
-
-def _statistics(what: Sweep, subject: Subject, recipe: Recipe) -> Path:
-    """A folder for each calibration: recipes differ in it, and so did an interrupted sweep."""
-    name = f"{subject.calibration.fingerprint[:16]}-{recipe.repeats:g}"
-    return what.out / STATISTICS / name
-
-
-def _clear_statistics(folder: Path) -> None:
-    """Those of this sweep and of interrupted ones; of a folder that has this name, nothing else."""
-    stores = [store for store in folder.glob("*") if store.is_dir()]
-    for store in stores:
-        StatisticsStore(store).clear()
-    for emptied in (*stores, folder):
-        with contextlib.suppress(OSError):
-            emptied.rmdir()
 
 
 def _run(
@@ -131,19 +114,22 @@ def _run(
     recipe: Recipe,
     options: Options,
     progress: Progress,
+    folder: SweepFolder,
     store: StatisticsStore,
     comparison: Comparison,
 ) -> Finished:
-    folder = what.out / CHECKPOINTS / name
-    logger.info("%s: converting", name)
-    # It leaves nothing when it fails: what is there then was there before.
-    convert(what.source, folder, recipe, options, progress, statistics=store)
+    checkpoint = folder.checkpoint(name)
+    if folder.has_made(name, what.source, recipe, options):
+        logger.info("%s: converted before", name)
+    else:
+        logger.info("%s: converting", name)
+        # It leaves nothing when it fails: what is there then was there before.
+        convert(what.source, checkpoint, recipe, options, progress, statistics=store)
     try:
-        entry = comparison.measure(folder, name)
-        found = inspect(folder)
+        entry = comparison.measure(checkpoint, name)
+        found = inspect(checkpoint)
     finally:
-        if not what.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        folder.drop_checkpoint(name)
     _log(entry)
     return Finished(
         name=name,
@@ -158,12 +144,6 @@ def _run(
 def _log(entry: Entry) -> None:
     if entry.perplexity is not None:
         logger.info("%s: perplexity %.3f", entry.name, entry.perplexity.converted)
-
-
-def _is_finished(what: Sweep, known: SweepResults, name: str, recipe: Recipe) -> bool:
-    if what.keep and not (what.out / CHECKPOINTS / name / "config.json").is_file():
-        return False
-    return any(one.name == name and one.recipe == recipe_key(recipe) for one in known.finished)
 
 
 def _subject(what: Sweep, options: Options) -> Subject:

@@ -72,6 +72,11 @@ class SweepResults(BaseModel):
     finished: list[Finished] = []
     failed: list[Failed] = []
 
+    def has(self, name: str, recipe: Recipe) -> bool:
+        """Whether this recipe was measured, under this name."""
+        key = recipe_key(recipe)
+        return any(one.name == name and one.recipe == key for one in self.finished)
+
     def drop(self, name: str) -> None:
         """Forget the result of a name: another recipe has it now."""
         self.finished = [one for one in self.finished if one.name != name]

@@ -64,6 +64,11 @@ class SourceCheckpoint(ABC):
     def write_assets(self, folder: Path) -> None:
         """Carry over tokenizer, chat template and generation config."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored attention weights."""
+        return self.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
+
     @cached_property
     def family(self) -> Family:
         """The registered family.

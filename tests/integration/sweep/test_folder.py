@@ -1,5 +1,6 @@
 """What of a sweep's folder and results survives, is used again, or is measured again."""
 
+import json
 import math
 
 import pytest
@@ -119,3 +120,49 @@ def test_another_file_is_not_overwritten(folder, tmp_path, run):
     assert code == 2
     assert "not the results of a sweep" in error
     assert path.read_text() == '{"mine": 1}'
+
+
+def test_a_kept_checkpoint_is_not_converted_again(folder, tmp_path, run, counted):
+    recipe = (folder / "ours.yaml", "--keep")
+    path = tmp_path / "out" / "results.json"
+    assert run(*recipe)[0] == 0
+    before = SweepResults.read(path).finished
+    # As after a kill between conversion and figures.
+    path.unlink()
+    assert run(*recipe)[0] == 0
+    assert SweepResults.read(path).finished == before
+    # Other text to measure on.
+    assert run(*recipe, "--windows", 2)[0] == 0
+    assert SweepResults.read(path).finished[0].entry.perplexity.windows == 2
+    assert counted["conversions"] == ["ours"]
+
+
+@pytest.mark.parametrize("change", ["recipe", "text", "dtype", "healed", "release", "unreadable"])
+def test_a_kept_checkpoint_of_something_else_is(folder, tmp_path, run, counted, change):
+    recipe, calibration = tmp_path / "mine.yaml", tmp_path / "mine.txt"
+    recipe.write_text((folder / "ours.yaml").read_text())
+    calibration.write_text((folder / "calibration.txt").read_text())
+    arguments = [recipe, "--keep", "--calibration", calibration]
+    assert run(*arguments)[0] == 0
+    (tmp_path / "out" / "results.json").unlink()
+    config = tmp_path / "out" / "checkpoints" / "mine" / "config.json"
+    values = json.loads(config.read_text())
+    match change:
+        case "recipe":
+            recipe.write_text(recipe.read_text() + "method: care\n")
+        case "text":
+            calibration.write_text(calibration.read_text()[::-1])
+        case "dtype":
+            arguments += ["--dtype", "bfloat16"]
+        case "healed":
+            text = {"files": [], "fingerprint": "", "tokens": 1}
+            healing = {"recipe": {}, "teacher": "", "teacher_fingerprint": "", **text}
+            values["mha2mla"]["healing"] = [healing]
+        case "release":
+            values["mha2mla"]["versions"]["vllm-mha2mla"] = "0.0.0"
+        case "unreadable":
+            values["mha2mla"] = {"format_version": 1}
+    config.write_text(json.dumps(values))
+    assert run(*arguments)[0] == 0
+    assert counted["conversions"] == ["mine", "mine"]
+    assert json.loads(config.read_text())["mha2mla"].get("healing", []) == []
