@@ -6,7 +6,7 @@ from transformers import LlamaForCausalLM
 from conversion import spread
 from conversion.calibration.windows import calibration_windows
 from tests.divergence import divergence
-from tests.integration.test_sweep import CALIBRATION, WINDOW, single
+from tests.integration.sweep.single import CALIBRATION, WINDOW, single
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import layer_layouts
 
