@@ -30,9 +30,9 @@ def export(
         OutputError: ``out`` exists or cannot be written.
         SourceError: a tensor is damaged.
     """
-    with staged_folder(out, overwrite) as folder:
-        writer = CheckpointWriter(folder, Counter(i.shard for i in source.tensors.values()))
-        try:
+    with staged_folder(out, overwrite, source.name) as folder:
+        shards = Counter(info.shard for info in source.tensors.values())
+        with CheckpointWriter(folder, shards) as writer:
             with progress.task("Writing", len(source.tensors)) as advance:
                 for name, info in source.tensors.items():
                     pieces = source.pieces(name)
@@ -43,6 +43,3 @@ def export(
             config.dtype = dtype or next(iter(source.tensors.values())).dtype
             source.write_assets(folder)
             writer.finish(config, f"# {source.name}, as a Hugging Face folder\n")
-        except BaseException:
-            writer.abandon()
-            raise

@@ -92,7 +92,7 @@ def convert(
         OutputError, SourceError, CalibrationError, RecipeError, OffloadError: with the way out.
     """
     return_freed_memory()
-    check_output(out, options.overwrite)
+    check_output(out, options.overwrite, source.name)
     config = source.config
     layout = recipe.layout(config.num_key_value_heads, config.head_dim)
     q_lora_rank = recipe.query_rank(config.hidden_size)
@@ -102,7 +102,7 @@ def convert(
         to_refine = refinement_windows(source.tokenizer(), _files(recipe), recipe)
         check_vocabulary(source.name, config.vocab_size, to_refine)
     provenance = _provenance(source, recipe, windows)
-    with staged_folder(out, options.overwrite) as folder:
+    with staged_folder(out, options.overwrite, source.name) as folder:
         # On disk, or memory would grow with the number of layers.
         store = StatisticsStore(folder) if statistics is None else statistics
         shape = "x".join(map(str, windows.measured.shape))
@@ -111,8 +111,7 @@ def convert(
         converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
         converter = _converter(source, converted, recipe, windows, options, store)
         load = partial(_load_layer, source, _for_calibration(config), torch.device(options.device))
-        writer = CheckpointWriter(folder, _shard_sizes(source))
-        try:
+        with CheckpointWriter(folder, _shard_sizes(source)) as writer:
             choices = choose(
                 source, recipe, converter, load, windows, store, options.offload, progress
             )
@@ -132,9 +131,6 @@ def convert(
             source.write_assets(folder)
             card = model_card(provenance, layer_layouts(converted), converted.dtype)
             writer.finish(converted, card)
-        except BaseException:
-            writer.abandon()
-            raise
     return provenance
 
 

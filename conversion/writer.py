@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,16 +19,21 @@ from conversion.source.folder import INDEX, SINGLE
 
 
 @contextmanager
-def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]:
     """A folder to write into that becomes ``out`` when the block ends well.
 
     Whatever ends it otherwise, an error or Ctrl-C, leaves nothing behind. A killed process leaves
     ``.OUT.partial`` beside ``out``, without a config.json; the next run removes it.
 
+    Args:
+        out: the folder to create.
+        overwrite: whether a checkpoint that is there may be replaced.
+        originals: names of the models it is made from, which it may not replace.
+
     Raises:
         OutputError: ``out`` exists and may not be replaced, or cannot be written.
     """
-    check_output(out, overwrite)
+    check_output(out, overwrite, *originals)
     partial = out.parent / f".{out.name}.partial"
     replaced = out.parent / f".{out.name}.replaced"
     try:
@@ -37,11 +42,9 @@ def staged_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             try:
                 _empty(partial)
                 yield partial
-                if out.exists():
-                    _remove(replaced)
-                    out.rename(replaced)
-                partial.rename(out)
-                _remove(replaced)
+                # Hours may have passed.
+                check_output(out, overwrite, *originals)
+                _swap(partial, out, replaced)
             except BaseException:
                 _remove(partial)
                 raise
@@ -69,17 +72,44 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def check_output(out: Path, overwrite: bool) -> None:
-    """Refuse an output that is in the way, before any work is done."""
+def check_output(out: Path, overwrite: bool, *originals: str) -> None:
+    """Refuse an output that is in the way, before any work is done.
+
+    Arguments and errors as for :func:`staged_folder`.
+    """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: exists and is not a folder; choose another name")
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: already exists; choose another folder or pass --overwrite")
+    here = out.exists() and Path.cwd().is_relative_to(out.resolve())
+    if here or out.name in ("", "..") or os.path.ismount(out):
+        raise OutputError(
+            f"{out}: a mount point or the current folder cannot be replaced; name a folder in it"
+        )
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise OutputError(
             f"{out}: holds files but no config.json, so it is no checkpoint to overwrite; "
             "choose another folder"
         )
+    for original in originals:
+        if Path(original).exists() and Path(original).resolve().is_relative_to(out.resolve()):
+            raise OutputError(
+                f"{out}: would replace {original}, which it is made from; choose another folder"
+            )
+
+
+def _swap(partial: Path, out: Path, replaced: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    _remove(replaced)
+    out.rename(replaced)
+    try:
+        partial.rename(out)
+    except BaseException:
+        replaced.rename(out)
+        raise
+    _remove(replaced)
 
 
 def _empty(folder: Path) -> None:
@@ -92,7 +122,7 @@ def _remove(folder: Path) -> None:
 
 
 class CheckpointWriter:
-    """The weights of a checkpoint, spread over shards.
+    """The weights of a checkpoint, spread over shards; a block that fails closes its files.
 
     Args:
         folder: where to write.
@@ -103,6 +133,14 @@ class CheckpointWriter:
         self.folder = folder
         self._shards = {name: ShardWriter(folder / name, n) for name, n in shard_sizes.items()}
         self._weight_map: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        if kind is not None:
+            for shard in self._shards.values():
+                shard.abandon()
 
     def write(self, name: str, tensor: Tensor, shard: str) -> None:
         """Append one tensor to a shard."""
@@ -130,8 +168,3 @@ class CheckpointWriter:
             (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
         (self.folder / "README.md").write_text(model_card, "utf-8")
         config.save_pretrained(self.folder)
-
-    def abandon(self) -> None:
-        """Close open files after a failure."""
-        for shard in self._shards.values():
-            shard.abandon()

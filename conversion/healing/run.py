@@ -74,7 +74,7 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     Raises:
         HealingError, CheckpointError, SourceError, CalibrationError, OutputError: with the way out.
     """
-    check_output(asked.out, asked.overwrite)
+    check_output(asked.out, asked.overwrite, asked.teacher)
     _check_options(asked, recipe)
     pair = Pair(asked.checkpoint, asked.teacher, recipe)
     text = packed_windows(pair.tokenizer, asked.text, recipe)

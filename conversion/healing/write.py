@@ -75,10 +75,9 @@ def write_healed(
         # Where it is stored once more, it would be the old one.
         learned = learned | {HEAD: learned[EMBEDDING]}
     config.mha2mla = provenance.model_dump(mode="json")
-    with staged_folder(out, overwrite) as folder:
+    with staged_folder(out, overwrite, pair.source.name) as folder:
         shards = Counter(info.shard for info in before.tensors.values())
-        writer = CheckpointWriter(folder, dict(shards))
-        try:
+        with CheckpointWriter(folder, shards) as writer:
             for name, info in before.tensors.items():
                 if name in learned:
                     writer.write(name, learned[name].to(info.dtype), info.shard)
@@ -87,9 +86,8 @@ def write_healed(
                     writer.write_pieces(name, pieces, info.shape, info.dtype, info.shard)
             before.write_assets(folder)
             shutil.copyfile(curve.path, folder / curve.path.name)
+            # Of a healing before, which assets carry over.
+            (folder / PLOT).unlink(missing_ok=True)
             plot_curve(curve.path, folder / PLOT, f"healing of {pair.folder.name}")
             card = model_card(provenance, layer_layouts(config), config.dtype)
             writer.finish(config, card)
-        except BaseException:
-            writer.abandon()
-            raise
