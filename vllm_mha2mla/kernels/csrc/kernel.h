@@ -1,4 +1,4 @@
-// What Python passes in (cpu.py mirrors these structures) and what every instruction set variant
+// What Python passes in (structures.py mirrors these structures) and what every instruction set variant
 // implements. Strides are in elements; the innermost dimension is contiguous everywhere.
 #pragma once
 

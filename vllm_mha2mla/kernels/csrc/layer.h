@@ -131,7 +131,7 @@ struct LayerJob {
   const Layer* layer;
   const Step* step;
   float *cos, *sin;   // [tokens, half], half rounded up to LANES
-  void *query, *out;  // what attention reads and writes, as I
+  void *query, *out;  // what attention reads and writes, as D
   char* workers;
   size_t worker_bytes;
 };
@@ -182,7 +182,7 @@ static void run_rows(void* context, int64_t chunk, int worker) {
   }
 }
 
-// I: what attention reads and writes; the layer's own dtype.
+// D: what attention reads and writes; the layer's own dtype.
 template <class D, bool DOT>
 static void run_absorb(void* context, int64_t task, int worker) {
   const LayerJob& job = *(const LayerJob*)context;
