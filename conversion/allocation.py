@@ -33,10 +33,9 @@ def allocate(
     makes one large loss dearer than several small ones.
 
     Each layer's cost is interpolated between its measured widths, linearly in its logarithm
-    (errors fall about exponentially with width), and continued beyond the ranks measured. One
-    multiplier prices a number of cache the same in all layers; each layer takes what is best at
-    that price, and the price is bisected until the budget is met. What rounding leaves over goes
-    to the layers it helps most.
+    (errors fall about exponentially with width). One multiplier prices a number of cache the same
+    in all layers; each layer takes what is best at that price, and the price is bisected until the
+    budget is met. What rounding leaves over goes to the layers it helps most.
 
     Args:
         costs: of every layer alone, in nats.

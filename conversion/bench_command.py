@@ -11,7 +11,7 @@ from conversion.bench.server import vllm_command
 from conversion.command_options import DTYPES, dtype_named
 from conversion.errors import BenchError, ServerError
 from conversion.evaluation.extra import require
-from conversion.evaluation.report import check_folder, write_json
+from conversion.output_files import check_writable, write_json
 from conversion.progress import Progress
 
 PLOT = ".png"
@@ -75,12 +75,12 @@ def bench_command(
     own benchmark, with random prompts and answers of fixed length.
     """
     if json is not None:
-        check_folder(json)
+        check_writable(json)
     if plot is not None:
         if plot.suffix != PLOT:
             raise BenchError(f"--plot {plot}: give a name that ends in {PLOT}")
         require("matplotlib", "--plot")
-        check_folder(plot)
+        check_writable(plot)
     # What is imported below comes with vLLM.
     vllm_command()
     from conversion.bench.compare import Request, bench

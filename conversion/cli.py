@@ -28,7 +28,7 @@ from conversion.eval_command import eval_command
 from conversion.export import export
 from conversion.heal_command import heal_command
 from conversion.inspection import Inspection, inspect
-from conversion.interruption import Interruption
+from conversion.interruption import interruption
 from conversion.pipeline import Options, convert
 from conversion.presets import presets
 from conversion.progress import Progress
@@ -183,7 +183,6 @@ def main() -> None:
     for noisy in ("accelerate", "httpx", "transformers", "gguf", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    interruption = Interruption()
     interruption.listen()
     try:
         app()

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from conversion.errors import RecipeError
+from conversion.errors import RecipeError, first_line
 from conversion.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,6 +65,6 @@ def usable_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RecipeError(f"--device {name}: not usable here ({reason}); try cpu") from error
     return name

@@ -3,6 +3,11 @@
 from vllm_mha2mla.errors import MHA2MLAError
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class SourceError(MHA2MLAError):
     """The source checkpoint cannot be read or converted."""
 

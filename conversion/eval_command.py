@@ -15,7 +15,7 @@ from conversion.evaluation import (
     measure,
     write_report,
 )
-from conversion.evaluation.report import check_folder, write_json
+from conversion.output_files import check_writable, write_json
 from conversion.progress import Progress
 
 
@@ -60,7 +60,7 @@ def eval_command(
     if report is not None:
         check_report_path(report)
     if json is not None:
-        check_folder(json)
+        check_writable(json)
     # The harness warns about its own ways of doing what it was asked for.
     for noisy in ("lm_eval", "datasets"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -74,11 +74,12 @@ def eval_command(
         limit=limit,
     )
     entry = measure(checkpoint, baseline, what, Progress(Console(stderr=True)))
+    # What took hours is shown, whatever comes of the files.
+    out = Console()
+    for table in tables(entry):
+        out.print(table)
     if json is not None:
         write_json(json, entry)
     if report is not None:
         title = f"{entry.name} beside its original"
         write_report(report, Report(title=title, source=baseline, entries=[entry]))
-    out = Console()
-    for table in tables(entry):
-        out.print(table)

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from conversion.evaluation import cache_figures
-from conversion.loading import converted_config
+from conversion.loading import read_converted_config
 from vllm_mha2mla.config import layer_layouts, read_provenance
 
 
@@ -37,7 +37,7 @@ def inspect(folder: Path) -> Inspection:
     Raises:
         CheckpointError: not a converted checkpoint, or of a newer format.
     """
-    config = converted_config(folder)
+    config = read_converted_config(folder)
     provenance = read_provenance(config)
     layouts = layer_layouts(config)
     cache = cache_figures(config)

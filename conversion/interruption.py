@@ -18,6 +18,7 @@ class Interruption:
 
     def listen(self) -> None:
         """Take the signals over, but those that the process was started to ignore (nohup)."""
+        self.came = False
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._interrupt)
@@ -25,3 +26,7 @@ class Interruption:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         signal.default_int_handler(number, frame)
+
+
+# A process has one set of signals.
+interruption = Interruption()

@@ -56,7 +56,7 @@ class LayerConverter:
         measured: int,
         tokens: int,
         device: torch.device,
-        store: StatisticsStore | None = None,
+        store: StatisticsStore,
     ) -> None:
         self._config = config
         self._converted_config = converted_config
@@ -180,15 +180,14 @@ class LayerConverter:
     def _statistics(
         self, layer: Any, index: int, weights: AttentionWeights, streams: Streams | None
     ) -> LayerStatistics:
-        stored = self._store.get(index) if self._store is not None else None
+        stored = self._store.get(index)
         if stored is not None:
             return stored.to(self._device)
         assert streams is not None
         windows = islice(streams.original, self._measured)
         inputs = (self._normed(layer, x.to(self._device)) for x in windows)
         statistics = layer_statistics(weights, inputs)
-        if self._store is not None:
-            self._store.put(index, statistics)
+        self._store.put(index, statistics)
         return statistics
 
     def _refit(

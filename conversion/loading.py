@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from conversion.errors import SourceError
+from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES
 from conversion.source import HEAD, SourceCheckpoint, open_source
 from vllm_mha2mla.errors import CheckpointError, MHA2MLAError
 
 
-def converted_config(folder: Path) -> Any:
+def read_converted_config(folder: Path) -> Any:
     """The config of a converted checkpoint.
 
     Raises:
@@ -26,7 +26,7 @@ def converted_config(folder: Path) -> Any:
         raise
     except (ValueError, OSError, KeyError) as error:
         cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(cause)
         raise CheckpointError(f"{folder}: config.json cannot be read ({reason})") from error
     if not isinstance(config, tuple(family.config_class for family in FAMILIES.values())):
         raise CheckpointError(
@@ -38,11 +38,11 @@ def converted_config(folder: Path) -> Any:
 
 def load_converted(folder: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerBase]:
     """A converted checkpoint as a transformers model, with its tokenizer."""
-    converted_config(folder)
+    read_converted_config(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{folder}: weights cannot be loaded ({reason})") from error
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 

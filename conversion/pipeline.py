@@ -20,6 +20,7 @@ from conversion.calibration.windows import Windows, calibration_windows, check_v
 from conversion.choices import Choices, choose
 from conversion.converted_config import converted_config
 from conversion.dense_attention import NAME as DENSE_ATTENTION
+from conversion.errors import OutputError
 from conversion.layer import LayerConverter
 from conversion.memory import return_freed_memory
 from conversion.model_card import model_card
@@ -99,8 +100,7 @@ def convert(
     windows = calibration_text(source, recipe)
     to_refine = None
     if recipe.refine_steps:
-        to_refine = refinement_windows(source.tokenizer(), _files(recipe), recipe)
-        check_vocabulary(source.name, config.vocab_size, to_refine)
+        to_refine = refinement_windows(source, _files(recipe), recipe)
     provenance = _provenance(source, recipe, windows)
     with staged_folder(out, options.overwrite, source.name) as folder:
         # On disk, or memory would grow with the number of layers.
@@ -140,15 +140,13 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     Raises:
         CalibrationError: it cannot be used, or the tokenizer is not this model's.
     """
-    config = source.config
-    limit = getattr(config, "max_position_embeddings", recipe.window)
-    window = min(recipe.window, limit)
+    window = source.window(recipe.window)
     windows = calibration_windows(
         source.tokenizer(), _files(recipe), recipe.text_tokens, window, recipe.held_out_tokens
     )
     windows = windows.measured_first(-(-recipe.calibration_tokens // window))
     windows = windows.repeated(recipe.repeats)
-    check_vocabulary(source.name, config.vocab_size, windows.ids, windows.held_out)
+    check_vocabulary(source.name, source.config.vocab_size, windows.ids, windows.held_out)
     return windows
 
 
@@ -227,6 +225,11 @@ def _write_layers(
         prefix = f"model.layers.{index}.{ATTENTION}"
         origin = source.tensors[f"{prefix}q_proj.weight"]
         for name in list(tensors):
+            if not tensors[name].isfinite().all():
+                raise OutputError(
+                    f"layer {index}: {name} came out NaN or infinite; the source's weights may be "
+                    "damaged, or a recipe's refine_lr too high"
+                )
             dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
             writer.write(prefix + name, tensors.pop(name).to(dtype), origin.shard)
 

@@ -40,7 +40,7 @@ def compress_query(
     orthonormal rows of ``A`` is stored: neither factor then has larger numbers than their product.
 
     Args:
-        tensors: the layer's ``self_attn`` tensors as ``assemble`` returns them.
+        tensors: the layer's ``self_attn`` tensors as ``balanced`` returns them.
         weights: the source's attention, for its frequencies and scale.
         statistics: the layer's.
         layout: its cache widths.

@@ -156,6 +156,8 @@ class Recipe(BaseModel):
             raise ValueError("kv_lora_rank and rope_dim go together")
         if any(exact) and self.cache_fraction is not None:
             raise ValueError("give cache_fraction, or kv_lora_rank and rope_dim, not both")
+        if self.spread and (any(exact) or self.split == "fixed"):
+            raise ValueError("spread chooses every layer's widths; leave it, or what fixes them")
         if self.rope_dim is not None and self.rope_dim % 2:
             raise ValueError(f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number")
         return self
@@ -271,9 +273,11 @@ def make_recipe(file: Path | None, **options: Any) -> Recipe:
     """
     file = None if file is None else recipe_file(file)
     values = read_yaml(file)
+    # An option's mistake is not the file's.
+    validated(Recipe, values, file)
     given = {key: value for key, value in options.items() if value is not None}
     # A budget given as an option replaces the file's, in whichever way that one was given.
     if given.keys() & {"cache_fraction", "kv_lora_rank", "rope_dim"}:
         for key in ("cache_fraction", "kv_lora_rank", "rope_dim"):
             values.pop(key, None)
-    return validated(Recipe, values | given, file)
+    return validated(Recipe, values | given, None)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from conversion.errors import RecipeError
+from conversion.errors import RecipeError, first_line
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -22,7 +22,7 @@ def read_yaml(file: Path | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RecipeError(f"{file}: cannot be read as YAML ({reason})") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: not a YAML mapping of recipe keys")
@@ -40,9 +40,9 @@ def validated(kind: type[Kind], values: dict[str, Any], file: Path | None) -> Ki
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        option = f"--{key.replace('_', '-')}: " if key else ""
+        name = key if file is not None else f"--{key.replace('_', '-')}"
+        what = f"{name}: " if key else ""
         place = f"{file}: " if file is not None else ""
         message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(
-            f"{place}{option}{message} (got {first['input']!r})" if key else f"{place}{message}"
-        ) from error
+        got = f" (got {first['input']!r})" if key else ""
+        raise RecipeError(f"{place}{what}{message}{got}") from error

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
-from conversion.calibration.windows import calibration_windows
+from conversion.calibration.windows import calibration_windows, check_vocabulary
 from conversion.healing.arguments import common_arguments
-from conversion.healing.callbacks import ShowProgress
+from conversion.healing.callbacks import ShowProgress, StopWhenNotFinite
 from conversion.healing.models import ATTENTION, choose_trainable, round_frozen, set_attention
 from conversion.healing.teacher import LiveTeacher
 from conversion.healing.trainer import HealingTrainer
@@ -30,16 +30,19 @@ WARMUP_STEPS = 10
 CPU = "cpu"
 
 
-def refinement_windows(
-    tokenizer: PreTrainedTokenizerBase, files: Sequence[Path], recipe: Recipe
-) -> Tensor:
+def refinement_windows(source: SourceCheckpoint, files: Sequence[Path], recipe: Recipe) -> Tensor:
     """The text to refine on: as many windows as there are steps, if the texts have that many.
 
     Returns:
         token ids  # [windows, tokens]
+
+    Raises:
+        CalibrationError: it cannot be used, or the tokenizer is not this model's.
     """
-    tokens = recipe.refine_steps * recipe.refine_window
-    return calibration_windows(tokenizer, files, tokens, recipe.refine_window).ids
+    window = source.window(recipe.refine_window)
+    ids = calibration_windows(source.tokenizer(), files, recipe.refine_steps * window, window).ids
+    check_vocabulary(source.name, source.config.vocab_size, ids)
+    return ids
 
 
 def refine(
@@ -97,7 +100,10 @@ def refine(
                 seed=0,
             ),
             train_dataset=[{"input_ids": row} for row in ids],
-            callbacks=[ShowProgress(advance, ids.shape[1])],
+            callbacks=[
+                ShowProgress(advance, ids.shape[1]),
+                StopWhenNotFinite(lambda: "choose a lower refine_lr"),
+            ],
         )
         trainer.train()
     return [

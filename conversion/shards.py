@@ -15,6 +15,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from conversion.errors import OutputError
+
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -53,6 +55,7 @@ class ShardWriter:
         """Append one tensor that comes in consecutive blocks of its rows, converted to ``dtype``.
 
         Raises:
+            OutputError: a finite number became infinite in ``dtype``.
             ValueError: the name was written before, or the blocks are not the whole tensor.
         """
         if name in self._entries:
@@ -60,6 +63,10 @@ class ShardWriter:
         start = self._end
         for piece in pieces:
             block = piece.detach().to(device="cpu", dtype=dtype).contiguous()
+            if dtype == torch.float16 and bool((block.isinf() & piece.cpu().isfinite()).any()):
+                raise OutputError(
+                    f"{name}: has numbers too large for float16; choose --dtype bfloat16 or float32"
+                )
             self._file.write(block.flatten().view(torch.uint8).numpy().data)
             self._end += block.nbytes
         if self._end - start != math.prod(shape) * dtype.itemsize:

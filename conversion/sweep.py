@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion.calibration.store import StatisticsStore
-from conversion.calibration.windows import evaluation_windows, fingerprint
-from conversion.errors import OutputError
+from conversion.calibration.windows import fingerprint
+from conversion.errors import first_line
 from conversion.evaluation import Comparison, Entry, Measurement
+from conversion.evaluation.inputs import text_windows
 from conversion.inspection import inspect
+from conversion.interruption import interruption
+from conversion.output_files import make_folder
 from conversion.pipeline import Options, calibration_text, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
@@ -67,10 +70,7 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
         OutputError, EvaluationError: the results cannot be read or written.
     """
     subject = _subject(what, options)
-    try:
-        what.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{what.out}: cannot be written ({error.strerror})") from error
+    make_folder(what.out)
     with locked(what.out, what.out):
         return _run_all(what, subject, options, progress)
 
@@ -86,18 +86,21 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
     folder = SweepFolder(what.out, what.keep)
     comparison = Comparison(what.source.name, measurement, progress)
     for name, recipe in what.recipes.items():
-        done = known.has(name, recipe)
-        if done and (folder.has_checkpoint(name) or not what.keep):
+        if not known.has(name, recipe):
+            known.drop(name)
+        elif folder.has_kept(name) or not what.keep:
             logger.info("%s: measured before", name)
             continue
-        known.drop(name)
-        store = folder.statistics(subject.calibration.fingerprint, recipe.repeats)
+        store = folder.statistics(subject, recipe)
         try:
             result = _run(what, name, recipe, options, progress, folder, store, comparison)
+            known.drop(name)
             known.finished.append(result)
         # Whatever ends one recipe must not take the hours of the others with it.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if interruption.came:
+                raise
+            reason = first_line(error)
             if not isinstance(error, MHA2MLAError):
                 logger.debug("%s", name, exc_info=error)
                 reason = f"{type(error).__name__}: {reason}"
@@ -118,18 +121,18 @@ def _run(
     store: StatisticsStore,
     comparison: Comparison,
 ) -> Finished:
-    checkpoint = folder.checkpoint(name)
     if folder.has_made(name, what.source, recipe, options):
         logger.info("%s: converted before", name)
-    else:
+        return _measured(folder.kept(name), name, recipe, comparison)
+    with folder.converted_to(name) as checkpoint:
         logger.info("%s: converting", name)
         # It leaves nothing when it fails: what is there then was there before.
         convert(what.source, checkpoint, recipe, options, progress, statistics=store)
-    try:
-        entry = comparison.measure(checkpoint, name)
-        found = inspect(checkpoint)
-    finally:
-        folder.drop_checkpoint(name)
+        return _measured(checkpoint, name, recipe, comparison)
+
+
+def _measured(checkpoint: Path, name: str, recipe: Recipe, comparison: Comparison) -> Finished:
+    entry, found = comparison.measure(checkpoint, name), inspect(checkpoint)
     _log(entry)
     return Finished(
         name=name,
@@ -149,7 +152,8 @@ def _log(entry: Entry) -> None:
 def _subject(what: Sweep, options: Options) -> Subject:
     recipe = next(iter(what.recipes.values())).model_copy(update={"repeats": 0.0})
     windows = calibration_text(what.source, recipe)
-    text = evaluation_windows(what.source.tokenizer(), what.text, what.window, what.windows)
+    tokenizer, config = what.source.tokenizer(), what.source.config
+    text = text_windows(tokenizer, config, what.text, what.window, what.windows)
     return Subject(
         version=__version__,
         source_fingerprint=what.source.fingerprint(),

@@ -20,9 +20,8 @@ from conversion.command_options import (
     dtype_named,
     usable_device,
 )
-from conversion.errors import OutputError
 from conversion.evaluation import Report, check_report_path, write_report
-from conversion.evaluation.report import check_folder
+from conversion.output_files import check_writable, make_folder
 from conversion.pipeline import Options
 from conversion.progress import Progress
 from conversion.recipe import METHODS
@@ -81,12 +80,9 @@ def sweep_command(
         held_out_tokens=held_out_tokens,
     )
     options = Options(usable_device(device), dtype_named(dtype), overwrite=True, offload=offload)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
+    make_folder(out)
     where = json or out / RESULTS
-    check_folder(where)
+    check_writable(where)
     original = open_source(source)
     what = Sweep(
         source=original,
@@ -99,14 +95,14 @@ def sweep_command(
         keep=keep,
     )
     found = run_sweep(what, options, Progress(Console(stderr=True)))
-    if report is not None and found.finished:
-        write_report(report, _report(found, text))
     Console().print(_table(found))
     for failure in found.failed:
         Console(stderr=True).print(
             f"failed: {failure.name}: {failure.error}", style="red", soft_wrap=True, markup=False,
             highlight=False,
         )  # fmt: skip
+    if report is not None and found.finished:
+        write_report(report, _report(found, text))
     if found.failed:
         raise typer.Exit(FAILED)
 

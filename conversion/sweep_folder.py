@@ -1,18 +1,20 @@
 """What a sweep keeps in its folder: checkpoints, and statistics that its recipes share."""
 
 import contextlib
+import hashlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from conversion.calibration.store import StatisticsStore
-from conversion.loading import converted_config
+from conversion.loading import read_converted_config
 from conversion.pipeline import Options, calibration_text
 from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
-from conversion.sweep_results import recipe_key
+from conversion.sweep_results import Subject, recipe_key
 from vllm_mha2mla.config import read_provenance
 from vllm_mha2mla.errors import MHA2MLAError
 from vllm_mha2mla.version import __version__
@@ -30,22 +32,34 @@ class SweepFolder:
     path: Path
     keep: bool
 
-    def checkpoint(self, name: str) -> Path:
-        """Where the checkpoint of a recipe goes."""
+    def kept(self, name: str) -> Path:
+        """Where the checkpoint of a recipe stays, if it does."""
         return self.path / "checkpoints" / name
 
-    def has_checkpoint(self, name: str) -> bool:
-        """Whether a recipe has one."""
-        return (self.checkpoint(name) / "config.json").is_file()
+    @contextlib.contextmanager
+    def converted_to(self, name: str) -> Iterator[Path]:
+        """Where to convert to: deleted when the block ends, unless checkpoints are kept."""
+        if self.keep:
+            yield self.kept(name)
+            return
+        passing = self.path / ".measuring"
+        try:
+            yield passing / name
+        finally:
+            shutil.rmtree(passing, ignore_errors=True)
+
+    def has_kept(self, name: str) -> bool:
+        """Whether a recipe has one that stayed."""
+        return (self.kept(name) / "config.json").is_file()
 
     def has_made(
         self, name: str, source: SourceCheckpoint, recipe: Recipe, options: Options
     ) -> bool:
         """Whether a kept checkpoint is what converting with this recipe would make again."""
-        if not (self.keep and self.has_checkpoint(name)):
+        if not self.has_kept(name):
             return False
         try:
-            config = converted_config(self.checkpoint(name))
+            config = read_converted_config(self.kept(name))
             found = read_provenance(config)
             made_by = recipe_key(Recipe(**found.recipe))
         except (MHA2MLAError, ValidationError):
@@ -59,14 +73,17 @@ class SweepFolder:
             and not found.healing
         )
 
-    def drop_checkpoint(self, name: str) -> None:
-        """Delete the one that was just measured, unless they are kept."""
-        if not self.keep:
-            shutil.rmtree(self.checkpoint(name), ignore_errors=True)
-
-    def statistics(self, fingerprint: str, repeats: float) -> StatisticsStore:
-        """Of one calibration; recipes differ in it, and so did an interrupted sweep."""
-        return StatisticsStore(self._statistics / f"{fingerprint[:16]}-{repeats:g}")
+    def statistics(self, subject: Subject, recipe: Recipe) -> StatisticsStore:
+        """Of one calibration: recipes differ in it, and so did an interrupted sweep."""
+        what = (
+            subject.version,
+            subject.source_fingerprint,
+            subject.calibration.fingerprint,
+            recipe.calibration_tokens,
+            recipe.repeats,
+        )
+        name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        return StatisticsStore(self._statistics / name)
 
     def clear_statistics(self) -> None:
         """Those of this sweep and of interrupted ones."""

@@ -80,7 +80,8 @@ def fit_token_weights(
         ]
     )  # [n]
     median = sizes.median()
-    if not (torch.isfinite(sizes).all() and median > 0):
+    # Of one token nothing can be told either.
+    if len(sizes) < 2 or not (torch.isfinite(sizes).all() and median > 0):
         return equal_weights(hidden)
     y = (sizes / median).log().clamp(-LIMIT, LIMIT) / 2
     mean_x, mean_y = X.mean(0), y.mean()

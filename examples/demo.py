@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conversion.bench.server import Server, end_on_signals, serve
+from conversion.bench.server import Server, serve
 from conversion.calibration.text import builtin_text
 from conversion.errors import ServerError
 from conversion.evaluation import PerplexityFigures, evaluate
 from conversion.export import export
 from conversion.inspection import inspect
-from conversion.loading import converted_config
+from conversion.interruption import interruption
+from conversion.loading import read_converted_config
 from conversion.pipeline import Options, convert
 from conversion.progress import Progress
 from conversion.recipe import make_recipe
@@ -122,7 +123,7 @@ def answers_table(original: Served, converted: Served) -> Table:
 
 def figures_table(original: Served, converted: Served, quality: PerplexityFigures) -> Table:
     """What conversion saves and what it costs."""
-    config = converted_config(CONVERTED)
+    config = read_converted_config(CONVERTED)
     layouts = layer_layouts(config)
     table = Table("", "original", "converted", "ratio", caption=NOTE)
     rows = (
@@ -177,7 +178,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     for noisy in ("httpx", "httpx2", "transformers", "gguf"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    end_on_signals()
+    interruption.listen()
     try:
         run(fresh)
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ def main() -> None:
         refine_steps=arguments.steps,
         **({} if arguments.lr is None else {"refine_lr": arguments.lr}),
     )
-    ids = refinement_windows(tokenizer, arguments.calibration, recipe)
+    ids = refinement_windows(source, arguments.calibration, recipe)
     layers = [
         {name: tensor.detach() for name, tensor in layer.self_attn.state_dict().items()}
         for layer in model.model.layers

@@ -15,7 +15,7 @@ from conversion.bench.sides import CONVERTED, ORIGINAL, Plan, Side, run
 from conversion.command_options import DTYPES
 from conversion.errors import BenchError, ServerError
 from conversion.export import export
-from conversion.loading import converted_config
+from conversion.loading import read_converted_config
 from conversion.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 
@@ -58,7 +58,7 @@ def bench(asked: Request, progress: Progress) -> BenchResults:
             ("--converted-args", asked.converted_args),
         )
     )
-    config = converted_config(asked.checkpoint)
+    config = read_converted_config(asked.checkpoint)
     source = open_source(asked.baseline)
     loads = sweep(asked.input_len, asked.output_len, asked.max_concurrency, asked.num_prompts)
     limit = min(config.max_position_embeddings, source.config.max_position_embeddings)

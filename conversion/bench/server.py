@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from conversion.errors import ServerError
+from conversion.interruption import SIGNALS
 
 HOST = "127.0.0.1"
 ENVIRONMENT = {
@@ -26,7 +27,6 @@ ENVIRONMENT = {
     "NO_PROXY": HOST,
     "no_proxy": HOST,
 }
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CACHE_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
 TAIL_LINES = 30
 # What ends the server, and how many seconds each may take. A ready one ends in a second or two;
@@ -88,8 +88,8 @@ class Server:
 def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Iterator[Server]:
     """Serve the model in ``folder`` on a free port of 127.0.0.1.
 
-    No process is left however the block ends, also on Ctrl-C and, after ``end_on_signals()``, on
-    SIGTERM and SIGHUP. Use it in the main thread.
+    No process is left however the block ends, also on Ctrl-C and, where they are listened to
+    (``conversion.interruption``), on SIGTERM and SIGHUP. Use it in the main thread.
 
     Args:
         folder: Hugging Face model folder.
@@ -157,8 +157,8 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
 def hold_signals() -> Iterator[None]:
     """Let Ctrl-C and the like wait until the block is over, so that it is not cut in two."""
     held: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number in STOP_SIGNALS:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
         signal.signal(number, lambda number, _: held.append(number))
     try:
         yield
@@ -167,12 +167,6 @@ def hold_signals() -> Iterator[None]:
             signal.signal(number, handler)
     if held:
         signal.raise_signal(held[0])
-
-
-def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: through every ``finally``."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ import torch
 
 from conversion.calibration.statistics import LayerStatistics
 from conversion.calibration.turned_keys import TurnedKeys
-from conversion.errors import CalibrationError, OutputError
+from conversion.errors import CalibrationError, OutputError, first_line
 
 ORIGIN = "origin.txt"
 
@@ -21,8 +21,7 @@ class StatisticsStore:
 
     Args:
         folder: one file per layer goes there, so that they need no memory and outlive the
-            process; created when needed. ``None`` keeps them in memory: about
-            ``16 * hidden^2`` bytes per layer, and up to three times that for ``turned``.
+            process; created when needed. ``None`` keeps them in memory.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -72,7 +71,7 @@ class StatisticsStore:
             EOFError,
             pickle.UnpicklingError,
         ) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise CalibrationError(
                 f"{path}: not the statistics of a layer ({reason}); delete the file"
             ) from error

@@ -13,7 +13,8 @@ from conversion.errors import CalibrationError
 BUILTIN_NAME = "pydoc_data.topics"
 # Every fifth topic of the built-in text is kept out of calibration, to measure on.
 HELD_OUT_EVERY = 5
-# JSON-lines fields that make up a record's text; the first that is there decides.
+# JSON-lines fields that make up a record's text: the first of these that is there, else messages,
+# else all of the others.
 TEXT_FIELDS = ("text", "content")
 PROMPT_FIELDS = ("prompt", "instruction", "question", "input")
 COMPLETION_FIELDS = ("completion", "response", "answer", "output")
@@ -34,6 +35,11 @@ def builtin_text(part: Literal["calibration", "held-out"]) -> str:
     return "\n\n".join(chosen)
 
 
+def text_name(path: Path) -> str:
+    """A file's name as provenance and model card can hold it, whatever bytes it has."""
+    return path.name.encode("utf-8", "replace").decode()
+
+
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a ``.txt`` or ``.jsonl`` file.
 
@@ -50,6 +56,8 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
     if path.suffix == ".jsonl":
         text = "\n\n".join(_records(text, path, tokenizer))
+    # Half a character, as a cut \\u escape of JSON gives, is no text to a tokenizer.
+    text = text.encode("utf-8", "replace").decode()
     if not text.strip():
         raise CalibrationError(f"{path}: no text in it; give a file with some")
     return text

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from conversion.calibration.gradients import EVERY
 from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, tokenize
+from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, text_name, tokenize
 from conversion.errors import CalibrationError
 from vllm_mha2mla.config import CalibrationInfo
 
@@ -34,7 +34,7 @@ class Windows:
         held_out: of the same texts, to choose on; none of their tokens are in ``ids``, and there
             are none if the texts are too short for that  # [held-out windows, window], int64
         files: names of the texts.
-        fingerprint: of ``ids``.
+        fingerprint: of ``ids``, in the order of the text.
         count: how many of ``ids``, the first, attention is measured on; ``None``: all.
     """
 
@@ -111,7 +111,7 @@ def calibration_windows(
     """
     if files:
         texts = [read_text(path, tokenizer) for path in files]
-        names = [path.name for path in files]
+        names = [text_name(path) for path in files]
     else:
         texts, names = [builtin_text("calibration")], [BUILTIN_NAME]
     tokenised = [tokenize(tokenizer, text) for text in texts]
@@ -191,8 +191,8 @@ def _shares(lengths: Sequence[int], window: int, wanted: int) -> list[int]:
 
 def _spread(length: int, count: int, window: int) -> list[int]:
     """Starts of at most ``count`` windows without overlap, from a text's first token to its last"""
-    starts: list[int] = torch.linspace(0, max(0, length - window), count).long().tolist()
-    return starts
+    last, steps = max(0, length - window), max(1, count - 1)
+    return [index * last // steps for index in range(count)]
 
 
 def evaluation_windows(

@@ -1,5 +1,6 @@
 """Measuring converted checkpoints and their original, one in memory at a time."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from conversion.evaluation.positions import position_figures, position_losses
 from conversion.evaluation.results import Entry, Evaluation
 from conversion.evaluation.retrieval import answer_all, retrieval_figures
 from conversion.evaluation.tasks import run_tasks, task_figures
-from conversion.loading import converted_config, load_converted, load_source
+from conversion.loading import load_converted, load_source, read_converted_config
 from conversion.progress import Progress
+from conversion.source import open_source
 from vllm_mha2mla.config import read_provenance
+
+logger = logging.getLogger(__name__)
 
 CONVERTED, ORIGINAL = "Converted", "Original"
 
@@ -54,7 +58,8 @@ class Comparison:
     def measure(self, checkpoint: Path, name: str | None = None) -> Entry:
         """Everything asked for, of one checkpoint and the original.
 
-        Files and tasks are read before any weights: a mistake in them costs no time.
+        Files, tasks and the original's config are read before any weights: a mistake in them costs
+        no time.
 
         Args:
             checkpoint: the converted checkpoint.
@@ -63,12 +68,13 @@ class Comparison:
         Raises:
             CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
         """
-        config = converted_config(checkpoint)
+        config = read_converted_config(checkpoint)
+        self._check_original(config)
         tokenizer, inputs = read_inputs(self._what, checkpoint, config)
         model, _ = load_converted(checkpoint, torch.float32)
         ours = _run(model, tokenizer, inputs, self._what.limit, self._progress, CONVERTED)
         del model
-        theirs = self._measured_original(tokenizer, inputs, config.vocab_size)
+        theirs = self._measured_original(tokenizer, inputs)
         entry = Entry(
             name=name or checkpoint.resolve().name,
             method=_method(read_provenance(config).recipe),
@@ -92,27 +98,35 @@ class Comparison:
             entry.layer_error = layer_errors(theirs.text[1], ours.text[1])
         return entry
 
-    def _measured_original(
-        self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, vocab_size: int
-    ) -> _Run:
+    def _check_original(self, config: Any) -> None:
+        source = open_source(self._baseline)
+        for key in ("vocab_size", "num_hidden_layers", "hidden_size"):
+            theirs, ours = getattr(source.config, key), getattr(config, key)
+            if theirs != ours:
+                raise EvaluationError(
+                    f"{self._baseline}: its {key} is {theirs} and the checkpoint's {ours}; give "
+                    "the model it was made from"
+                )
+        made_from = read_provenance(config).source
+        if source.fingerprint() != made_from.fingerprint:
+            logger.warning(
+                "%s: not the very files the checkpoint was made from, %s",
+                self._baseline,
+                made_from.name,
+            )
+
+    def _measured_original(self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> _Run:
         if self._original is None:
             model, _ = load_source(self._baseline, torch.float32)
-            if model.config.vocab_size != vocab_size:
-                raise EvaluationError(
-                    f"{self._baseline}: its vocabulary is not the checkpoint's; give the model it "
-                    "was made from"
-                )
             self._original = _run(
                 model, tokenizer, inputs, self._what.limit, self._progress, ORIGINAL
             )
         return self._original
 
 
-def measure(
-    checkpoint: Path, baseline: str, what: Measurement, progress: Progress, name: str | None = None
-) -> Entry:
+def measure(checkpoint: Path, baseline: str, what: Measurement, progress: Progress) -> Entry:
     """One checkpoint beside its original; arguments and errors as for :class:`Comparison`."""
-    return Comparison(baseline, what, progress).measure(checkpoint, name)
+    return Comparison(baseline, what, progress).measure(checkpoint)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""What only ``mha2mla eval`` wants and a conversion does not: the extra ``eval``."""
+"""What reports and plots want and a conversion does not: the extra ``eval``."""
 
 from importlib.util import find_spec
 

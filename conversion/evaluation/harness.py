@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import EvaluationError
+from conversion.errors import EvaluationError, first_line
 from conversion.evaluation.local_tasks import LocalTask
 from conversion.progress import Progress
 
@@ -127,7 +127,7 @@ def harness_tasks(local: list[LocalTask], names: list[str]) -> TaskDict:
             made += manager.load([name])["tasks"].values()
         # Whatever a hub, a data set's reader or a proxy may raise.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise EvaluationError(
                 f"--tasks {name}: its data cannot be loaded ({reason}); it needs a reachable "
                 "hub, a local .jsonl file does not"

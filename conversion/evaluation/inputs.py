@@ -1,5 +1,8 @@
 """What to measure, read and tokenised: the same inputs for both models."""
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from conversion.calibration.text import read_text
-from conversion.calibration.windows import evaluation_windows
+from conversion.calibration.windows import check_vocabulary, evaluation_windows
 from conversion.errors import EvaluationError
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import Examples, fitting
 from conversion.evaluation.tasks import load_tasks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,14 @@ def read_inputs(
     if what.text is None and not what.tasks and not what.long_context:
         raise EvaluationError("nothing to measure; give --text, --tasks or --long-context")
     context = _context(config, what)
+    _check_names(what.long_context)
     questions = {path: read_questions(path) for path in what.long_context if _is_jsonl(path)}
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def windows(text: str | Path, window: int, limit: int | None) -> Tensor:
         if isinstance(text, Path):
             text = read_text(text, tokenizer)
-        return evaluation_windows(tokenizer, text, window, limit)
+        return text_windows(tokenizer, config, text, window, limit)
 
     return tokenizer, Inputs(
         text=None if what.text is None else windows(what.text, what.window, what.windows),
@@ -85,6 +91,41 @@ def read_inputs(
         ],
         tasks=load_tasks(what.tasks) if what.tasks else {},
     )
+
+
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase, config: Any, text: str, window: int, limit: int | None
+) -> Tensor:
+    """Windows of a text that a model can be measured on, none longer than its context.
+
+    Args:
+        tokenizer: the model's.
+        config: the model's.
+        text: the text itself.
+        window: tokens per window.
+        limit: how many windows at most; ``None`` for all.
+
+    Returns:
+        token ids  # [windows, window]
+
+    Raises:
+        CalibrationError: too little text, or the tokenizer is another model's.
+    """
+    longest = int(config.max_position_embeddings)
+    if window > longest:
+        logger.info("windows of %d tokens, not %d: the model takes no more", longest, window)
+    ids = evaluation_windows(tokenizer, text, min(window, longest), limit)
+    check_vocabulary("evaluation text", config.vocab_size, ids)
+    return ids
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    for name, count in Counter(path.name for path in paths).items():
+        if count > 1:
+            raise EvaluationError(
+                f"--long-context {name}: given {count} times; figures go by the file's name, so "
+                "rename one"
+            )
 
 
 def _context(config: Any, what: Measurement) -> int:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from conversion.errors import EvaluationError, OutputError
 from conversion.evaluation.extra import require
 from conversion.evaluation.render import Page, Section, to_html, to_markdown
 from conversion.evaluation.results import Report
+from conversion.output_files import check_writable
 
 HTML, MARKDOWN = ".html", ".md"
 
@@ -18,36 +17,12 @@ def check_report_path(path: Path) -> None:
 
     Raises:
         EvaluationError: neither ``.html`` nor ``.md``, or matplotlib is not installed.
-        OutputError: there is no such folder.
+        OutputError: it cannot be written there.
     """
     if path.suffix not in (HTML, MARKDOWN):
         raise EvaluationError(f"--report {path}: give a name that ends in {HTML} or {MARKDOWN}")
     require("matplotlib", "--report")
-    check_folder(path)
-
-
-def check_folder(path: Path) -> None:
-    """Whether a file can be made at ``path``.
-
-    Raises:
-        OutputError: its folder is not there, or it is a folder itself.
-    """
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file")
-
-
-def write_json(path: Path, figures: BaseModel) -> None:
-    """Write figures for other programs.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    try:
-        path.write_text(figures.model_dump_json(indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    check_writable(path)
 
 
 def write_report(path: Path, report: Report) -> None:

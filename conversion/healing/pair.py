@@ -17,7 +17,7 @@ from conversion.healing.memory import asking_bytes, check_memory, healing_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import shard
-from conversion.loading import converted_config, load_converted, source_model
+from conversion.loading import load_converted, read_converted_config, source_model
 from conversion.source import open_source
 from conversion.source.folder import FolderCheckpoint
 from vllm_mha2mla.config import Provenance, read_provenance
@@ -40,7 +40,7 @@ class Pair:
 
     def __init__(self, folder: Path, teacher: str, recipe: HealingRecipe) -> None:
         self.folder = folder
-        self.config = converted_config(folder)
+        self.config = read_converted_config(folder)
         self.checkpoint = FolderCheckpoint(folder)
         self.source = open_source(teacher)
         self._recipe = recipe

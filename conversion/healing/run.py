@@ -133,6 +133,14 @@ def _check_options(asked: Healing, recipe: HealingRecipe) -> None:
     if asked.cache_teacher is not None and not recipe.needs_teacher:
         raise HealingError(f"--cache-teacher: objective {recipe.objective} asks no teacher")
     check_launch()
+    for option, folder in (
+        ("--cache-teacher", asked.cache_teacher),
+        ("--tensorboard", asked.tensorboard),
+    ):
+        if folder is not None and folder.resolve().is_relative_to(asked.out.resolve()):
+            raise HealingError(
+                f"{option} {folder}: {asked.out} appears when it is whole; choose another folder"
+            )
     if asked.tensorboard is None:
         return
     if find_spec("tensorboard") is None:

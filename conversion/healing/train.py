@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from conversion.errors import HealingError
+from conversion.errors import HealingError, first_line
 from conversion.healing.callbacks import (
     RecordCurve,
     SaveInTime,
@@ -164,7 +164,7 @@ class Training:
             raise
         except (Exception, CheckpointException) as error:
             cause = _first(error)
-            reason = (str(cause) or type(cause).__name__).splitlines()[0]
+            reason = first_line(cause)
             if self._last is not None and not self._begun:
                 raise HealingError(
                     f"{self._last}: cannot be read ({reason}); drop it with --restart"

@@ -69,6 +69,10 @@ class SourceCheckpoint(ABC):
         """Of the stored attention weights."""
         return self.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
 
+    def window(self, wanted: int) -> int:
+        """So many tokens, or as many as the model takes at once."""
+        return min(wanted, int(getattr(self.config, "max_position_embeddings", wanted)))
+
     @cached_property
     def family(self) -> Family:
         """The registered family.

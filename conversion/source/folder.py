@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from conversion.errors import SourceError
+from conversion.errors import SourceError, first_line
 from conversion.source.checkpoint import ALL_ROWS, IGNORED_SUFFIXES, SourceCheckpoint, TensorInfo
 
 SINGLE = "model.safetensors"
@@ -123,7 +123,7 @@ class FolderCheckpoint(SourceCheckpoint):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
             raise SourceError(
-                f"{self.name}: no usable tokenizer ({_first_line(error)}); put the model's "
+                f"{self.name}: no usable tokenizer ({first_line(error)}); put the model's "
                 "tokenizer files into the folder"
             ) from error
         return tokenizer
@@ -144,7 +144,7 @@ def _read_config(folder: Path, name: str) -> Any:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
         raise SourceError(
-            f"{name}: config.json cannot be read ({_first_line(error)}); give a decoder model "
+            f"{name}: config.json cannot be read ({first_line(error)}); give a decoder model "
             "that this transformers release knows"
         ) from error
 
@@ -152,10 +152,13 @@ def _read_config(folder: Path, name: str) -> Any:
 def _shard_names(folder: Path, name: str) -> list[str]:
     if (folder / INDEX).is_file():
         try:
-            return sorted(
-                set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError) as error:
+            weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+            shards = sorted(set(weight_map.values()))
+            # Outputs have shards of the same names: a path would be written wherever it leads.
+            if any(Path(shard).name != shard for shard in shards):
+                raise ValueError("a shard's name is a path")
+            return shards
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise SourceError(
                 f"{name}: {INDEX} is not a safetensors index; download the model again"
             ) from error
@@ -164,7 +167,3 @@ def _shard_names(folder: Path, name: str) -> list[str]:
     raise SourceError(
         f"{name}: neither {SINGLE} nor {INDEX} found; only safetensors weights are read"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

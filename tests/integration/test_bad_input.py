@@ -184,6 +184,13 @@ def test_bad_calibration_text(source, content, message, refused):
     assert message in refused(source)
 
 
+def test_two_tokens_are_enough(source, mha2mla):
+    (source.parent / "text.txt").write_text("ab")
+    text = source.parent / "text.txt"
+    done = mha2mla("convert", source, source.parent / "out", "--calibration", text)
+    assert done.returncode == 0, done.stderr
+
+
 def test_existing_output(source, refused):
     out = source.parent / "out"
     out.mkdir()

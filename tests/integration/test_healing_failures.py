@@ -86,8 +86,8 @@ def test_unreadable_text(tmp_path, refused):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("objective: distil\n", "--objective"),
-        ("learning_rate: 1\n", "--learning-rate"),
+        ("objective: distil\n", "recipe.yaml: objective"),
+        ("learning_rate: 1\n", "recipe.yaml: learning_rate"),
         ("warmup: 0.7\ndecay: 0.5\n", "at most 1 together"),
         ("- distill\n", "not a YAML mapping"),
     ],
@@ -103,6 +103,19 @@ def test_hidden_states_are_not_stored(tmp_path, refused):
     recipe.write_text("hidden_weight: 1\n")
     line = refused("--recipe", recipe, "--cache-teacher", tmp_path / "cache")
     assert "hidden states are not stored" in line
+
+
+@pytest.mark.parametrize("option", ["--cache-teacher", "--tensorboard"])
+def test_folders_in_the_way_of_the_output(tmp_path, refused, option):
+    line = refused(option, tmp_path / "out" / "folder")
+    assert "appears when it is whole; choose another folder" in line
+
+
+def test_the_teacher_is_not_replaced(models, tmp_path, mha2mla):
+    result = mha2mla(*arguments(models, models / "source", "--overwrite"))
+    assert result.returncode == 2
+    assert "which it is made from" in result.stderr
+    assert (models / "source" / "model.safetensors").is_file()
 
 
 def test_too_little_memory(monkeypatch, refused):

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from conversion.errors import HealingError
 from conversion.recipe import Recipe
 from tests.divergence import divergence
 from tests.integration.test_conversion import run, windows
@@ -58,3 +59,11 @@ def test_refinement_follows_the_original_and_trains_attention_only(tmp_path):
     assert not any(name.endswith("rope_inv_freq") for name in changed)
     for part in ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
         assert f"model.layers.0.self_attn.{part}.weight" in changed
+
+
+def test_a_refinement_that_runs_away_says_so(tmp_path):
+    source = save_tiny(tmp_path / "source")
+    refinement = {"refine_steps": 40, "refine_lr": 1e30, "refine_window": 64}
+    with pytest.raises(HealingError, match="NaN or infinite; choose a lower refine_lr"):
+        run(source, tmp_path / "refined", cache_fraction=0.3, **refinement)
+    assert not (tmp_path / "refined").exists()

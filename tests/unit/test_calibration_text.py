@@ -1,10 +1,12 @@
 """Reading texts."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from conversion.calibration.text import builtin_text, read_text
+from conversion.calibration.text import builtin_text, read_text, text_name
 from conversion.errors import CalibrationError
 from tests.tiny import tiny_tokenizer
 
@@ -55,3 +57,14 @@ def test_unusable_files_are_named(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(CalibrationError, match=f"{name}.*{message}"):
         read_text(path, tiny_tokenizer())
+
+
+def test_half_a_character_is_read(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "cut \\ud83d off"}\n')
+    text = read_text(file, tiny_tokenizer())
+    assert text == "cut ? off"
+
+
+def test_a_name_of_other_bytes_is_text():
+    assert text_name(Path(os.fsdecode(b"folder/caf\xe9.txt"))) == "caf?.txt"

@@ -6,7 +6,12 @@ from hypothesis import strategies as st
 
 from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.windows import _shares, calibration_windows, evaluation_windows
+from conversion.calibration.windows import (
+    _shares,
+    _spread,
+    calibration_windows,
+    evaluation_windows,
+)
 from tests.tiny import TEXT, tiny_tokenizer
 
 
@@ -193,3 +198,11 @@ def test_evaluation_windows_do_not_overlap():
     windows = evaluation_windows(tiny_tokenizer(), TEXT, window=64, limit=3)
     expected = tiny_tokenizer()(TEXT)["input_ids"][: 3 * 64]
     assert windows.flatten().tolist() == expected
+
+
+@given(st.integers(2**24, 2**31), st.integers(2, 300))
+def test_windows_of_a_very_long_text_stay_in_it(length, count):
+    starts = _spread(length, count, 1024)
+    assert starts[0] == 0
+    assert starts[-1] == length - 1024
+    assert starts == sorted(starts)

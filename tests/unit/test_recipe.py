@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,8 @@ def test_options_win_over_the_file(tmp_path):
         ({"kv_lora_rank": 8}, "go together"),
         ({"kv_lora_rank": 8, "rope_dim": 3}, "odd"),
         ({"kv_lora_rank": 8, "rope_dim": 2, "cache_fraction": 0.5}, "not both"),
+        ({"spread": True, "kv_lora_rank": 8, "rope_dim": 2}, "chooses every layer's widths"),
+        ({"spread": True, "split": "fixed"}, "chooses every layer's widths"),
         ({"method": "magic"}, "--method"),
         ({"q_lora_rank": 0}, "--q-lora-rank.*greater than or equal to 1"),
         ({"calibration_tokens": 0}, "--calibration-tokens"),
@@ -55,13 +59,24 @@ def test_impossible_options_are_named(options, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("cache_fractoin: 0.5", "cache-fractoin"), ("- 1", "not a YAML mapping"), ("a: [", "YAML")],
+    [
+        ("cache_fractoin: 0.5", "cache_fractoin"),
+        ("ridge: -1", ": ridge: .*got -1"),
+        ("- 1", "not a YAML mapping"),
+        ("a: [", "YAML"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path, content, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
     with pytest.raises(RecipeError, match=f"recipe.yaml.*{message}"):
         make_recipe(path)
+
+
+def test_an_options_mistake_is_not_the_files():
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(Path("half"), cache_fraction=7)
+    assert str(caught.value).startswith("--cache-fraction: ")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conversion.errors import OutputError
 from conversion.shards import ShardWriter
 
 
@@ -27,3 +28,11 @@ def test_a_tensor_is_written_once(tmp_path):
     writer.write("a", torch.zeros(1))
     with pytest.raises(ValueError, match="twice"):
         writer.write("a", torch.zeros(1))
+
+
+def test_numbers_too_large_for_float16_are_refused(tmp_path):
+    writer = ShardWriter(tmp_path / "x.safetensors", max_tensors=2)
+    fits = torch.tensor([65504.0, torch.inf])
+    writer.write_pieces("fits", (fits,), (2,), torch.float16)
+    with pytest.raises(OutputError, match="large: has numbers too large for float16"):
+        writer.write_pieces("large", (torch.tensor([1e5]),), (1,), torch.float16)

@@ -1,82 +1,16 @@
-"""``mha2mla eval`` on tiny models: figures against independent ones, and what users get wrong."""
+"""The figures of `mha2mla eval`, against independent ones."""
 
-import json
 import re
-import sys
 
 import pytest
 import torch
-from rich.console import Console
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from conversion import cli
 from conversion.evaluation import Entry
 from conversion.evaluation.retrieval import ROOM
-from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import Recipe
-from conversion.source import open_source
-from tests.tiny import TEXT, save_tiny, tiny_tokenizer
+from tests.integration.evaluation.records import write
+from tests.tiny import TEXT, tiny_tokenizer
 
 WORDS = TEXT.split()[:32]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An original, its conversion at a third of the cache, and texts."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    source = save_tiny(folder / "source", max_position_embeddings=1024)
-    (folder / "text.txt").write_text(TEXT)
-    recipe = Recipe(
-        calibration=[str(folder / "text.txt")],
-        calibration_tokens=512,
-        window=128,
-        cache_fraction=0.34,
-        rotary="high",
-    )
-    convert(open_source(str(source)), folder / "out", recipe, Options(), Progress())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def models(folder):
-    load = {"original": LlamaForCausalLM, "converted": AutoModelForCausalLM}
-    where = {"original": folder / "source", "converted": folder / "out"}
-    return {
-        name: load[name].from_pretrained(where[name], dtype=torch.float32).eval() for name in load
-    }
-
-
-@pytest.fixture
-def evaluate(folder, monkeypatch, capsys):
-    """The command on the fixture's models: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        command = ["mha2mla", "eval", folder / "out", "--baseline", folder / "source", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def figures(evaluate, tmp_path):
-    def run(*arguments):
-        code, _, error = evaluate("--json", tmp_path / "figures.json", *arguments)
-        assert code == 0, error
-        return Entry.model_validate_json((tmp_path / "figures.json").read_text())
-
-    return run
-
-
-def write(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def continuation_loss(model, context, continuation):
@@ -231,82 +165,3 @@ def test_retrieval_by_hand(tmp_path, models, figures):
         converted.append(float(re.search(word, text, re.IGNORECASE) is not None))
     assert found.converted == mean(converted)
     assert found.converted < found.original
-
-
-def wrong(evaluate, *arguments):
-    code, _, error = evaluate(*arguments)
-    line = error.strip().splitlines()[-1]
-    assert code == 2, error
-    assert line.startswith("error: ")
-    assert "Traceback" not in error
-    return line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "give --text, --tasks or --long-context"),
-        (("--tasks", "nowhere.jsonl"), "nowhere.jsonl: cannot be read (No such file"),
-        (("--tasks", "{bad}"), "records with text; accepted are {query, choices, gold} or"),
-        (("--tasks", "{good}", "--tasks", "{good}"), "given twice"),
-        (("--long-context", "{bad}"), "records with text; accepted are {prompt, expected_number}"),
-        (("--long-context", "nowhere.txt"), "nowhere.txt: cannot be read"),
-        (("--long-context", "{text}", "--context", "2048"), "--context 2048: the model takes 1024"),
-        (("--text", "{text}", "--report", "out.pdf"), "out.pdf: give a name that ends in .html"),
-        (("--text", "{text}", "--report", "nowhere/out.md"), "no folder nowhere"),
-        (("--text", "{text}", "--json", "nowhere/out.json"), "no folder nowhere"),
-    ],
-)
-def test_mistakes(tmp_path, folder, evaluate, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    good = {"context": "a", "continuation": "b"}
-    names = {
-        "{bad}": write(tmp_path / "bad.jsonl", [{"text": "hello"}]),
-        "{good}": write(tmp_path / "good.jsonl", [good]),
-        "{text}": folder / "text.txt",
-    }
-    # A mistake is found before any weights are read.
-    monkeypatch.setattr("conversion.evaluation.compare.load_converted", None)
-    assert message in wrong(evaluate, *(names.get(part, part) for part in arguments))
-
-
-def test_an_unknown_task(evaluate, monkeypatch):
-    from lm_eval.tasks import TaskManager
-
-    # The index of the harness's own 15,000 tasks takes 10 s to build.
-    built = TaskManager(include_defaults=False)
-    monkeypatch.setattr("conversion.evaluation.harness.TaskManager", lambda **_: built)
-    line = wrong(evaluate, "--tasks", "arc_eazy")
-    assert "--tasks arc_eazy: no such file, and the harness has no task of that name" in line
-
-
-def test_a_task_whose_data_cannot_be_had(evaluate, tmp_path, monkeypatch):
-    from lm_eval.tasks import TaskManager
-
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
-        "doc_to_text: query\ndoc_to_target: gold\ndoc_to_choice: choices\n"
-        f"dataset_kwargs:\n  data_files:\n    test: {tmp_path}/nowhere.jsonl\n"
-    )
-    built = TaskManager(include_defaults=False, include_path=str(tmp_path))
-    monkeypatch.setattr("conversion.evaluation.harness.TaskManager", lambda **_: built)
-    line = wrong(evaluate, "--tasks", "mine")
-    assert "--tasks mine: its data cannot be loaded" in line
-    assert "local .jsonl file" in line
-
-
-@pytest.mark.parametrize(
-    ("missing", "arguments"),
-    [("lm_eval", ("--tasks", "arc_easy")), ("matplotlib", ("--tasks", "x", "--report", "a.html"))],
-)
-def test_without_the_extra(evaluate, monkeypatch, missing, arguments):
-    monkeypatch.setattr("conversion.evaluation.extra.find_spec", lambda _: None)
-    line = wrong(evaluate, *arguments)
-    assert f'needs {missing}; install with: pip install "vllm-mha2mla[eval]"' in line
-
-
-def test_another_model_is_not_the_baseline(tmp_path, folder, evaluate):
-    other = save_tiny(tmp_path / "other", vocab_size=300)
-    code, _, error = evaluate("--text", folder / "text.txt", "--windows", 1, "--baseline", other)
-    assert code == 2
-    assert "its vocabulary is not the checkpoint's" in error

@@ -44,9 +44,9 @@ def mha2mla(monkeypatch, capsys):
 
 @pytest.fixture
 def run(folder, tmp_path, mha2mla):
-    def run(*arguments):
+    def run(*arguments, source=folder / "source"):
         return mha2mla(
-            "sweep", folder / "source", "--out", tmp_path / "out", "--text", folder / "text.txt",
+            "sweep", source, "--out", tmp_path / "out", "--text", folder / "text.txt",
             "--window", WINDOW, "--calibration", folder / "calibration.txt", *arguments,
         )  # fmt: skip
 

@@ -2,14 +2,18 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 
 from conversion import sweep
 from conversion.recipe import Recipe
+from conversion.sweep_folder import SweepFolder
 from conversion.sweep_results import SweepResults, recipe_key
 from conversion.writer import locked
 from tests.integration.sweep.single import LAYERS
+from tests.tiny import save_tiny
 
 
 def test_it_deletes_nothing_of_others(folder, tmp_path, run):
@@ -19,9 +23,12 @@ def test_it_deletes_nothing_of_others(folder, tmp_path, run):
     for file in (mine, kept, stale / "layer-0000.pt"):
         file.parent.mkdir(parents=True)
         file.write_text("1")
-    code, output, error = run(folder / "ours.yaml", folder / "paper.yaml")
+    code, output, error = run(folder / "paper.yaml", "--keep")
     assert code == 1
     assert "no checkpoint to overwrite" in output + error
+    stale.mkdir(exist_ok=True)
+    (stale / "layer-0000.pt").write_text("1")
+    assert run(folder / "ours.yaml", folder / "paper.yaml")[0] == 0
     left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert {*left} == {mine, kept, tmp_path / "out" / "results.json"}
     assert not stale.exists()
@@ -120,6 +127,52 @@ def test_another_file_is_not_overwritten(folder, tmp_path, run):
     assert code == 2
     assert "not the results of a sweep" in error
     assert path.read_text() == '{"mine": 1}'
+
+
+def test_what_is_kept_stays(folder, tmp_path, run, counted):
+    kept = tmp_path / "out" / "checkpoints" / "ours" / "config.json"
+    assert run(folder / "ours.yaml", "--keep")[0] == 0
+    before = kept.read_bytes()
+    # Without --keep, on another text; and with another recipe of that name.
+    assert run(folder / "ours.yaml", "--windows", 2)[0] == 0
+    assert counted["conversions"] == ["ours"]
+    other = tmp_path / "ours.yaml"
+    other.write_text((folder / "ours.yaml").read_text() + "method: care\n")
+    assert run(other)[0] == 0
+    assert counted["conversions"] == ["ours", "ours"]
+    assert kept.read_bytes() == before
+    assert not (tmp_path / "out" / ".measuring").exists()
+
+
+def test_statistics_that_a_killed_sweep_left_are_its_own(folder, tmp_path, run, monkeypatch):
+    few = ("half", "--refit-tokens", 512)
+    with monkeypatch.context() as killed:
+        killed.setattr(SweepFolder, "clear_statistics", lambda _: None)
+        assert run(*few, "--calibration-tokens", 256)[0] == 0
+    # Of less of the same text.
+    code, _, error = run(*few, "--calibration-tokens", 128)
+    assert code == 0, error
+    with monkeypatch.context() as killed:
+        killed.setattr(SweepFolder, "clear_statistics", lambda _: None)
+        assert run(*few, "--calibration-tokens", 256)[0] == 0
+    # Of another model with the same tokens.
+    code, _, error = run(*few, "--calibration-tokens", 256, source=save_tiny(tmp_path / "other"))
+    assert code == 0, error
+
+
+def test_an_interruption_that_became_an_error_ends_the_sweep(folder, run, monkeypatch):
+    began = []
+
+    def interrupted(source, out, *arguments, **options):
+        began.append(out.name)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not convert a storage") from None
+
+    monkeypatch.setattr(sweep, "convert", interrupted)
+    assert run(folder / "ours.yaml", folder / "paper.yaml")[0] == 130
+    assert began == ["ours"]
 
 
 def test_a_kept_checkpoint_is_not_converted_again(folder, tmp_path, run, counted):

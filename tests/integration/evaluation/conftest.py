@@ -1,0 +1,69 @@
+"""An original, its conversion and texts; `mha2mla eval` in this process."""
+
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from conversion import cli
+from conversion.evaluation import Entry
+from conversion.pipeline import Options, convert
+from conversion.progress import Progress
+from conversion.recipe import Recipe
+from conversion.source import open_source
+from tests.tiny import TEXT, save_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An original, its conversion at a third of the cache, and texts."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    source = save_tiny(folder / "source", max_position_embeddings=1024)
+    (folder / "text.txt").write_text(TEXT)
+    recipe = Recipe(
+        calibration=[str(folder / "text.txt")],
+        calibration_tokens=512,
+        window=128,
+        cache_fraction=0.34,
+        rotary="high",
+    )
+    convert(open_source(str(source)), folder / "out", recipe, Options(), Progress())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    load = {"original": LlamaForCausalLM, "converted": AutoModelForCausalLM}
+    where = {"original": folder / "source", "converted": folder / "out"}
+    return {
+        name: load[name].from_pretrained(where[name], dtype=torch.float32).eval() for name in load
+    }
+
+
+@pytest.fixture
+def evaluate(folder, monkeypatch, capsys):
+    """The command on the fixture's models: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        command = ["mha2mla", "eval", folder / "out", "--baseline", folder / "source", *arguments]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def figures(evaluate, tmp_path):
+    def run(*arguments):
+        code, _, error = evaluate("--json", tmp_path / "figures.json", *arguments)
+        assert code == 0, error
+        return Entry.model_validate_json((tmp_path / "figures.json").read_text())
+
+    return run
