@@ -77,7 +77,8 @@ def convert(
     5. Refit the output projection on the converted stream if the recipe says so.
     6. Refine all layers together if the recipe says so (``refine``); write.
 
-    Memory: the activations of the calibration text, unless they are offloaded, and one layer.
+    Memory: the activations of the calibration text, and of the held-out text before every layer,
+    unless they are offloaded, and one layer.
 
     Args:
         source: the checkpoint to convert.
