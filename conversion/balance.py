@@ -19,7 +19,8 @@ def balanced(tensors: dict[str, Tensor], heads: int, layout: LatentLayout) -> di
     steps of refinement at a learning rate that suits balanced factors, unbalanced ones get worse.
 
     Args:
-        tensors: the ``self_attn`` tensors of a converted layer, one query matrix.
+        tensors: the ``self_attn`` tensors of a converted layer, one query matrix. That one is
+            scaled where it is: it is the largest.
         heads: query heads.
         layout: its cache widths.
 
@@ -29,7 +30,7 @@ def balanced(tensors: dict[str, Tensor], heads: int, layout: LatentLayout) -> di
     rank, rope = layout.kv_lora_rank, layout.qk_rope_head_dim
     down, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
     query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, hidden]
-    read = query[:, -rope:].square().sum((0, 2)) if rope else query.new_empty(0)
+    read = torch.linalg.vector_norm(query[:, query.shape[1] - rope :], dim=(0, 2)) ** 2  # [rope]
     latent = _factor(down[:rank].square().sum(1), up.square().sum(0))  # [rank]
     pairs = _factor(_pair_sums(down[rank:].square().sum(1)), _pair_sums(read)).repeat(2)  # [rope]
     columns = torch.cat((latent, pairs))  # [rank + rope]
@@ -38,7 +39,7 @@ def balanced(tensors: dict[str, Tensor], heads: int, layout: LatentLayout) -> di
     scaled = {
         "kv_a_proj_with_mqa.weight": down * columns[:, None],
         "kv_b_proj.weight": up / latent,
-        "q_proj.weight": (query * rows[:, None]).flatten(0, 1),
+        "q_proj.weight": query.mul_(rows[:, None]).flatten(0, 1),
     }
     if "q_proj.bias" in tensors:
         scaled["q_proj.bias"] = (tensors["q_proj.bias"].view(heads, -1) * rows).flatten()

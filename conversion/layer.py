@@ -88,7 +88,7 @@ class LayerConverter:
                 nothing is refitted.
             token_weights: how much tokens count in the refit.
         """
-        (tensors,) = self._attentions(layer, index, [layout], streams)
+        ((_, tensors),) = self._attentions(layer, index, [layout], streams)
         if streams is not None and streams.refit is not None:
             tensors |= self._refit(
                 layer, index, layout, tensors, token_weights, streams.original, streams.refit
@@ -116,20 +116,24 @@ class LayerConverter:
             with bfloat16_products(rounded):
                 hidden[window] = self._pushed(layer, x + self.attend(layer, x))
 
-    @torch.no_grad()
     def candidates(
         self, layer: Any, index: int, layouts: Sequence[LatentLayout]
     ) -> Iterator[tuple[LatentLayout, LatentAttention]]:
         """The layer's attention converted at several widths, one after the other, not refitted.
+
+        Without gradients where it is called; a decorator that turned them off would keep the last
+        attention beside the next.
 
         Args:
             layer: the source's decoder layer, float32, on the device.
             index: which layer it is; its statistics are in the store.
             layouts: the cache widths.
         """
-        attentions = self._attentions(layer, index, layouts, None)
-        for layout, tensors in zip(layouts, attentions, strict=True):
-            yield layout, self.latent_attention(index, layout, tensors)
+        for layout, tensors in self._attentions(layer, index, layouts, None):
+            attention = self.latent_attention(index, layout, tensors)
+            del tensors
+            yield layout, attention
+            del attention
 
     def latent_attention(
         self, index: int, layout: LatentLayout, tensors: dict[str, Tensor]
@@ -144,7 +148,11 @@ class LayerConverter:
 
     def _attentions(
         self, layer: Any, index: int, layouts: Sequence[LatentLayout], streams: Streams | None
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[tuple[LatentLayout, dict[str, Tensor]]]:
+        """Converted tensors at each layout, which can be half as large as the source's layer.
+
+        Once the next are asked for, nothing here holds the last ones.
+        """
         weights = attention_weights(layer.self_attn, self._config, self._rotary)
         statistics = self._statistics(layer, index, weights, streams)
         for layout, selection, factors in self._factors(weights, statistics, layouts):
@@ -153,7 +161,8 @@ class LayerConverter:
             rank = self._recipe.q_lora_rank
             if rank is not None:
                 tensors = compress_query(tensors, weights, statistics, layout, rank)
-            yield tensors
+            yield layout, tensors
+            del tensors
 
     def _factors(
         self,

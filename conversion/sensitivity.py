@@ -149,4 +149,6 @@ def layer_costs(
                 error = attention(x[None], position_ids=positions)[0][0] - a
             cost += sum(float((g * error).sum(-1).square().sum()) for g in gradients)
         costs[layout] = scale * cost
+        # Else it would be there until the next one is.
+        del attention
     return costs

@@ -7,10 +7,13 @@ import sys
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from conversion import layer
 from conversion.recipe import REFIT_SHARE
 from conversion.source import open_source
-from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
+from tests.integration.test_conversion import run as convert
+from tests.tiny import TEXT, save_tiny, tiny_llama, tiny_tokenizer
 
 TOKENS, WINDOW, HELD_OUT = 4096, 256, 512
 # Freed tensors below 5 MiB stay in the process (conversion/memory.py), and matrices rounded to
@@ -93,3 +96,22 @@ def test_offloaded_activations_need_no_memory(source, tmp_path):
 def test_the_bound_is_broken_when_layers_stay(source, tmp_path):
     bound = activation_bytes(False) + 3 * layer_bytes(source) + HEAP
     assert peak(source, tmp_path / "out", keep=True) > bound
+
+
+def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
+    # At Llama-3-8B's shape the query of one candidate takes 370 MiB, the whole layer 832.
+    queries: list[StorageWeakRef] = []
+    going = layer.balanced
+
+    def watched(tensors, heads, layout):
+        assert all(query.expired() for query in queries)
+        before = tensors["q_proj.weight"].untyped_storage()
+        found = going(tensors, heads, layout)
+        assert found["q_proj.weight"].untyped_storage().data_ptr() == before.data_ptr()
+        queries.append(StorageWeakRef(before))
+        return found
+
+    monkeypatch.setattr(layer, "balanced", watched)
+    source = save_tiny(tmp_path / "source")
+    convert(source, tmp_path / "out", cache_fraction=0.5, spread=True)
+    assert len(queries) > 20
