@@ -110,15 +110,15 @@ def bench_command(
     except ServerError as error:
         err.print(error.tail, style="dim", soft_wrap=True, markup=False, highlight=False)
         raise
+    out = Console()
+    for table in tables(found):
+        out.print(table)
     if json is not None:
         write_json(json, found)
     if plot is not None:
         from conversion.bench.plots import write_plot
 
         write_plot(plot, found)
-    out = Console()
-    for table in tables(found):
-        out.print(table)
 
 
 def size_in_bytes(text: str) -> int:

@@ -91,7 +91,8 @@ def convert(
             not pushed through the source at all.
 
     Raises:
-        OutputError, SourceError, CalibrationError, RecipeError, OffloadError: with the way out.
+        OutputError, SourceError, CalibrationError, RecipeError, OffloadError, HealingError: with
+            the way out.
     """
     return_freed_memory()
     check_output(out, options.overwrite, source.name)
@@ -226,13 +227,15 @@ def _write_layers(
         prefix = f"model.layers.{index}.{ATTENTION}"
         origin = source.tensors[f"{prefix}q_proj.weight"]
         for name in list(tensors):
-            if not tensors[name].isfinite().all():
+            tensor = tensors.pop(name)
+            if not tensor.isfinite().all():
                 raise OutputError(
                     f"layer {index}: {name} came out NaN or infinite; the source's weights may be "
                     "damaged, or a recipe's refine_lr too high"
                 )
             dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
-            writer.write(prefix + name, tensors.pop(name).to(dtype), origin.shard)
+            shape = tuple(tensor.shape)
+            writer.write_pieces(prefix + name, (tensor,), shape, dtype, origin.shard)
 
 
 def _load_layer(source: SourceCheckpoint, config: Any, device: torch.device, index: int) -> Any:

@@ -280,4 +280,7 @@ def make_recipe(file: Path | None, **options: Any) -> Recipe:
     if given.keys() & {"cache_fraction", "kv_lora_rank", "rope_dim"}:
         for key in ("cache_fraction", "kv_lora_rank", "rope_dim"):
             values.pop(key, None)
+    # So do one split for all layers, and exact widths.
+    if given.keys() & {"kv_lora_rank", "split"}:
+        values.pop("spread", None)
     return validated(Recipe, values | given, None)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion.calibration.store import StatisticsStore
 from conversion.calibration.windows import fingerprint
 from conversion.errors import first_line
 from conversion.evaluation import Comparison, Entry, Measurement
@@ -88,12 +87,11 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
     for name, recipe in what.recipes.items():
         if not known.has(name, recipe):
             known.drop(name)
-        elif folder.has_kept(name) or not what.keep:
+        elif not what.keep or folder.has_made(name, recipe, subject, what.source):
             logger.info("%s: measured before", name)
             continue
-        store = folder.statistics(subject, recipe)
         try:
-            result = _run(what, name, recipe, options, progress, folder, store, comparison)
+            result = _run(what, name, recipe, options, progress, folder, subject, comparison)
             known.drop(name)
             known.finished.append(result)
         # Whatever ends one recipe must not take the hours of the others with it.
@@ -118,15 +116,16 @@ def _run(
     options: Options,
     progress: Progress,
     folder: SweepFolder,
-    store: StatisticsStore,
+    subject: Subject,
     comparison: Comparison,
 ) -> Finished:
-    if folder.has_made(name, what.source, recipe, options):
+    if folder.has_made(name, recipe, subject, what.source):
         logger.info("%s: converted before", name)
         return _measured(folder.kept(name), name, recipe, comparison)
     with folder.converted_to(name) as checkpoint:
         logger.info("%s: converting", name)
         # It leaves nothing when it fails: what is there then was there before.
+        store = folder.statistics(subject, recipe)
         convert(what.source, checkpoint, recipe, options, progress, statistics=store)
         return _measured(checkpoint, name, recipe, comparison)
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from conversion.calibration.store import StatisticsStore
 from conversion.loading import read_converted_config
-from conversion.pipeline import Options, calibration_text
+from conversion.pipeline import calibration_text
 from conversion.recipe import Recipe
 from conversion.source import SourceCheckpoint
+from conversion.source.folder import FolderCheckpoint
 from conversion.sweep_results import Subject, recipe_key
 from vllm_mha2mla.config import read_provenance
 from vllm_mha2mla.errors import MHA2MLAError
-from vllm_mha2mla.version import __version__
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,28 @@ class SweepFolder:
         finally:
             shutil.rmtree(passing, ignore_errors=True)
 
-    def has_kept(self, name: str) -> bool:
-        """Whether a recipe has one that stayed."""
-        return (self.kept(name) / "config.json").is_file()
-
     def has_made(
-        self, name: str, source: SourceCheckpoint, recipe: Recipe, options: Options
+        self, name: str, recipe: Recipe, subject: Subject, source: SourceCheckpoint
     ) -> bool:
         """Whether a kept checkpoint is what converting with this recipe would make again."""
-        if not self.has_kept(name):
-            return False
         try:
             config = read_converted_config(self.kept(name))
+            # Headers of the weights: a shard may be missing, or cut.
+            FolderCheckpoint(self.kept(name))
             found = read_provenance(config)
             made_by = recipe_key(Recipe(**found.recipe))
         except (MHA2MLAError, ValidationError):
             return False
+        calibration = subject.calibration
+        if recipe.repeats:
+            calibration = calibration_text(source, recipe).info
+        dtype = subject.dtype or str(source.dtype).removeprefix("torch.")
         return (
             made_by == recipe_key(recipe)
-            and found.source.fingerprint == source.fingerprint()
-            and found.calibration == calibration_text(source, recipe).info
-            and config.dtype == (options.dtype or source.dtype)
-            and found.versions.get("vllm-mha2mla") == __version__
+            and found.source.fingerprint == subject.source_fingerprint
+            and found.calibration == calibration
+            and str(config.dtype).removeprefix("torch.") == dtype
+            and found.versions.get("vllm-mha2mla") == subject.version
             and not found.healing
         )
 

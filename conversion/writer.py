@@ -28,7 +28,7 @@ def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]
     Args:
         out: the folder to create.
         overwrite: whether a checkpoint that is there may be replaced.
-        originals: names of the models it is made from, which it may not replace.
+        originals: names of models that it may not replace: what it is made from.
 
     Raises:
         OutputError: ``out`` exists and may not be replaced, or cannot be written.
@@ -92,22 +92,22 @@ def check_output(out: Path, overwrite: bool, *originals: str) -> None:
             "choose another folder"
         )
     for original in originals:
-        if Path(original).exists() and Path(original).resolve().is_relative_to(out.resolve()):
+        path = Path(original).expanduser()
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
             raise OutputError(
                 f"{out}: would replace {original}, which it is made from; choose another folder"
             )
 
 
 def _swap(partial: Path, out: Path, replaced: Path) -> None:
-    if not out.exists():
-        partial.rename(out)
-        return
     _remove(replaced)
-    out.rename(replaced)
+    if out.exists():
+        out.rename(replaced)
     try:
         partial.rename(out)
     except BaseException:
-        replaced.rename(out)
+        if replaced.exists():
+            replaced.rename(out)
         raise
     _remove(replaced)
 

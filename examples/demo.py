@@ -162,7 +162,7 @@ def run(fresh: bool) -> None:
     prepare(fresh, progress)
     console.print("Measuring perplexity")
     held_out = builtin_text("held-out")
-    quality = evaluate(CONVERTED, str(ORIGINAL), held_out, WINDOW, WINDOWS, progress).perplexity
+    quality = evaluate(CONVERTED, MODEL, held_out, WINDOW, WINDOWS, progress).perplexity
     original = ask(ORIGINAL, SERVE)
     converted = ask(CONVERTED, SERVE)
     console.print(answers_table(original, converted))

@@ -106,13 +106,14 @@ def main() -> None:
         convert(checkpoint, Path(folder) / "converted", recipe, options, Progress())
         peak, seconds = resident("VmHWM") - before, time.monotonic() - start
         layer = sum(t.nbytes for t in checkpoint.layer(0, torch.float32).values())
-    # The original stream; with a refit, of more text and a window of starts, the converted one and
-    # the heads' outputs, as wide. The held-out text before every layer and after the last, and two
-    # gradients of it.
+    # The original stream, and the held-out text before every layer and after the last with two
+    # gradients of it. Later, with a refit, the original stream of more text and a window of starts,
+    # the converted one and the heads' outputs, as wide.
     refitted = 3 * (recipe.text_tokens + recipe.window)
     held_out = -(-recipe.held_out_tokens // recipe.window) * recipe.window
-    tokens = refitted if arguments.refit else recipe.calibration_tokens
-    tokens += held_out * (arguments.layers + 3)
+    tokens = recipe.calibration_tokens + held_out * (arguments.layers + 3)
+    if arguments.refit:
+        tokens = max(tokens, refitted)
     kept = 0 if arguments.offload else tokens * SHAPE["hidden_size"] * 4
     print(f"peak resident memory above what the imports take  {peak / MIB:8,.0f} MiB")
     print(f"activations in memory                             {kept / MIB:8,.0f} MiB")

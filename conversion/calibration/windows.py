@@ -34,7 +34,7 @@ class Windows:
         held_out: of the same texts, to choose on; none of their tokens are in ``ids``, and there
             are none if the texts are too short for that  # [held-out windows, window], int64
         files: names of the texts.
-        fingerprint: of ``ids``, in the order of the text.
+        fingerprint: of ``ids``, with repeats, before any that are measured came first.
         count: how many of ``ids``, the first, attention is measured on; ``None``: all.
     """
 

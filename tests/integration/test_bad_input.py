@@ -184,6 +184,15 @@ def test_bad_calibration_text(source, content, message, refused):
     assert message in refused(source)
 
 
+def test_weights_too_large_for_float16(source, refused):
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.self_attn.o_proj.weight"] *= 1e7
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    assert "o_proj.weight: has numbers too large for float16" in refused(
+        source, "--dtype", "float16"
+    )
+
+
 def test_two_tokens_are_enough(source, mha2mla):
     (source.parent / "text.txt").write_text("ab")
     text = source.parent / "text.txt"

@@ -73,6 +73,14 @@ def test_a_bad_file_is_named(tmp_path, content, message):
         make_recipe(path)
 
 
+def test_options_that_fix_widths_win_over_a_file_that_spreads(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("cache_fraction: 0.5\nspread: true\n")
+    assert make_recipe(path, kv_lora_rank=80, rope_dim=40).layout(3, 64) == LatentLayout(80, 40)
+    assert not make_recipe(path, split="fixed").spreads
+    assert make_recipe(path).spreads
+
+
 def test_an_options_mistake_is_not_the_files():
     with pytest.raises(RecipeError) as caught:
         make_recipe(Path("half"), cache_fraction=7)

@@ -21,11 +21,13 @@ def test_a_second_writer_is_kept_out(tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
-    partial = tmp_path / ".out.partial"
-    partial.mkdir()
-    (partial / "model.safetensors").write_text("half")
+    partial, replaced = tmp_path / ".out.partial", tmp_path / ".out.replaced"
+    for left in (partial, replaced):
+        left.mkdir()
+        (left / "model.safetensors").write_text("half")
     with staged_folder(tmp_path / "out", overwrite=False) as folder:
         assert list(folder.iterdir()) == []
+    assert [*tmp_path.iterdir()] == [tmp_path / "out"]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +47,17 @@ def test_a_disk_that_refuses(tmp_path, error, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_it_is_made_from_is_not_replaced(tmp_path):
+def test_what_it_is_made_from_is_not_replaced(tmp_path, monkeypatch):
     folder = tmp_path / "models" / "llama"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder.parent / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with (
+        pytest.raises(OutputError, match="made from"),
+        staged_folder(folder.parent, True, "~/models/llama"),
+    ):
+        pass
     for out in (folder, folder.parent, folder / ".." / "llama"):
         with (
             pytest.raises(OutputError, match="which it is made from"),

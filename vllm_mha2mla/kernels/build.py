@@ -155,6 +155,7 @@ def _run(command: Sequence[str]) -> str:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
         raise KernelBuildError(
-            f"{command[0]} failed: {lines[0].strip()}; name another compiler in CXX"
+            f"{command[0]} failed: {lines[0].strip()}; if the compiler is to blame, "
+            "name another in CXX"
         )
     return done.stdout

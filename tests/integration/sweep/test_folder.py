@@ -142,6 +142,10 @@ def test_what_is_kept_stays(folder, tmp_path, run, counted):
     assert counted["conversions"] == ["ours", "ours"]
     assert kept.read_bytes() == before
     assert not (tmp_path / "out" / ".measuring").exists()
+    # It is not the one that was measured.
+    assert run(other, "--keep")[0] == 0
+    assert counted["conversions"] == ["ours"] * 3
+    assert kept.read_bytes() != before
 
 
 def test_statistics_that_a_killed_sweep_left_are_its_own(folder, tmp_path, run, monkeypatch):
@@ -190,7 +194,9 @@ def test_a_kept_checkpoint_is_not_converted_again(folder, tmp_path, run, counted
     assert counted["conversions"] == ["ours"]
 
 
-@pytest.mark.parametrize("change", ["recipe", "text", "dtype", "healed", "release", "unreadable"])
+@pytest.mark.parametrize(
+    "change", ["recipe", "text", "dtype", "healed", "release", "unreadable", "cut"]
+)
 def test_a_kept_checkpoint_of_something_else_is(folder, tmp_path, run, counted, change):
     recipe, calibration = tmp_path / "mine.yaml", tmp_path / "mine.txt"
     recipe.write_text((folder / "ours.yaml").read_text())
@@ -213,6 +219,9 @@ def test_a_kept_checkpoint_of_something_else_is(folder, tmp_path, run, counted, 
             values["mha2mla"]["healing"] = [healing]
         case "release":
             values["mha2mla"]["versions"]["vllm-mha2mla"] = "0.0.0"
+        case "cut":
+            weights = config.with_name("model.safetensors")
+            weights.write_bytes(weights.read_bytes()[:-99])
         case "unreadable":
             values["mha2mla"] = {"format_version": 1}
     config.write_text(json.dumps(values))
