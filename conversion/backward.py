@@ -65,8 +65,7 @@ def backward_sweep(
             # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
             layer.mlp = None
             visit(index, layer, found)
-            del found
-            del layer, attend
+            del layer, attend, found
             advance()
 
 

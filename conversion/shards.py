@@ -63,7 +63,8 @@ class ShardWriter:
         start = self._end
         for piece in pieces:
             block = piece.detach().to(device="cpu", dtype=dtype).contiguous()
-            if dtype == torch.float16 and bool((block.isinf() & piece.cpu().isfinite()).any()):
+            rounds = dtype == torch.float16 and piece.dtype != dtype
+            if rounds and bool((block.isinf() & piece.cpu().isfinite()).any()):
                 raise OutputError(
                     f"{name}: has numbers too large for float16; choose --dtype bfloat16 or float32"
                 )

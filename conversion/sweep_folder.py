@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conversion.calibration.store import StatisticsStore
+from conversion.command_options import dtype_named
 from conversion.loading import read_converted_config
 from conversion.pipeline import calibration_text
 from conversion.recipe import Recipe
@@ -63,12 +64,11 @@ class SweepFolder:
         calibration = subject.calibration
         if recipe.repeats:
             calibration = calibration_text(source, recipe).info
-        dtype = subject.dtype or str(source.dtype).removeprefix("torch.")
         return (
             made_by == recipe_key(recipe)
             and found.source.fingerprint == subject.source_fingerprint
             and found.calibration == calibration
-            and str(config.dtype).removeprefix("torch.") == dtype
+            and config.dtype == (dtype_named(subject.dtype) or source.dtype)
             and found.versions.get("vllm-mha2mla") == subject.version
             and not found.healing
         )

@@ -1,6 +1,7 @@
 """Texts: reading files, one that every CPython carries, and their tokens."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,19 @@ def builtin_text(part: Literal["calibration", "held-out"]) -> str:
         if (index % HELD_OUT_EVERY == 0) == (part == "held-out")
     ]
     return "\n\n".join(chosen)
+
+
+def read_texts(
+    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], list[str]]:
+    """Names and texts of files; without files, of the built-in one.
+
+    Raises:
+        CalibrationError: as for :func:`read_text`.
+    """
+    if not files:
+        return [BUILTIN_NAME], [builtin_text("calibration")]
+    return [text_name(path) for path in files], [read_text(path, tokenizer) for path in files]
 
 
 def text_name(path: Path) -> str:

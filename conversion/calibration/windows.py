@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from conversion.calibration.gradients import EVERY
 from conversion.calibration.held_out import held_out_starts, shared_grid
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, text_name, tokenize
+from conversion.calibration.text import read_texts, tokenize
 from conversion.errors import CalibrationError
 from vllm_mha2mla.config import CalibrationInfo
 
@@ -109,11 +109,7 @@ def calibration_windows(
     Raises:
         CalibrationError: a file cannot be used, or there is less than two tokens of text.
     """
-    if files:
-        texts = [read_text(path, tokenizer) for path in files]
-        names = [text_name(path) for path in files]
-    else:
-        texts, names = [builtin_text("calibration")], [BUILTIN_NAME]
+    names, texts = read_texts(files, tokenizer)
     tokenised = [tokenize(tokenizer, text) for text in texts]
     lengths = [ids.numel() for ids in tokenised]
     shares = _shares(lengths, window, max(1, -(-tokens // window)))

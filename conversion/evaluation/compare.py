@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from conversion.evaluation.retrieval import answer_all, retrieval_figures
 from conversion.evaluation.tasks import run_tasks, task_figures
 from conversion.loading import load_converted, load_source, read_converted_config
 from conversion.progress import Progress
-from conversion.source import open_source
+from conversion.source import SourceCheckpoint, open_source
 from vllm_mha2mla.config import read_provenance
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,12 @@ class Comparison:
             entry.layer_error = layer_errors(theirs.text[1], ours.text[1])
         return entry
 
+    @cached_property
+    def _source(self) -> SourceCheckpoint:
+        return open_source(self._baseline)
+
     def _check_original(self, config: Any) -> None:
-        source = open_source(self._baseline)
+        source = self._source
         for key in ("vocab_size", "num_hidden_layers", "hidden_size"):
             theirs, ours = getattr(source.config, key), getattr(config, key)
             if theirs != ours:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.calibration.held_out import evenly
 from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import BUILTIN_NAME, builtin_text, read_text, text_name, tokenize
+from conversion.calibration.text import read_texts, tokenize
 from conversion.calibration.windows import fingerprint
 from conversion.errors import CalibrationError
 from conversion.healing.recipe import HealingRecipe
@@ -49,8 +49,7 @@ def packed_windows(
         CalibrationError: a file cannot be used, or together they have not one window.
     """
     end, window = tokenizer.eos_token_id, recipe.window
-    texts = [read_text(path, tokenizer) for path in files] or [builtin_text("calibration")]
-    names = [text_name(path) for path in files] or [BUILTIN_NAME]
+    names, texts = read_texts(files, tokenizer)
     parts: list[Tensor] = []  # each [tokens]
     for text in texts:
         parts.append(tokenize(tokenizer, text))

@@ -1,7 +1,7 @@
 """What tests of the whole command share."""
 
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from rich.console import Console
@@ -9,8 +9,7 @@ from rich.console import Console
 from conversion import cli
 
 
-@dataclass
-class Result:
+class Result(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
@@ -23,6 +22,7 @@ def mha2mla(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["mha2mla", *map(str, arguments)])
         monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
+        monkeypatch.setenv("COLUMNS", "400")
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             cli.main()

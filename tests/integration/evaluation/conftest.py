@@ -1,13 +1,9 @@
 """An original, its conversion and texts; `mha2mla eval` in this process."""
 
-import sys
-
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from conversion import cli
 from conversion.evaluation import Entry
 from conversion.pipeline import Options, convert
 from conversion.progress import Progress
@@ -43,18 +39,11 @@ def models(folder):
 
 
 @pytest.fixture
-def evaluate(folder, monkeypatch, capsys):
+def evaluate(folder, mha2mla):
     """The command on the fixture's models: exit code, standard output, standard error."""
 
     def run(*arguments):
-        command = ["mha2mla", "eval", folder / "out", "--baseline", folder / "source", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
+        return mha2mla("eval", folder / "out", "--baseline", folder / "source", *arguments)
 
     return run
 

@@ -1,11 +1,8 @@
 """A source, texts and recipes; `mha2mla sweep` in this process; what it did, counted."""
 
-import sys
-
 import pytest
-from rich.console import Console
 
-from conversion import cli, layer, sweep
+from conversion import layer, sweep
 from conversion.evaluation import compare
 from tests.integration.sweep.single import CALIBRATION, LAYERS, UNSEEN, WINDOW
 from tests.tiny import TEXT, save_tiny
@@ -25,21 +22,6 @@ def folder(tmp_path_factory):
         lines = [f"{key}: {value}\n" for key, value in (CALIBRATION | changes).items()]
         (folder / f"{name}.yaml").write_text("".join(lines))
     return folder
-
-
-@pytest.fixture
-def mha2mla(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mha2mla", *map(str, arguments)])
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400))
-        monkeypatch.setenv("COLUMNS", "400")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-// What Python passes in (structures.py mirrors these structures) and what every instruction set variant
-// implements. Strides are in elements; the innermost dimension is contiguous everywhere.
+// What Python passes in (structures.py mirrors these structures) and what every instruction set
+// variant implements. Strides are in elements; the innermost dimension is contiguous everywhere.
 #pragma once
 
 #include <stdint.h>
