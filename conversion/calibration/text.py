@@ -1,6 +1,5 @@
 """Texts: reading files, one that every CPython carries, and their tokens."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import CalibrationError
+from conversion.json_lines import read_json_lines, read_utf8
 
 BUILTIN_NAME = "pydoc_data.topics"
 # Every fifth topic of the built-in text is kept out of calibration, to measure on.
@@ -60,16 +60,10 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         CalibrationError: missing, not UTF-8, empty, or records without a known field.
     """
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{path}: not UTF-8 (byte {error.start}); convert it, for example with iconv"
-        ) from error
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
     if path.suffix == ".jsonl":
-        text = "\n\n".join(_records(text, path, tokenizer))
+        text = "\n\n".join(_records(path, tokenizer))
+    else:
+        text = read_utf8(path, CalibrationError)
     # Half a character, as a cut \\u escape of JSON gives, is no text to a tokenizer.
     text = text.encode("utf-8", "replace").decode()
     if not text.strip():
@@ -77,16 +71,9 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     return text
 
 
-def _records(text: str, path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     records = []
-    # Not splitlines, which also cuts where JSON may hold a separator of Unicode's.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise CalibrationError(f"{path}: line {number} is not JSON ({error})") from error
+    for number, record in read_json_lines(path, CalibrationError):
         try:
             body = _record_text(record, tokenizer)
         except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.errors import EvaluationError
-from conversion.evaluation.json_lines import form_of, read_json_lines
+from conversion.evaluation.record_forms import form_of, read_records
 
 CHOICE, CONTINUATION = "multiple choice", "continuation"
 FORMS = {CHOICE: ("query", "choices", "gold"), CONTINUATION: ("context", "continuation")}
@@ -58,7 +58,7 @@ def read_local_task(path: Path) -> LocalTask:
     Raises:
         EvaluationError: unreadable, of neither form, or a record that does not fit its form.
     """
-    records = read_json_lines(path)
+    records = read_records(path)
     form = form_of(path, records[0][1], FORMS, "texts go to --text, retrieval to --long-context")
     document = _choice if form == CHOICE else _continuation
     documents = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.errors import EvaluationError
-from conversion.evaluation.json_lines import form_of, read_json_lines
+from conversion.evaluation.record_forms import form_of, read_records
 
 LINES, PAIRS = "lines", "pairs"
 FORMS = {LINES: ("prompt", "expected_number"), PAIRS: ("ordered_kv_records", "key", "value")}
@@ -32,7 +32,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         EvaluationError: unreadable, of neither form, or a record that does not fit its form.
     """
-    records = read_json_lines(path)
+    records = read_records(path)
     form = form_of(path, records[0][1], FORMS, "tasks go to --tasks, plain text has to be .txt")
     questions = []
     for number, record in records:

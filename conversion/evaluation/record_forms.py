@@ -1,35 +1,20 @@
-"""Reading JSON-lines files whose form is told from the first record's keys."""
+"""JSON-lines files of records whose form is told from the first one's keys."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from conversion.errors import EvaluationError
+from conversion.json_lines import read_json_lines
 
 
-def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Every record with its line number, which starts at 1; blank lines are skipped.
+def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Every record with its line number, which starts at 1.
 
     Raises:
         EvaluationError: missing, not UTF-8, not JSON objects, or no record at all.
     """
-    try:
-        # Not splitlines: U+2028 and its like are legal inside a JSON string.
-        lines = path.read_text("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(
-            f"{path}: not UTF-8 (byte {error.start}); convert it, for example with iconv"
-        ) from error
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read ({error.strerror})") from error
     records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{path}: line {number} is not JSON ({error})") from error
+    for number, record in read_json_lines(path, EvaluationError):
         if not isinstance(record, dict):
             raise EvaluationError(f"{path}: line {number} is not a JSON object; make it one")
         records.append((number, record))
