@@ -22,7 +22,6 @@ SEED = 0
 def backward_sweep(
     source: SourceCheckpoint,
     converter: LayerConverter,
-    load: Callable[[int], Any],
     streams: Streams | None,
     held_out: Tensor,
     offload: Path | None,
@@ -34,7 +33,6 @@ def backward_sweep(
     Args:
         source: the original.
         converter: of this source.
-        load: loads one of the source's layers, float32, on the converter's device.
         streams: the calibration text, to measure every layer's statistics on the way up; ``None``:
             they are not needed, or in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
@@ -49,7 +47,7 @@ def backward_sweep(
     task = "Reading held-out text" if streams is None else "Measuring attention"
     with progress.task(task, layers) as advance:
         for index in range(layers):
-            layer = load(index)
+            layer = converter.load(index)
             before.append(hidden.copy(offload))
             if streams is not None:
                 converter.measure(layer, index, streams)
@@ -59,7 +57,7 @@ def backward_sweep(
     gradients = _at_the_end(source, hidden)
     with progress.task("Measuring what layers lose", layers) as advance:
         for index in reversed(range(layers)):
-            layer = load(index)
+            layer = converter.load(index)
             attend = partial(converter.attend, layer)
             found = attention_gradients(layer, attend, before.pop(), gradients)
             # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.

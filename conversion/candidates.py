@@ -1,6 +1,6 @@
 """What candidates for the widths of all layers lose on held-out text."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ def held_out_divergences(
     source: SourceCheckpoint,
     candidates: Sequence[Sequence[LatentLayout]],
     converter: LayerConverter,
-    load: Callable[[int], Any],
     streams: Streams | None,
     held_out: Tensor,
     progress: Progress,
@@ -35,7 +34,6 @@ def held_out_divergences(
         source: the original.
         candidates: the layouts of all layers, each.
         converter: of this source, with a store for statistics.
-        load: loads one of the source's layers, float32, on the converter's device.
         streams: the calibration text; ``None`` if all statistics are in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
         progress: told about every layer.
@@ -50,7 +48,7 @@ def held_out_divergences(
     layers = source.config.num_hidden_layers
     with progress.task("Choosing widths", layers) as advance:
         for index in range(layers):
-            layer = load(index)
+            layer = converter.load(index)
             attention = layer.self_attn
             converter.measure(layer, index, streams)
             converter.push(layer, original)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ def choose(
     source: SourceCheckpoint,
     recipe: Recipe,
     converter: LayerConverter,
-    load: Callable[[int], Any],
     windows: Windows,
     store: StatisticsStore,
     offload: Path | None,
@@ -63,7 +62,6 @@ def choose(
         source: the original.
         recipe: what to make.
         converter: of this source and recipe, with ``store``.
-        load: loads one of the source's layers, float32, on the converter's device.
         windows: the calibration text and what is held out of it.
         store: statistics that are there already, and where new ones go.
         offload: folder for activations; ``None``: memory.
@@ -88,9 +86,7 @@ def choose(
         recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
     )
     if swept:
-        backward_sweep(
-            source, converter, load, streams, held_out, offload, progress, gradients.visit
-        )
+        backward_sweep(source, converter, streams, held_out, offload, progress, gradients.visit)
         streams = None
     if exact:
         return Choices(candidates * layers, {}, gradients.token_weights)
@@ -100,7 +96,7 @@ def choose(
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
     divergences = held_out_divergences(
-        source, different, converter, load, streams, held_out, progress, offload
+        source, different, converter, streams, held_out, progress, offload
     )
     losses = {name: divergences[different.index(layouts)] for name, layouts in named.items()}
     # A candidate that overflows has no divergence, and is not the best.

@@ -1,5 +1,6 @@
 """Converting one layer, and carrying the calibration text through it."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
@@ -19,12 +20,14 @@ from conversion.calibration.statistics import (
 )
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import RefitStreams, Streams
+from conversion.dense_attention import NAME as DENSE_ATTENTION
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.mixed_precision import bfloat16_products
 from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import OutputRefit
 from conversion.rotary import RotarySelection
+from conversion.source import SourceCheckpoint
 from conversion.token_weights import TokenWeights
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
@@ -37,36 +40,41 @@ class LayerConverter:
     results stay on the CPU.
 
     Args:
-        config: the source's config, with ``_attn_implementation`` set.
+        source: the original.
         converted_config: the converted model's.
-        rotary: the source's rotary embedding.
         recipe: what to do.
-        measured: calibration windows that attention is measured on, the first of a stream.
-        tokens: tokens per calibration window.
+        measured: calibration windows that attention is measured on, the first of a stream, and
+            as long as the others  # [windows, tokens]
         device: where a layer is computed.
         store: statistics measured before, and where new ones go.
     """
 
     def __init__(
         self,
-        config: Any,
+        source: SourceCheckpoint,
         converted_config: Any,
-        rotary: Any,
         recipe: Recipe,
-        measured: int,
-        tokens: int,
+        measured: Tensor,
         device: torch.device,
         store: StatisticsStore,
     ) -> None:
-        self._config = config
-        self._converted_config = converted_config
-        self._rotary = rotary.to(device)
+        self._source = source
+        self._config = _for_calibration(source.config)
+        self._converted_config = _for_calibration(converted_config)
+        self._rotary = source.family.rotary_embedding(self._config).to(device)
         self._recipe = recipe
-        self._measured = measured
+        self._measured, tokens = measured.shape
         self._device = device
         self._store = store
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
         self._angles = self._rotary(torch.zeros(1, device=device), self._positions)
+
+    def load(self, index: int) -> Any:
+        """One of the source's layers, float32, on the device."""
+        with torch.device("meta"):
+            layer = self._source.family.decoder_layer(self._config, index)
+        layer.load_state_dict(self._source.layer(index, torch.float32), assign=True)
+        return layer.to(self._device).eval()
 
     @torch.no_grad()
     def convert(
@@ -80,7 +88,7 @@ class LayerConverter:
         """The converted ``self_attn`` tensors of one layer; moves ``streams`` past it.
 
         Args:
-            layer: the source's decoder layer, float32, on the device.
+            layer: as :meth:`load` gives it.
             index: which layer it is.
             layout: its cache widths.
             streams: hidden states before the layer; after it when this returns. ``None`` when
@@ -125,7 +133,7 @@ class LayerConverter:
         attention beside the next.
 
         Args:
-            layer: the source's decoder layer, float32, on the device.
+            layer: as :meth:`load` gives it.
             index: which layer it is; its statistics are in the store.
             layouts: the cache widths.
         """
@@ -267,6 +275,12 @@ class LayerConverter:
         """One window, its attention output added, past the rest of the layer  # [tokens, hidden]"""
         pushed: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
         return pushed
+
+
+def _for_calibration(config: Any) -> Any:
+    config = copy.deepcopy(config)
+    config._attn_implementation = DENSE_ATTENTION
+    return config
 
 
 def _texts(x: Tensor, alone: bool) -> Tensor:

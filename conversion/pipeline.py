@@ -1,12 +1,10 @@
 """The conversion: one layer at a time, from source to checkpoint."""
 
-import copy
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from conversion.calibration.streams import Streams, embedded_text
 from conversion.calibration.windows import Windows, calibration_windows, check_vocabulary
 from conversion.choices import Choices, choose
 from conversion.converted_config import converted_config
-from conversion.dense_attention import NAME as DENSE_ATTENTION
 from conversion.errors import OutputError
 from conversion.layer import LayerConverter
 from conversion.memory import return_freed_memory
@@ -111,18 +108,16 @@ def convert(
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
         uniform = [layout] * config.num_hidden_layers
         converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
-        converter = _converter(source, converted, recipe, windows, options, store)
-        load = partial(_load_layer, source, _for_calibration(config), torch.device(options.device))
+        device = torch.device(options.device)
+        converter = LayerConverter(source, converted, recipe, windows.measured, device, store)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
-            choices = choose(
-                source, recipe, converter, load, windows, store, options.offload, progress
-            )
+            choices = choose(source, recipe, converter, windows, store, options.offload, progress)
             layouts = choices.layouts
             provenance = provenance.model_copy(update={"figures": choices.figures})
             converted = converted_config(source, layouts, q_lora_rank, options.dtype, provenance)
             streams = _streams(source, converted, recipe, windows, options, store)
             layers: Iterable[dict[str, Tensor]] = _converted_layers(
-                converter, load, choices, streams, progress
+                converter, choices, streams, progress
             )
             if to_refine is not None:
                 layers = refine(source, converted, list(layers), to_refine, recipe, progress)
@@ -177,37 +172,15 @@ def _streams(
     return embedded_text(source, windows.ids, width, options.offload, starts)
 
 
-def _converter(
-    source: SourceCheckpoint,
-    converted: Any,
-    recipe: Recipe,
-    windows: Windows,
-    options: Options,
-    store: StatisticsStore,
-) -> LayerConverter:
-    config, converted = _for_calibration(source.config), _for_calibration(converted)
-    rotary = source.family.rotary_embedding(config)
-    device = torch.device(options.device)
-    count, tokens = windows.measured.shape
-    return LayerConverter(config, converted, rotary, recipe, count, tokens, device, store)
-
-
-def _for_calibration(config: Any) -> Any:
-    config = copy.deepcopy(config)
-    config._attn_implementation = DENSE_ATTENTION
-    return config
-
-
 def _converted_layers(
     converter: LayerConverter,
-    load: Callable[[int], Any],
     choices: Choices,
     streams: Streams | None,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
     with progress.task("Converting layers", len(choices.layouts)) as advance:
         for index, layout in enumerate(choices.layouts):
-            layer = load(index)
+            layer = converter.load(index)
             counts = choices.token_weights[index]
             tensors = converter.convert(layer, index, layout, streams, counts)
             # Else they would be there until the next layer has been loaded and converted.
@@ -236,13 +209,6 @@ def _write_layers(
             dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
             shape = tuple(tensor.shape)
             writer.write_pieces(prefix + name, (tensor,), shape, dtype, origin.shard)
-
-
-def _load_layer(source: SourceCheckpoint, config: Any, device: torch.device, index: int) -> Any:
-    with torch.device("meta"):
-        layer = source.family.decoder_layer(config, index)
-    layer.load_state_dict(source.layer(index, torch.float32), assign=True)
-    return layer.to(device).eval()
 
 
 def _write_rest(

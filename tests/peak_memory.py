@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from conversion import pipeline
+from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import open_source
@@ -23,13 +24,13 @@ def resident(field):
 
 
 def keep_all_layers():
-    load, kept = pipeline._load_layer, []
+    load, kept = LayerConverter.load, []
 
-    def load_and_keep(*arguments):
-        kept.append(load(*arguments))
+    def load_and_keep(converter, index):
+        kept.append(load(converter, index))
         return kept[-1]
 
-    pipeline._load_layer = load_and_keep
+    LayerConverter.load = load_and_keep
 
 
 def main():
