@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config
 
+from conversion.layer import LayerConverter
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 
 
@@ -93,6 +94,14 @@ def test_nan_weight(source, name, refused):
     line = refused(source)
     assert name in line
     assert "NaN" in line
+
+
+def test_a_layer_that_comes_out_infinite(source, refused, monkeypatch):
+    def overflowed(*_):
+        return {"q_proj.weight": torch.full((4, 4), float("inf"))}
+
+    monkeypatch.setattr(LayerConverter, "convert", overflowed)
+    assert "layer 0: q_proj.weight came out NaN or infinite" in refused(source)
 
 
 @pytest.mark.parametrize("refine_steps", [0, 9])
