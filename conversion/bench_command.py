@@ -8,7 +8,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 
 from conversion.bench.server import vllm_command
-from conversion.command_options import DTYPES, dtype_named
+from conversion.command_options import DTYPES, Checkpoint, Original, dtype_named
 from conversion.errors import BenchError, ServerError
 from conversion.evaluation.extra import require
 from conversion.output_files import check_writable, write_json
@@ -18,10 +18,8 @@ PLOT = ".png"
 
 
 def bench_command(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
-    ],
-    baseline: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
+    checkpoint: Checkpoint,
+    baseline: Original,
     kv_memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Cache memory of each: 64MiB, 2GiB, or bytes.")
     ] = "64MiB",

@@ -14,10 +14,13 @@ from conversion.bench_command import bench_command
 from conversion.command_options import (
     CalibrationFiles,
     CalibrationTokens,
+    Checkpoint,
     Device,
     Dtype,
     HeldOutTokens,
     Offload,
+    Output,
+    Overwrite,
     RefitTokens,
     Source,
     dtype_named,
@@ -48,12 +51,6 @@ err = Console(stderr=True)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-
-Output = Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)]
-Checkpoint = Annotated[
-    Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
 
 
 @app.command("convert")

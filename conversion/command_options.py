@@ -20,6 +20,12 @@ def recipe_help(field: str) -> str:
 Source = Annotated[
     str, typer.Argument(help="Model folder, .gguf file, or demo:smollm2-135m.", show_default=False)
 ]
+Output = Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
+]
+Original = Annotated[str, typer.Option(help="The original, as the converter takes it.")]
 Device = Annotated[str, typer.Option(help="Where a layer is computed: cpu, cuda, ...")]
 Dtype = Annotated[
     str | None,
@@ -30,7 +36,6 @@ Offload = Annotated[
     typer.Option(help="Folder on a disk that holds the calibration activations instead of memory."),
 ]
 
-
 CalibrationFiles = Annotated[
     list[Path] | None, typer.Option(help=recipe_help("calibration") + " Repeatable.")
 ]
@@ -40,6 +45,11 @@ CalibrationTokens = Annotated[
 RefitTokens = Annotated[int | None, typer.Option(help=recipe_help("refit_tokens"))]
 HeldOutTokens = Annotated[
     int | None, typer.Option(help=recipe_help("held_out_tokens") + " Default: 2048.")
+]
+Window = Annotated[int, typer.Option(min=2, help="Tokens per window of --text.")]
+Windows = Annotated[int | None, typer.Option(min=1, help="How many windows at most. Default: all.")]
+ReportFile = Annotated[
+    Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from conversion.command_options import Checkpoint, Original, ReportFile, Window, Windows
 from conversion.eval_tables import tables
 from conversion.evaluation import (
     Measurement,
@@ -20,15 +21,11 @@ from conversion.progress import Progress
 
 
 def eval_command(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
-    ],
-    baseline: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
+    checkpoint: Checkpoint,
+    baseline: Original,
     text: Annotated[Path | None, typer.Option(help="Text for perplexity, .txt or .jsonl.")] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window of --text.")] = 1024,
-    windows: Annotated[
-        int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
-    ] = None,
+    window: Window = 1024,
+    windows: Windows = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,9 +49,7 @@ def eval_command(
         typer.Option(min=1, help="Documents per task, retrieval examples, long windows at most."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
-    ] = None,
+    report: ReportFile = None,
 ) -> None:
     """Compare a converted checkpoint with its original."""
     if report is not None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from conversion.command_options import Checkpoint, Original, Output, Overwrite
 from conversion.healing import Healing, HealingRecipe, heal, make_healing_recipe
 from conversion.progress import Progress
 
@@ -16,11 +17,9 @@ def _help(field: str) -> str:
 
 
 def heal_command(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Folder of a converted checkpoint.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
-    teacher: Annotated[str, typer.Option(help="The original, as the converter takes it.")],
+    checkpoint: Checkpoint,
+    output: Output,
+    teacher: Original,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -47,9 +46,7 @@ def heal_command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop what an interrupted healing left.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train CHECKPOINT for a short while, with its original as teacher, and write OUTPUT.
 

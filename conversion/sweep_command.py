@@ -16,7 +16,10 @@ from conversion.command_options import (
     HeldOutTokens,
     Offload,
     RefitTokens,
+    ReportFile,
     Source,
+    Window,
+    Windows,
     dtype_named,
     usable_device,
 )
@@ -47,17 +50,13 @@ def sweep_command(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results and what leads to them.")],
     text: Annotated[Path, typer.Option(help="Held-out text for perplexity, .txt or .jsonl.")],
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window of --text.")] = 1024,
-    windows: Annotated[
-        int | None, typer.Option(min=1, help="How many windows at most. Default: all.")
-    ] = None,
+    window: Window = 1024,
+    windows: Windows = None,
     calibration: CalibrationFiles = None,
     calibration_tokens: CalibrationTokens = None,
     refit_tokens: RefitTokens = None,
     held_out_tokens: HeldOutTokens = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
-    ] = None,
+    report: ReportFile = None,
     json: Annotated[
         Path | None, typer.Option(help=f"Keep the figures in this file. Default: OUT/{RESULTS}.")
     ] = None,
