@@ -13,7 +13,16 @@ FOLDS = (1, 2, 4, 8)
 
 def widest_fold(kv_heads: int, head_dim: int) -> int:
     """The step of RoRoPE: one component in every group of the widest fold."""
-    return head_dim // max(fold for fold in FOLDS if head_dim // 2 % fold == 0)
+    return min(one_per_group(kv_heads, head_dim))
+
+
+def one_per_group(kv_heads: int, head_dim: int) -> list[int]:
+    """Where RoRoPE keeps one component of every group, at each fold.
+
+    From one of these widths to the next all groups are folded as widely: at 48 of 64 dimensions as
+    at 16, and at 64 they need not be folded at all.
+    """
+    return [head_dim // fold for fold in FOLDS if head_dim // 2 % fold == 0]
 
 
 def rorope(

@@ -1,6 +1,6 @@
 """What a rotary strategy returns: linear maps of a layer's queries and keys, before rotation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,15 @@ def every_pair(kv_heads: int, head_dim: int) -> int:
     return 2
 
 
+RopeWidths = Callable[[int, int], Sequence[int]]
+"""``widths(kv_heads, head_dim)``: values of ``rope_dim``."""
+
+
+def none_better(kv_heads: int, head_dim: int) -> Sequence[int]:
+    """Of a strategy that does as well at one width as at its neighbours."""
+    return ()
+
+
 @dataclass(frozen=True)
 class RotaryMethod:
     """A registered strategy, called as the strategy itself.
@@ -51,10 +60,12 @@ class RotaryMethod:
     Attributes:
         choose: the strategy.
         step: which ``rope_dim`` it takes.
+        favoured: values of ``rope_dim`` that suit it better than others near them.
     """
 
     choose: RotaryStrategy
     step: RopeStep = every_pair
+    favoured: RopeWidths = none_better
 
     def __call__(
         self, weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int

@@ -33,7 +33,11 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
         return
     found = split_candidates(recipe, kv_heads, head_dim)
     assert found[0] == own
-    assert 1 <= len(found) == len(set(found)) <= 5
+    favoured = recipe.strategies()[0].favoured(kv_heads, head_dim)
+    assert 1 <= len(found) == len(set(found)) <= 5 + len(favoured)
+    assert {layout.qk_rope_head_dim for layout in found} >= {n for n in favoured if n < budget} - {
+        n for n in favoured if n > kv_heads * head_dim
+    }
     for layout in found:
         assert layout.width == budget
         assert layout.kv_lora_rank >= 1
@@ -54,6 +58,9 @@ def test_candidates_for_smollm2_at_half_the_cache():
     assert ropes == [64, 12, 24, 48, 96]
     published = split_candidates(Recipe(cache_fraction=0.5, method="mha2mla"), 3, 64)
     assert [layout.qk_rope_head_dim for layout in published] == [36, 12, 24, 72, 96]
+    # 64 is where RoRoPE turns every pair with its own frequency; the budget's shares miss it.
+    folding = split_candidates(Recipe(cache_fraction=0.5, method="transmla"), 3, 64)
+    assert [layout.qk_rope_head_dim for layout in folding] == [24, 8, 16, 32, 48, 64, 72, 96]
 
 
 @pytest.mark.parametrize(
