@@ -71,7 +71,7 @@ def label_gradients(
 
 @dataclass(frozen=True)
 class AttentionGradients:
-    """One layer's attention on some windows, and the gradients at its output.
+    """One layer's attention on some windows, and the gradients at its output, on the CPU.
 
     Attributes:
         inputs: what the attention reads, normed  # each [tokens, hidden]
@@ -113,11 +113,11 @@ def attention_gradients(
             here, below = torch.autograd.grad(
                 output, (middle, leaf), g.to(device), retain_graph=True
             )
-            at_attention.append(here)
+            at_attention.append(here.cpu())
             gradients[window][sample] = below.cpu()
-        found.inputs.append(layer.input_layernorm(leaf).detach())
-        found.outputs.append((middle - x).detach())
-        found.streams.append(middle.detach())
+        found.inputs.append(layer.input_layernorm(leaf).detach().cpu())
+        found.outputs.append((middle - x).detach().cpu())
+        found.streams.append(middle.detach().cpu())
         found.gradients.append(at_attention)
     return found
 
@@ -138,15 +138,16 @@ def layer_costs(
         converted: converted attention blocks to measure, one in memory at a time.
     """
     tokens = len(original.inputs[0])
-    positions = torch.arange(tokens, device=original.inputs[0].device)[None]
     scale = 0.5 / (len(original.inputs) * tokens * len(original.gradients[0]))
     windows = list(zip(original.inputs, original.outputs, original.gradients, strict=True))
     costs = {}
     for layout, attention in converted:
+        device = next(attention.parameters()).device
+        positions = torch.arange(tokens, device=device)[None]
         cost = 0.0
         for x, a, gradients in windows:
             with bfloat16_products():
-                error = attention(x[None], position_ids=positions)[0][0] - a
+                error = attention(x[None].to(device), position_ids=positions)[0][0].cpu() - a
             cost += sum(float((g * error).sum(-1).square().sum()) for g in gradients)
         costs[layout] = scale * cost
         # Else it would be there until the next one is.
