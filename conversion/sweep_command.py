@@ -44,7 +44,7 @@ def sweep_command(
         typer.Argument(
             metavar="RECIPE...",
             help="YAML recipes, presets, or METHOD@FRACTION, such as mha2mla@0.5, with a method "
-            f"of {', '.join(METHODS)}.",
+            f"of {', '.join(METHODS)}, and other strategies after it: mha2mla+high+svd-split@0.5.",
             show_default=False,
         ),
     ],
