@@ -5,7 +5,7 @@ from conversion.rotary.high import high
 from conversion.rotary.low import low
 from conversion.rotary.mean_rotation import mean_rotation
 from conversion.rotary.per_head import same_in_every_head
-from conversion.rotary.rorope import one_per_group, rorope, widest_fold
+from conversion.rotary.rorope import folded_least, rorope, widest_fold
 from conversion.rotary.selection import RotaryMethod, RotarySelection, RotaryStrategy
 from conversion.rotary.two_norm import two_norm
 from conversion.rotary.uniform import uniform
@@ -17,7 +17,7 @@ ROTARY: dict[str, RotaryMethod] = {
     "low": RotaryMethod(low, same_in_every_head),
     "uniform": RotaryMethod(uniform, same_in_every_head),
     "mean-rotation": RotaryMethod(mean_rotation),
-    "rorope": RotaryMethod(rorope, widest_fold, one_per_group),
+    "rorope": RotaryMethod(rorope, widest_fold, folded_least),
 }
 
 __all__ = ["ROTARY", "RotaryMethod", "RotarySelection", "RotaryStrategy"]

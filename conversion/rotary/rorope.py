@@ -13,16 +13,13 @@ FOLDS = (1, 2, 4, 8)
 
 def widest_fold(kv_heads: int, head_dim: int) -> int:
     """The step of RoRoPE: one component in every group of the widest fold."""
-    return min(one_per_group(kv_heads, head_dim))
+    return head_dim // max(fold for fold in FOLDS if head_dim // 2 % fold == 0)
 
 
-def one_per_group(kv_heads: int, head_dim: int) -> list[int]:
-    """Where RoRoPE keeps one component of every group, at each fold.
-
-    From one of these widths to the next all groups are folded as widely: at 48 of 64 dimensions as
-    at 16, and at 64 they need not be folded at all.
-    """
-    return [head_dim // fold for fold in FOLDS if head_dim // 2 % fold == 0]
+def folded_least(kv_heads: int, head_dim: int) -> list[int]:
+    """Where RoRoPE needs no fold wider than 4: at 56 of 64 dimensions it is 8, at 64 it is 1."""
+    step = head_dim // 4
+    return [] if step % 2 else list(range(step, head_dim + 1, step))
 
 
 def rorope(

@@ -58,9 +58,9 @@ def test_candidates_for_smollm2_at_half_the_cache():
     assert ropes == [64, 12, 24, 48, 96]
     published = split_candidates(Recipe(cache_fraction=0.5, method="mha2mla"), 3, 64)
     assert [layout.qk_rope_head_dim for layout in published] == [36, 12, 24, 72, 96]
-    # 64 is where RoRoPE turns every pair with its own frequency; the budget's shares miss it.
-    folding = split_candidates(Recipe(cache_fraction=0.5, method="transmla"), 3, 64)
-    assert [layout.qk_rope_head_dim for layout in folding] == [24, 8, 16, 32, 48, 64, 72, 96]
+    # The budget's shares are 8, 16, 32, 56 and 72. RoRoPE folds eight wide at 56, one wide at 64.
+    folding = split_candidates(Recipe(cache_fraction=0.375, method="transmla"), 3, 64)
+    assert [layout.qk_rope_head_dim for layout in folding] == [16, 8, 32, 48, 56, 64, 72]
 
 
 @pytest.mark.parametrize(
