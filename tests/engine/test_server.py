@@ -19,7 +19,7 @@ from tests.engine.harness import ENGINE, LOG_TAIL, assert_same_text_in_bfloat16,
 pytestmark = ENGINE
 
 # Whether it hangs: compiling and warming up alone take 130 s on two slow cores.
-START_TIMEOUT = 300
+START_TIMEOUT = 600
 STOP_TIMEOUT = 30
 TEXT = PROMPT_LENGTHS.index(300)
 
