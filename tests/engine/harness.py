@@ -22,7 +22,7 @@ ENGINE = [
 ]
 
 RUNNER = Path(__file__).with_name("run_engine.py")
-# A hang, not a slow machine: a conversion takes five minutes of a core with AVX2, alone on it.
+# Whether it hangs: beside other jobs, a conversion on AVX2 cores took more than 500 s.
 RUN_TIMEOUT = 1500
 LOG_TAIL = 6000
 
