@@ -34,10 +34,9 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
     found = split_candidates(recipe, kv_heads, head_dim)
     assert found[0] == own
     favoured = recipe.strategies()[0].favoured(kv_heads, head_dim)
-    assert 1 <= len(found) == len(set(found)) <= 5 + len(favoured)
-    assert {layout.qk_rope_head_dim for layout in found} >= {n for n in favoured if n < budget} - {
-        n for n in favoured if n > kv_heads * head_dim
-    }
+    fitting = {rope for rope in favoured if rope < budget and rope <= kv_heads * head_dim}
+    assert 1 <= len(found) == len(set(found)) <= 5 + len(fitting)
+    assert {layout.qk_rope_head_dim for layout in found} >= fitting
     for layout in found:
         assert layout.width == budget
         assert layout.kv_lora_rank >= 1
