@@ -1,5 +1,10 @@
 import pytest
 import torch
+from hypothesis import settings
+
+# A time limit would tell how busy the machine is, not whether a property holds.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

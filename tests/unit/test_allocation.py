@@ -76,7 +76,7 @@ def test_as_good_as_trying_everything(power: float) -> None:
     assert value <= best * 1.02
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     heights=st.lists(st.floats(1e-6, 10), min_size=1, max_size=6),
     mean=st.integers(8, 56),

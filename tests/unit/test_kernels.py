@@ -126,7 +126,7 @@ shapes = st.tuples(
 
 
 @each_kernel
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=batches(),
     block_size=st.sampled_from([1, 4, 7, 8, 16, 32, 33, 48, 128]),
@@ -244,7 +244,7 @@ def test_powers_of_two(kernel):
 
 
 @each_compiled
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=batches(),
     block_size=st.sampled_from([16, 128, 7]),
