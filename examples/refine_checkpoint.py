@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 
 from conversion.calibration.text import read_text
-from conversion.calibration.windows import evaluation_windows
 from conversion.evaluation.perplexity import perplexity
+from conversion.evaluation.windows import evaluation_windows
 from conversion.loading import load_converted, load_source
 from conversion.progress import Progress
 from conversion.recipe import Recipe

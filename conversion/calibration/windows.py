@@ -1,4 +1,4 @@
-"""Token windows: of calibration text, with what it holds out, and of text to measure on."""
+"""Token windows of calibration text, and what it holds out."""
 
 import hashlib
 import logging
@@ -189,23 +189,3 @@ def _spread(length: int, count: int, window: int) -> list[int]:
     """Starts of at most ``count`` windows without overlap, from a text's first token to its last"""
     last, steps = max(0, length - window), max(1, count - 1)
     return [index * last // steps for index in range(count)]
-
-
-def evaluation_windows(
-    tokenizer: PreTrainedTokenizerBase, text: str, window: int, limit: int | None
-) -> Tensor:
-    """Consecutive windows of the whole text tokenised once, no overlap  # [windows, window]
-
-    A text shorter than one window is one window of its own length; a shorter rest is dropped.
-
-    Raises:
-        CalibrationError: fewer than two tokens of text.
-    """
-    ids = tokenize(tokenizer, text)
-    window = min(window, ids.numel())
-    if window < 2:
-        raise CalibrationError("evaluation text: fewer than two tokens; give more text")
-    count = ids.numel() // window
-    if limit is not None:
-        count = min(count, limit)
-    return ids[: count * window].view(count, window)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import vllm_mha2mla  # noqa: F401, registers the converted families
 from conversion.calibration.store import StatisticsStore
-from conversion.calibration.windows import evaluation_windows
+from conversion.evaluation.windows import evaluation_windows
 from conversion.pipeline import Options, calibration_text, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe

@@ -10,8 +10,8 @@ from conversion.calibration.windows import (
     _shares,
     _spread,
     calibration_windows,
-    evaluation_windows,
 )
+from conversion.evaluation.windows import evaluation_windows
 from tests.tiny import TEXT, tiny_tokenizer
 
 
@@ -141,7 +141,7 @@ def test_a_text_that_calibration_fills_has_nothing_to_hold_out(tmp_path):
     assert windows.held_out.shape == (0, 100)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 400), min_size=1, max_size=3),
     tokens=st.integers(1, 600),

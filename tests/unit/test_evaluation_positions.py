@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from conversion.calibration.windows import evaluation_windows
 from conversion.evaluation.chunked import greedy, token_losses
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.positions import bucket_edges, position_figures, position_losses
+from conversion.evaluation.windows import evaluation_windows
 from conversion.progress import Progress
 from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 

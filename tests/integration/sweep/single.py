@@ -5,7 +5,7 @@ import math
 import torch
 from transformers import AutoModelForCausalLM
 
-from conversion.calibration.windows import evaluation_windows
+from conversion.evaluation.windows import evaluation_windows
 from conversion.pipeline import Options, convert
 from conversion.progress import Progress
 from conversion.recipe import Recipe
