@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from conversion.calibration.windows import calibration_windows, check_vocabulary
 from conversion.healing.arguments import common_arguments
 from conversion.healing.callbacks import ShowProgress, StopWhenNotFinite
-from conversion.healing.models import ATTENTION, choose_trainable, round_frozen, set_attention
+from conversion.healing.models import choose_trainable, round_frozen, set_attention
 from conversion.healing.teacher import LiveTeacher
 from conversion.healing.trainer import HealingTrainer
 from conversion.loading import source_model
@@ -21,7 +21,7 @@ from conversion.memory import keep_freed_memory
 from conversion.mixed_precision import bfloat16_is_fast
 from conversion.progress import Progress
 from conversion.recipe import Recipe
-from conversion.source import SourceCheckpoint
+from conversion.source import ATTENTION, SourceCheckpoint
 
 # Every second position is compared: half the work of the language-model head, which is a
 # quarter of a small model's, at nearly the same signal.

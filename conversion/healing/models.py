@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from conversion.dense_attention import NAME as DENSE_ATTENTION
+from conversion.source import ATTENTION
 from vllm_mha2mla.config import ROPE_INV_FREQ
-
-ATTENTION = ".self_attn."
 
 
 def set_attention(model: Any, device: str) -> None:

@@ -16,6 +16,7 @@ from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ATTENTION = ".self_attn."
 # Buffers that old exporters saved; transformers and vLLM compute them.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 ALL_ROWS = slice(None)
