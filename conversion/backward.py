@@ -20,7 +20,6 @@ SEED = 0
 
 
 def backward_sweep(
-    source: SourceCheckpoint,
     converter: LayerConverter,
     streams: Streams | None,
     held_out: Tensor,
@@ -31,8 +30,7 @@ def backward_sweep(
     """Up through all layers with the held-out text, and down again with gradients.
 
     Args:
-        source: the original.
-        converter: of this source.
+        converter: of the source, for the statistics.
         streams: the calibration text, to measure every layer's statistics on the way up; ``None``:
             they are not needed, or in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
@@ -41,24 +39,26 @@ def backward_sweep(
         visit: called from the last layer to the first, with the layer's number, the layer without
             its MLP, and the gradients at its attention.
     """
+    source_layers = converter.layers
+    source = source_layers.source
     layers = source.config.num_hidden_layers
     hidden = embedded_text(source, held_out, None, offload).original
     before: list[Activations] = []
     task = "Reading held-out text" if streams is None else "Measuring attention"
     with progress.task(task, layers) as advance:
         for index in range(layers):
-            layer = converter.load(index)
+            layer = source_layers.load(index)
             before.append(hidden.copy(offload))
             if streams is not None:
                 converter.measure(layer, index, streams)
-            converter.push(layer, hidden)
+            source_layers.push(layer, hidden)
             del layer
             advance()
     gradients = _at_the_end(source, hidden)
     with progress.task("Measuring what layers lose", layers) as advance:
         for index in reversed(range(layers)):
-            layer = converter.load(index)
-            attend = partial(converter.attend, layer)
+            layer = source_layers.load(index)
+            attend = partial(source_layers.attend, layer)
             found = attention_gradients(layer, attend, before.pop(), gradients)
             # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
             layer.mlp = None

@@ -17,7 +17,6 @@ from vllm_mha2mla.config import LatentLayout
 
 @torch.no_grad()
 def held_out_divergences(
-    source: SourceCheckpoint,
     candidates: Sequence[Sequence[LatentLayout]],
     converter: LayerConverter,
     streams: Streams | None,
@@ -31,9 +30,8 @@ def held_out_divergences(
     statistics, and each pushes the held-out text on through its own.
 
     Args:
-        source: the original.
         candidates: the layouts of all layers, each.
-        converter: of this source, with a store for statistics.
+        converter: of the source's layers.
         streams: the calibration text; ``None`` if all statistics are in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
         progress: told about every layer.
@@ -42,20 +40,22 @@ def held_out_divergences(
     Returns:
         mean KL divergence per token of each candidate, nats.
     """
+    source_layers = converter.layers
+    source = source_layers.source
     original, *converted = (
         embedded_text(source, held_out, None, offload).original for _ in range(len(candidates) + 1)
     )
     layers = source.config.num_hidden_layers
     with progress.task("Choosing widths", layers) as advance:
         for index in range(layers):
-            layer = converter.load(index)
+            layer = source_layers.load(index)
             attention = layer.self_attn
             converter.measure(layer, index, streams)
-            converter.push(layer, original)
+            source_layers.push(layer, original)
             for layouts, hidden in zip(candidates, converted, strict=True):
                 # One at a time: together they can be larger than the layer.
                 ((_, layer.self_attn),) = converter.candidates(layer, index, [layouts[index]])
-                converter.push(layer, hidden)
+                source_layers.push(layer, hidden)
                 layer.self_attn = attention
             del layer, attention
             advance()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from conversion.allocation import LayerCosts
 from conversion.backward import backward_sweep
-from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import embedded_text
 from conversion.calibration.windows import Windows
 from conversion.candidates import held_out_divergences
@@ -19,7 +18,6 @@ from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.sensitivity import AttentionGradients, layer_costs
-from conversion.source import SourceCheckpoint
 from conversion.split import split_candidates
 from conversion.spread import spread_over_layers, width_grid
 from conversion.token_weights import TokenWeights, equal_weights, fit_token_weights
@@ -44,11 +42,9 @@ class Choices:
 
 
 def choose(
-    source: SourceCheckpoint,
     recipe: Recipe,
     converter: LayerConverter,
     windows: Windows,
-    store: StatisticsStore,
     offload: Path | None,
     progress: Progress,
 ) -> Choices:
@@ -59,14 +55,13 @@ def choose(
     never costs a byte more.
 
     Args:
-        source: the original.
         recipe: what to make.
-        converter: of this source and recipe, with ``store``.
+        converter: of this recipe.
         windows: the calibration text and what is held out of it.
-        store: statistics that are there already, and where new ones go.
         offload: folder for activations; ``None``: memory.
         progress: told about every layer.
     """
+    source = converter.layers.source
     config = source.config
     layers, heads, head_dim = (
         config.num_hidden_layers,
@@ -79,14 +74,14 @@ def choose(
     if exact and not swept:
         return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
     held_out = _held_out(windows)
-    measured = exact or all(index in store for index in range(layers))
+    measured = exact or all(index in converter.store for index in range(layers))
     streams = None if measured else embedded_text(source, windows.measured, None, offload)
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
     gradients = _OfGradients(
         recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
     )
     if swept:
-        backward_sweep(source, converter, streams, held_out, offload, progress, gradients.visit)
+        backward_sweep(converter, streams, held_out, offload, progress, gradients.visit)
         streams = None
     if exact:
         return Choices(candidates * layers, {}, gradients.token_weights)
@@ -95,9 +90,7 @@ def choose(
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
-    divergences = held_out_divergences(
-        source, different, converter, streams, held_out, progress, offload
-    )
+    divergences = held_out_divergences(different, converter, streams, held_out, progress, offload)
     losses = {name: divergences[different.index(layouts)] for name, layouts in named.items()}
     # A candidate that overflows has no divergence, and is not the best.
     best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))

@@ -1,6 +1,5 @@
-"""Converting one layer, and carrying the calibration text through it."""
+"""Converting one layer."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
@@ -20,61 +19,47 @@ from conversion.calibration.statistics import (
 )
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import RefitStreams, Streams
-from conversion.dense_attention import NAME as DENSE_ATTENTION
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.mixed_precision import bfloat16_products
 from conversion.query import compress_query
 from conversion.recipe import Recipe
 from conversion.refit import OutputRefit
 from conversion.rotary import RotarySelection
-from conversion.source import SourceCheckpoint
+from conversion.source_layers import SourceLayers, for_calibration
 from conversion.token_weights import TokenWeights
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
 
 
 class LayerConverter:
-    """Converts the layers of one source with one recipe.
-
-    A layer's computations take one window at a time, on the device; streams, stored statistics and
-    results stay on the CPU.
+    """Converts the layers of one source with one recipe; results are on the CPU.
 
     Args:
-        source: the original.
+        layers: the source's.
         converted_config: the converted model's.
         recipe: what to do.
-        measured: calibration windows that attention is measured on, the first of a stream, and
-            as long as the others  # [windows, tokens]
-        device: where a layer is computed.
+        measured: on how many windows attention is measured, the first of a stream.
         store: statistics measured before, and where new ones go.
+
+    Attributes:
+        layers: the source's.
+        store: the statistics.
     """
 
     def __init__(
         self,
-        source: SourceCheckpoint,
+        layers: SourceLayers,
         converted_config: Any,
         recipe: Recipe,
-        measured: Tensor,
-        device: torch.device,
+        measured: int,
         store: StatisticsStore,
     ) -> None:
-        self._source = source
-        self._config = _for_calibration(source.config)
-        self._converted_config = _for_calibration(converted_config)
-        self._rotary = source.family.rotary_embedding(self._config).to(device)
+        self.layers = layers
+        self.store = store
+        self._config = layers.config
+        self._converted_config = for_calibration(converted_config)
         self._recipe = recipe
-        self._measured, tokens = measured.shape
-        self._device = device
-        self._store = store
-        self._positions = torch.arange(tokens, device=device).unsqueeze(0)
-        self._angles = self._rotary(torch.zeros(1, device=device), self._positions)
-
-    def load(self, index: int) -> Any:
-        """One of the source's layers, float32, on the device."""
-        with torch.device("meta"):
-            layer = self._source.family.decoder_layer(self._config, index)
-        layer.load_state_dict(self._source.layer(index, torch.float32), assign=True)
-        return layer.to(self._device).eval()
+        self._measured = measured
 
     @torch.no_grad()
     def convert(
@@ -88,7 +73,7 @@ class LayerConverter:
         """The converted ``self_attn`` tensors of one layer; moves ``streams`` past it.
 
         Args:
-            layer: as :meth:`load` gives it.
+            layer: as ``layers`` loads it.
             index: which layer it is.
             layout: its cache widths.
             streams: hidden states before the layer; after it when this returns. ``None`` when
@@ -102,27 +87,16 @@ class LayerConverter:
                 layer, index, layout, tensors, token_weights, streams.original, streams.refit
             )
         elif streams is not None:
-            self.push(layer, streams.original, rounded=True)
+            self.layers.push(layer, streams.original, rounded=True)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def measure(self, layer: Any, index: int, streams: Streams | None) -> None:
         """Put the layer's statistics in the store; moves ``streams`` past the layer."""
-        weights = attention_weights(layer.self_attn, self._config, self._rotary)
+        weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
         self._statistics(layer, index, weights, streams)
         if streams is not None:
-            self.push(layer, streams.original, rounded=True)
-
-    @torch.no_grad()
-    def push(self, layer: Any, hidden: Activations, rounded: bool = False) -> None:
-        """Move hidden states past a layer with whatever attention it has, window by window.
-
-        ``rounded``, for text that only averages are taken of, allows products in bfloat16.
-        """
-        for window, x in enumerate(hidden):
-            x = x.to(self._device)
-            with bfloat16_products(rounded):
-                hidden[window] = self._pushed(layer, x + self.attend(layer, x))
+            self.layers.push(layer, streams.original, rounded=True)
 
     def candidates(
         self, layer: Any, index: int, layouts: Sequence[LatentLayout]
@@ -133,7 +107,7 @@ class LayerConverter:
         attention beside the next.
 
         Args:
-            layer: as :meth:`load` gives it.
+            layer: as ``layers`` loads it.
             index: which layer it is; its statistics are in the store.
             layouts: the cache widths.
         """
@@ -150,7 +124,7 @@ class LayerConverter:
         with torch.device("meta"):
             attention = LatentAttention(self._converted_config, index, layout)
         attention.load_state_dict(
-            {name: tensor.to(self._device) for name, tensor in tensors.items()}, assign=True
+            {name: tensor.to(self.layers.device) for name, tensor in tensors.items()}, assign=True
         )
         return attention
 
@@ -161,7 +135,7 @@ class LayerConverter:
 
         Once the next are asked for, nothing here holds the last ones.
         """
-        weights = attention_weights(layer.self_attn, self._config, self._rotary)
+        weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
         statistics = self._statistics(layer, index, weights, streams)
         for layout, selection, factors in self._factors(weights, statistics, layouts):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
@@ -197,14 +171,14 @@ class LayerConverter:
     def _statistics(
         self, layer: Any, index: int, weights: AttentionWeights, streams: Streams | None
     ) -> LayerStatistics:
-        stored = self._store.get(index)
+        stored = self.store.get(index)
         if stored is not None:
-            return stored.to(self._device)
+            return stored.to(self.layers.device)
         assert streams is not None
         windows = islice(streams.original, self._measured)
-        inputs = (self._normed(layer, x.to(self._device)) for x in windows)
+        inputs = (self.layers.normed(layer, x.to(self.layers.device)) for x in windows)
         statistics = layer_statistics(weights, inputs)
-        self._store.put(index, statistics)
+        self.store.put(index, statistics)
         return statistics
 
     def _refit(
@@ -225,64 +199,22 @@ class LayerConverter:
         text = len(original) - buffers.starts
         for window in range(len(original)):
             alone = window >= text
-            x = original[window].to(self._device)  # [tokens, hidden]
-            y = buffers.converted[window].to(self._device)
-            normed = self._normed(layer, y)
+            x = original[window].to(self.layers.device)  # [tokens, hidden]
+            y = buffers.converted[window].to(self.layers.device)
+            normed = self.layers.normed(layer, y)
             with bfloat16_products(lossy):
-                heads = self._heads(attention, normed, alone).float()
-                x = x + self.attend(layer, x, alone)
-                original[window] = self._pushed(layer, x)
+                heads = self.layers.heads(attention, normed, alone).float()
+                x = x + self.layers.attend(layer, x, alone)
+                original[window] = self.layers.past_mlp(layer, x)
             buffers.heads[window] = heads
             share = START_COUNT * text / buffers.starts if alone else 1
             refit.add(heads, x - y, share * counts(x))
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for window in range(len(original)):
-            y = buffers.converted[window].to(self._device)
-            heads = buffers.heads[window].to(self._device)
+            y = buffers.converted[window].to(self.layers.device)
+            heads = buffers.heads[window].to(self.layers.device)
             with bfloat16_products(lossy):
-                pushed = self._pushed(layer, y + heads @ weight.T + bias)
+                pushed = self.layers.past_mlp(layer, y + heads @ weight.T + bias)
             buffers.converted[window] = pushed
         return solution
-
-    def _normed(self, layer: Any, x: Tensor) -> Tensor:
-        normed: Tensor = layer.input_layernorm(x)
-        return normed
-
-    def attend(self, layer: Any, x: Tensor, alone: bool = False) -> Tensor:
-        """What a layer's attention adds to one window, or to tokens that see only themselves.
-
-        [tokens, hidden] -> [tokens, hidden]
-        """
-        batch = _texts(self._normed(layer, x), alone)
-        tokens = batch.shape[1]
-        cos, sin = self._angles
-        output: Tensor = layer.self_attn(
-            batch,
-            position_embeddings=(cos[:, :tokens], sin[:, :tokens]),
-            position_ids=self._positions[:, :tokens],
-            attention_mask=None,
-        )[0]
-        return output.flatten(0, 1)
-
-    def _heads(self, attention: LatentAttention, normed: Tensor, alone: bool) -> Tensor:
-        """The converted heads' outputs, likewise  # [tokens, heads * v]"""
-        batch = _texts(normed, alone)
-        positions = self._positions[:, : batch.shape[1]]
-        return attention.attend(batch, position_ids=positions)[0].flatten(0, 1)
-
-    def _pushed(self, layer: Any, x: Tensor) -> Tensor:
-        """One window, its attention output added, past the rest of the layer  # [tokens, hidden]"""
-        pushed: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-        return pushed
-
-
-def _for_calibration(config: Any) -> Any:
-    config = copy.deepcopy(config)
-    config._attn_implementation = DENSE_ATTENTION
-    return config
-
-
-def _texts(x: Tensor, alone: bool) -> Tensor:
-    """A window as one text, or every token as one: [tokens, hidden] -> [texts, tokens, hidden]"""
-    return x[:, None] if alone else x[None]

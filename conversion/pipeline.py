@@ -24,7 +24,8 @@ from conversion.model_card import model_card
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.refine import refine, refinement_windows
-from conversion.source import SourceCheckpoint
+from conversion.source import ATTENTION, SourceCheckpoint
+from conversion.source_layers import SourceLayers
 from conversion.writer import CheckpointWriter, check_output, staged_folder
 from vllm_mha2mla.config import (
     ROPE_INV_FREQ,
@@ -34,7 +35,6 @@ from vllm_mha2mla.config import (
 )
 from vllm_mha2mla.version import __version__
 
-ATTENTION = "self_attn."
 # Tensors a converted layer has at most, above what its source's attention had.
 CONVERTED_TENSORS = 8
 
@@ -109,9 +109,11 @@ def convert(
         uniform = [layout] * config.num_hidden_layers
         converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
         device = torch.device(options.device)
-        converter = LayerConverter(source, converted, recipe, windows.measured, device, store)
+        measured, tokens = windows.measured.shape
+        source_layers = SourceLayers(source, tokens, device)
+        converter = LayerConverter(source_layers, converted, recipe, measured, store)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
-            choices = choose(source, recipe, converter, windows, store, options.offload, progress)
+            choices = choose(recipe, converter, windows, options.offload, progress)
             layouts = choices.layouts
             provenance = provenance.model_copy(update={"figures": choices.figures})
             converted = converted_config(source, layouts, q_lora_rank, options.dtype, provenance)
@@ -180,7 +182,7 @@ def _converted_layers(
 ) -> Iterator[dict[str, Tensor]]:
     with progress.task("Converting layers", len(choices.layouts)) as advance:
         for index, layout in enumerate(choices.layouts):
-            layer = converter.load(index)
+            layer = converter.layers.load(index)
             counts = choices.token_weights[index]
             tensors = converter.convert(layer, index, layout, streams, counts)
             # Else they would be there until the next layer has been loaded and converted.
@@ -197,7 +199,7 @@ def _write_layers(
     options: Options,
 ) -> None:
     for index, tensors in enumerate(layers):
-        prefix = f"model.layers.{index}.{ATTENTION}"
+        prefix = f"model.layers.{index}{ATTENTION}"
         origin = source.tensors[f"{prefix}q_proj.weight"]
         for name in list(tensors):
             tensor = tensors.pop(name)
@@ -215,7 +217,7 @@ def _write_rest(
     source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype | None
 ) -> None:
     for name, info in source.tensors.items():
-        if f".{ATTENTION}" not in name:
+        if ATTENTION not in name:
             pieces = source.pieces(name)
             writer.write_pieces(name, pieces, info.shape, dtype or info.dtype, info.shard)
 

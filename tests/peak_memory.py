@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 from conversion import pipeline
-from conversion.layer import LayerConverter
 from conversion.progress import Progress
 from conversion.recipe import Recipe
 from conversion.source import open_source
+from conversion.source_layers import SourceLayers
 from tests.tiny import save_tiny
 
 
@@ -24,13 +24,13 @@ def resident(field):
 
 
 def keep_all_layers():
-    load, kept = LayerConverter.load, []
+    load, kept = SourceLayers.load, []
 
-    def load_and_keep(converter, index):
-        kept.append(load(converter, index))
+    def load_and_keep(layers, index):
+        kept.append(load(layers, index))
         return kept[-1]
 
-    LayerConverter.load = load_and_keep
+    SourceLayers.load = load_and_keep
 
 
 def main():

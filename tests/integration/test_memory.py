@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from conversion import choices, layer
 from conversion.recipe import REFIT_SHARE
 from conversion.source import open_source
+from conversion.source_layers import SourceLayers
 from tests.integration.test_conversion import run as convert
 from tests.tiny import TEXT, save_tiny, tiny_llama, tiny_tokenizer
 
@@ -119,11 +120,11 @@ def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
 
 def test_mlps_are_gone_while_candidates_are_weighed(tmp_path, monkeypatch):
     # Five sixths of a layer of Llama-3-8B's shape.
-    load, costs = layer.LayerConverter.load, choices.layer_costs
+    load, costs = SourceLayers.load, choices.layer_costs
     mlps: list[StorageWeakRef] = []
 
-    def watched_load(converter, index):
-        loaded = load(converter, index)
+    def watched_load(layers, index):
+        loaded = load(layers, index)
         mlps.append(StorageWeakRef(loaded.mlp.gate_proj.weight.untyped_storage()))
         return loaded
 
@@ -131,7 +132,7 @@ def test_mlps_are_gone_while_candidates_are_weighed(tmp_path, monkeypatch):
         assert all(mlp.expired() for mlp in mlps)
         return costs(found, converted)
 
-    monkeypatch.setattr(layer.LayerConverter, "load", watched_load)
+    monkeypatch.setattr(SourceLayers, "load", watched_load)
     monkeypatch.setattr(choices, "layer_costs", watched_costs)
     source = save_tiny(tmp_path / "source")
     convert(source, tmp_path / "out", cache_fraction=0.5, spread=True)
