@@ -1,5 +1,6 @@
 """The converted checkpoint and its teacher: checked against each other, loaded together."""
 
+import copy
 import logging
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from conversion.errors import HealingError
 from conversion.families import FAMILIES, Family
@@ -132,9 +133,13 @@ class Pair:
         """
         if sharded():
             with torch.device("meta"):
-                student = self._family.converted_causal_lm(self.config)
+                # A copy: Trainer changes a model's, and this one is written.
+                student = self._family.converted_causal_lm(copy.deepcopy(self.config))
         else:
             student, _ = load_converted(self.folder, torch.float32)
+            # Its file is carried over as it is; of one that transformers calls invalid no state
+            # could be saved.
+            student.generation_config = GenerationConfig()
         set_attention(student, device.type)
         choose_trainable(student, self._recipe.train == "all")
         if sharded():

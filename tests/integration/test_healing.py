@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,6 +125,17 @@ def test_next_tokens_of_all_weights(models, tmp_path):
     (healing,) = read_provenance(after.config).healing
     assert healing.recipe["objective"] == "lm"
     assert "divergence" not in healing.after
+
+
+def test_generation_options_that_transformers_calls_invalid_are_carried_over(models, tmp_path):
+    shutil.copytree(models / "converted", tmp_path / "converted")
+    # Trainer saves states with transformers, which refuses this without do_sample.
+    options = '{"temperature": 0.25}'
+    (tmp_path / "converted" / "generation_config.json").write_text(options)
+    asked = arguments(models, tmp_path / "healed", tokens=2 * WINDOW)
+    asked[1] = str(tmp_path / "converted")
+    subprocess.run([sys.executable, "-m", "conversion.cli", *asked], check=True, env=environment())
+    assert (tmp_path / "healed" / "generation_config.json").read_text() == options
 
 
 def test_a_tied_head_that_is_stored_too_stays_the_embedding(tmp_path):

@@ -1,5 +1,6 @@
 """``mha2mla heal`` under ``accelerate launch --use_fsdp``: real shards, two processes on CPUs."""
 
+import json
 import subprocess
 import sys
 import time
@@ -95,6 +96,11 @@ def test_it_comes_out_as_in_one_process(models, sharded, tmp_path, mha2mla):
     more = ("--recipe", models / "whole.yaml")
     assert mha2mla(*arguments(models, tmp_path / "whole", *more, tokens=TOKENS)).returncode == 0
     same(sharded, tmp_path / "whole", before)
+    configs = [
+        json.loads((out / "config.json").read_text()) for out in (sharded, tmp_path / "whole")
+    ]
+    assert all(config.pop("mha2mla")["healing"] for config in configs)
+    assert configs[0] == configs[1]
     after = load_file(sharded / "model.safetensors")
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype, name
