@@ -44,17 +44,13 @@ class States:
             HealingError: another run's states are there.
             OutputError: another process is at it.
         """
-        try:
+        with self._errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HealingError(
-                f"{self.folder}: cannot be made ({error.strerror}); choose another folder"
-            ) from error
         with locked(self.folder, self._out):
             noted = self._noted()
             if restart or noted is None:
-                self._empty()
-                self._note({"run": run})
+                with self._errors():
+                    self._begin(run)
             elif noted["run"] != run:
                 changed = ", ".join(key for key in run if noted["run"].get(key) != run[key])
                 raise HealingError(
@@ -93,6 +89,24 @@ class States:
         # First what makes it a run: half a folder must not look like one.
         (self.folder / RUN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HealingError(
+                f"{self.folder}: cannot be written ({error.strerror}); free some space or choose "
+                "another folder"
+            ) from error
+
+    def _begin(self, run: dict[str, Any]) -> None:
+        self._empty()
+        try:
+            self._note({"run": run})
+        except OSError:
+            self.remove()
+            raise
 
     def _saved(self) -> list[Path]:
         found = [

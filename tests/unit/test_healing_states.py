@@ -1,6 +1,8 @@
 """States of an interrupted healing: what is gone on from, and what is refused."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,17 @@ def test_figures_before_training_are_kept(tmp_path):
         save(states, 5)
     with states.claimed({"text": "a"}, restart=False):
         assert states.before == {"perplexity": 3.0}
+
+
+def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    states = States(tmp_path / "out")
+    with (
+        pytest.raises(HealingError, match=r"No space left on device\); free some space"),
+        states.claimed({}, restart=False),
+    ):
+        pass
+    assert not states.folder.exists()
