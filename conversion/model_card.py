@@ -34,7 +34,7 @@ Calibrated on {tokens} tokens of {files}, in windows of {window}.
 
 Source fingerprint: `{fingerprint}`. Versions: {versions}.
 {healing}
-## Measured
+## Measured{when}
 
 {figures}
 """
@@ -42,7 +42,7 @@ Source fingerprint: `{fingerprint}`. Versions: {versions}.
 HEALING = """
 ## Healed
 
-On {tokens} tokens of {files}, with `{teacher}` ({fingerprint}) as teacher{stored}.
+On {tokens} tokens of {files}{teacher}.
 
 ```yaml
 {recipe}
@@ -75,20 +75,22 @@ def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: A
         fingerprint=provenance.source.fingerprint,
         healing="".join(map(_healing, provenance.healing)),
         versions=", ".join(f"{key} {value}" for key, value in provenance.versions.items()),
+        when=" in the conversion" if provenance.healing else "",
         figures=figures or "Nothing yet; `mha2mla eval` measures perplexity against the original.",
     )
 
 
 def _healing(done: HealingInfo) -> str:
     changes = (f"{key} {value:.4g} to {done.after[key]:.4g}" for key, value in done.before.items())
+    teacher = ""
+    if done.recipe.get("objective") != "lm" or done.recipe.get("hidden_weight"):
+        teacher = f", with `{done.teacher}` ({done.teacher_fingerprint[:12]}) as teacher"
+    if done.stored_top_k:
+        teacher += f", of each prediction the likeliest {done.stored_top_k} tokens"
     return HEALING.format(
         tokens=done.tokens,
         files=", ".join(done.files),
-        teacher=done.teacher,
-        fingerprint=done.teacher_fingerprint[:12],
-        stored=f", of each prediction the likeliest {done.stored_top_k} tokens"
-        if done.stored_top_k
-        else "",
+        teacher=teacher,
         recipe=yaml.safe_dump(done.recipe, sort_keys=False).strip(),
         figures=", ".join(changes) or "nothing was held out",
     )
