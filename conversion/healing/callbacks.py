@@ -130,7 +130,9 @@ class UseRate(TrainerCallback):
 
 
 class StopWhenNotFinite(TrainerCallback):
-    """Stops before a step would write NaN or infinite numbers into the weights.
+    """Stops before NaN or infinite numbers get into the weights, or from there into a state.
+
+    Added after what asks for states.
 
     Args:
         kept: says what is kept and the way out, for the message.
@@ -153,6 +155,20 @@ class StopWhenNotFinite(TrainerCallback):
             raise HealingError(
                 f"step {state.global_step + 1}: loss or gradients are NaN or infinite; "
                 f"{self._kept()}"
+            )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at what is about to be saved: finite gradients can make a step too long."""
+        if control.should_save and not all_finite(p for p in model.parameters() if p.requires_grad):
+            raise HealingError(
+                f"step {state.global_step}: weights are NaN or infinite; {self._kept()}"
             )
 
 

@@ -1,12 +1,14 @@
-"""How much memory a healing takes, worked out before it starts."""
+"""How much memory a healing takes, worked out before it starts; and when it runs out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
-from conversion.errors import HealingError
+from conversion.errors import HealingError, first_line
 from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
 from vllm_mha2mla.config import layer_layouts
@@ -21,6 +23,10 @@ LOGITS = 7
 # residuals; gate, up, their product; queries and outputs in the latent; scores before and after
 # softmax.
 HIDDEN, INTERMEDIATE, LATENT, SCORES = 30, 12, 10, 10
+LESS = (
+    "lower window or batch_size in the recipe, set gradient_checkpointing, or store the teacher's "
+    "predictions with --cache-teacher"
+)
 
 
 def healing_bytes(
@@ -107,7 +113,28 @@ def check_memory(needed: int) -> None:
     free = available_bytes()
     if needed > free:
         raise HealingError(
-            f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; lower "
-            "window or batch_size in the recipe, set gradient_checkpointing, or store the "
-            "teacher's predictions with --cache-teacher"
+            f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; {LESS}"
         )
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Memory that runs out all the same, as an error of ours.
+
+    Raises:
+        HealingError: it did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        raise HealingError(f"memory ran out ({first_line(error)}); {LESS}") from error
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, on a device or in the process."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # On the CPU PyTorch has no error of its own for it.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

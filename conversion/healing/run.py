@@ -18,6 +18,7 @@ from conversion.healing.arguments import healing_arguments, rounds_products
 from conversion.healing.cache import TeacherCache
 from conversion.healing.curve import LossCurve
 from conversion.healing.launch import check_launch, processes, sharded
+from conversion.healing.memory import memory_errors
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.states import States
@@ -74,7 +75,7 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     Raises:
         HealingError, CheckpointError, SourceError, CalibrationError, OutputError: with the way out.
     """
-    check_output(asked.out, asked.overwrite, asked.teacher)
+    check_output(asked.out, asked.overwrite, asked.teacher, str(asked.checkpoint))
     _check_options(asked, recipe)
     pair = Pair(asked.checkpoint, asked.teacher, recipe)
     text = packed_windows(pair.tokenizer, asked.text, recipe)
@@ -106,7 +107,8 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         return_freed_memory()
     else:
         keep_freed_memory()
-    with states.claimed(run, asked.restart) if arguments.should_save else nullcontext():
+    claimed = states.claimed(run, asked.restart) if arguments.should_save else nullcontext()
+    with memory_errors(), claimed:
         PartialState().wait_for_everyone()
         teacher, model = _teacher(pair, recipe, asked, text, arguments, progress)
         student = pair.load_student(arguments.device, model)

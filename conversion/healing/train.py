@@ -22,6 +22,7 @@ from conversion.healing.callbacks import (
     all_finite,
 )
 from conversion.healing.curve import LossCurve
+from conversion.healing.memory import is_of_memory
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import part, whole
 from conversion.healing.states import States, step
@@ -130,13 +131,17 @@ class Training:
             mine.copy_(mine.to(dtypes[name]))
         self.after = trainer.measure(self._held_out)
         if not all_finite(learned.values()) or not all(map(math.isfinite, self.after.values())):
-            raise HealingError(f"the trained weights are NaN or infinite; {self._kept()}")
+            # The last state is of the last step: there is nothing to go on with.
+            raise HealingError(
+                "the trained weights are too large for what they are stored in, or predict NaN; "
+                "begin again with --restart and a lower --lr"
+            )
         found = {}
         for name, tensor in learned.items():
             # All processes put it together, one needs it.
             together = whole(tensor)
             if trainer.args.should_save:
-                found[name] = together.cpu()
+                found[name] = together.to(dtypes[name]).cpu()
         return found
 
     def _begin(self) -> None:
@@ -164,6 +169,8 @@ class Training:
             raise
         except (Exception, CheckpointException) as error:
             cause = _first(error)
+            if is_of_memory(cause) or isinstance(cause, torch.distributed.DistError):
+                raise
             reason = first_line(cause)
             if self._last is not None and not self._begun:
                 raise HealingError(

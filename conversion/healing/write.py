@@ -75,7 +75,7 @@ def write_healed(
         # Where it is stored once more, it would be the old one.
         learned = learned | {HEAD: learned[EMBEDDING]}
     config.mha2mla = provenance.model_dump(mode="json")
-    with staged_folder(out, overwrite, pair.source.name) as folder:
+    with staged_folder(out, overwrite, pair.source.name, str(pair.folder)) as folder:
         shards = Counter(info.shard for info in before.tensors.values())
         with CheckpointWriter(folder, shards) as writer:
             for name, info in before.tensors.items():

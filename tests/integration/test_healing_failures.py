@@ -10,9 +10,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from conversion.healing import memory
 from conversion.healing.callbacks import ShowProgress
+from conversion.healing.trainer import HealingTrainer
 from tests.integration.test_bad_input import one_line
 from tests.integration.test_conversion import run as convert
 from tests.integration.test_healing import environment
@@ -111,16 +113,48 @@ def test_folders_in_the_way_of_the_output(tmp_path, refused, option):
     assert "appears when it is whole; choose another folder" in line
 
 
-def test_the_teacher_is_not_replaced(models, tmp_path, mha2mla):
-    result = mha2mla(*arguments(models, models / "source", "--overwrite"))
+@pytest.mark.parametrize("name", ["source", "converted"])
+def test_what_it_is_made_from_is_not_replaced(models, name, mha2mla):
+    weights = models / name / "model.safetensors"
+    before = weights.read_bytes()
+    result = mha2mla(*arguments(models, models / name, "--overwrite"))
     assert result.returncode == 2
     assert "which it is made from" in result.stderr
-    assert (models / "source" / "model.safetensors").is_file()
+    assert weights.read_bytes() == before
 
 
 def test_too_little_memory(monkeypatch, refused):
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     assert "GiB are free; lower window or batch_size" in refused()
+
+
+def runs_out(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def test_memory_that_runs_out(refused, monkeypatch):
+    monkeypatch.setattr(HealingTrainer, "compute_loss", runs_out)
+    line = refused()
+    assert "memory ran out (CUDA out of memory" in line
+    assert "lower window or batch_size" in line
+
+
+def test_memory_that_runs_out_on_the_way_back_leaves_the_state(
+    mha2mla, models, tmp_path, monkeypatch
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_steps: 2\n")
+    asked = arguments(models, tmp_path / "out", "--recipe", recipe)
+    interrupt_at(3, monkeypatch)
+    assert mha2mla(*asked).returncode == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(HealingTrainer, "_load_optimizer_and_scheduler", runs_out)
+        result = mha2mla(*asked)
+    assert result.returncode == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert "memory ran out" in line
+    assert "cannot be read" not in line
+    assert (tmp_path / ".out.healing" / "checkpoint-2" / "model.safetensors").exists()
 
 
 def test_numbers_that_run_away_keep_the_last_state(mha2mla, models, tmp_path):
