@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -256,17 +257,38 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_two_processes_make_larger_steps(models, tmp_path):
-    # What accelerate launch runs for several processes; itself it starts only one on a CPU.
-    launched = [
+def in_two_processes(models, out, *more):
+    """What accelerate launch runs for several processes; itself it starts only one on a CPU."""
+    return [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
         "--master_port", str(free_port()),
-        "-m", "conversion.cli", *arguments(models, tmp_path / "two"),
+        "-m", "conversion.cli", *arguments(models, out, *more),
     ]  # fmt: skip
-    done = subprocess.run(launched, capture_output=True, text=True, env=environment())
+
+
+def test_two_processes_make_larger_steps_and_go_on_with_the_same_curve(models, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("save_steps: 4\n")
+    command = in_two_processes(models, tmp_path / "two", "--recipe", recipe)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert [step for step, _ in losses(tmp_path / "two")] == list(range(1, 21))
     model = LlamaMLAForCausalLM.from_pretrained(tmp_path / "two").eval()
     (healing,) = read_provenance(model.config).healing
     assert healing.tokens == 40 * WINDOW
     assert healing.after["divergence"] < 0.9 * healing.before["divergence"]
+
+    command = in_two_processes(models, tmp_path / "killed", "--recipe", recipe)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    # While the second state is being saved.
+    while not (tmp_path / ".killed.healing" / "checkpoint-8").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    launched = psutil.Process(process.pid)
+    for each in (launched, *launched.children(recursive=True)):
+        each.kill()
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    command = in_two_processes(models, tmp_path / "killed", "--recipe", recipe)
+    subprocess.run(command, check=True, env=environment())
+    assert losses(tmp_path / "killed") == losses(tmp_path / "two")
