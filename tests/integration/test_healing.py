@@ -257,6 +257,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def kill_with_children(process):
+    """What was launched and the processes it started, at once."""
+    launched = psutil.Process(process.pid)
+    for each in (launched, *launched.children(recursive=True)):
+        each.kill()
+    process.wait()
+
+
 def in_two_processes(models, out, *more):
     """What accelerate launch runs for several processes; itself it starts only one on a CPU."""
     return [
@@ -284,10 +292,7 @@ def test_two_processes_make_larger_steps_and_go_on_with_the_same_curve(models, t
     while not (tmp_path / ".killed.healing" / "checkpoint-8").exists():
         assert process.poll() is None
         time.sleep(0.002)
-    launched = psutil.Process(process.pid)
-    for each in (launched, *launched.children(recursive=True)):
-        each.kill()
-    process.wait()
+    kill_with_children(process)
     assert not (tmp_path / "killed").exists()
     command = in_two_processes(models, tmp_path / "killed", "--recipe", recipe)
     subprocess.run(command, check=True, env=environment())

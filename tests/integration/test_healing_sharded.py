@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +19,7 @@ from tests.integration.test_healing import (
     arguments,
     environment,
     free_port,
+    kill_with_children,
     losses,
     original,
 )
@@ -119,10 +119,7 @@ def test_killed_it_goes_on_with_the_same_curve(models, sharded, tmp_path):
     while not (states / "checkpoint-4").exists():
         assert process.poll() is None
         time.sleep(0.002)
-    launched = psutil.Process(process.pid)
-    for each in (launched, *launched.children(recursive=True)):
-        each.kill()
-    process.wait()
+    kill_with_children(process)
     assert not out.exists()
     assert (states / "checkpoint-2" / "trainer_state.json").exists()
     resumed = heal_in_shards(models, out, "--recipe", models / "recipe.yaml", tokens=TOKENS)
