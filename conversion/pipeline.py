@@ -11,22 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.calibration.starts import start_tokens
+from conversion.allocation.choose import Choices, choose
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
-from conversion.calibration.windows import Windows, calibration_windows, check_vocabulary
-from conversion.choices import Choices, choose
-from conversion.converted_config import converted_config
+from conversion.checkpoint.card import model_card
+from conversion.checkpoint.config import converted_config
+from conversion.checkpoint.staging import check_output, staged_folder
+from conversion.checkpoint.writer import CheckpointWriter
 from conversion.errors import OutputError
-from conversion.layer import LayerConverter
-from conversion.memory import return_freed_memory
-from conversion.model_card import model_card
-from conversion.progress import Progress
-from conversion.recipe import Recipe
-from conversion.refine import refine, refinement_windows
+from conversion.healing.refine import refine, refinement_windows
+from conversion.layers.converter import LayerConverter
+from conversion.layers.original import SourceLayers
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.memory import return_freed_memory
+from conversion.runtime.progress import Progress
 from conversion.source import ATTENTION, SourceCheckpoint
-from conversion.source_layers import SourceLayers
-from conversion.writer import CheckpointWriter, check_output, staged_folder
+from conversion.text.starts import start_tokens
+from conversion.text.tokens import check_vocabulary
+from conversion.text.windows import Windows, calibration_windows
 from vllm_mha2mla.config import (
     ROPE_INV_FREQ,
     Provenance,
@@ -69,10 +71,10 @@ def convert(
     1. Push the calibration text through the source, layer by layer.
     2. Measure each layer's attention on it (``calibration.statistics``).
     3. Choose every layer's cache widths on held-out text, unless they are given, and measure there
-       how much tokens count in a refit (``choices``).
+       how much tokens count in a refit (``allocation.choose``).
     4. Choose what stays in RoPE (``rotary``), factorise the rest (``latent``), assemble.
     5. Refit the output projection on the converted stream if the recipe says so.
-    6. Refine all layers together if the recipe says so (``refine``); write.
+    6. Refine all layers together if the recipe says so (``healing.refine``); write.
 
     Memory: the activations of the calibration text, and of the held-out text before every layer,
     unless they are offloaded, and one layer.

@@ -13,17 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from conversion.bench.server import Server, serve
-from conversion.calibration.text import builtin_text
+from conversion.checkpoint.export import export
+from conversion.checkpoint.inspection import inspect
+from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import ServerError
 from conversion.evaluation import PerplexityFigures, evaluate
-from conversion.export import export
-from conversion.inspection import inspect
-from conversion.interruption import interruption
-from conversion.loading import read_converted_config
 from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import make_recipe
+from conversion.recipes.recipe import make_recipe
+from conversion.runtime.interruption import interruption
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
+from conversion.text.documents import builtin_text
 from vllm_mha2mla.config import cache_bytes_per_token, layer_layouts, read_provenance
 from vllm_mha2mla.errors import MHA2MLAError
 

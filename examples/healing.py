@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from conversion.calibration.text import builtin_text
+from conversion.text.documents import builtin_text
 
 MODEL = "demo:smollm2-135m"
 

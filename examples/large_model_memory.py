@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import make_recipe
+from conversion.recipes.recipe import make_recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
 
 SHAPE = {

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from conversion.calibration.text import read_text
+from conversion.checkpoint.loading import load_converted, load_source
 from conversion.evaluation.perplexity import perplexity
-from conversion.evaluation.windows import evaluation_windows
-from conversion.loading import load_converted, load_source
-from conversion.progress import Progress
-from conversion.recipe import Recipe
-from conversion.refine import refine, refinement_windows
+from conversion.healing.refine import refine, refinement_windows
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
+from conversion.text.documents import read_text
+from conversion.text.windows import evaluation_windows
 
 
 def main() -> None:

@@ -7,10 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from conversion import memory as freed
-from conversion.healing import Healing, HealingRecipe, heal, memory, pair
+from conversion.healing import Healing, HealingRecipe, heal, pair
+from conversion.healing import memory_estimate as memory
 from conversion.healing.launch import sharded
-from conversion.progress import Progress
+from conversion.runtime import memory as freed
+from conversion.runtime.progress import Progress
 from tests.integration.test_conversion import run as convert
 from tests.peak_memory import resident
 from tests.sharded import allow_cpus

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 from conversion import pipeline
-from conversion.progress import Progress
-from conversion.recipe import Recipe
+from conversion.layers.original import SourceLayers
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
-from conversion.source_layers import SourceLayers
 from tests.tiny import save_tiny
 
 

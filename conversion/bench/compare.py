@@ -12,11 +12,11 @@ from conversion.bench.loads import check_cache, max_model_len, sweep
 from conversion.bench.machine import machine
 from conversion.bench.results import BenchResults, Point, Settings, combine
 from conversion.bench.sides import CONVERTED, ORIGINAL, Plan, Side, run
-from conversion.command_options import DTYPES
+from conversion.checkpoint.dtypes import DTYPES
+from conversion.checkpoint.export import export
+from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import BenchError, ServerError
-from conversion.export import export
-from conversion.loading import read_converted_config
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 
 # The log's end is for what went wrong, not for four readings of /metrics a second.

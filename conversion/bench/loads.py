@@ -2,10 +2,31 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from conversion.bench.load import Load
 from conversion.errors import BenchError
+
+
+@dataclass(frozen=True)
+class Load:
+    """Random prompts of one length, answered with random text of one length.
+
+    Attributes:
+        input_len: tokens per prompt.
+        output_len: tokens per answer.
+        max_concurrency: requests under way at once, at most.
+        num_prompts: requests in all.
+        seed: of the prompts. Another seed for every run on one server: a repeated prompt would
+            come out of the prefix cache.
+    """
+
+    input_len: int
+    output_len: int
+    max_concurrency: int
+    num_prompts: int
+    seed: int
+
 
 # Without --num-prompts: so that the batch is full for most of the run.
 PROMPTS_PER_PLACE, LEAST_PROMPTS = 3, 8

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from conversion.bench.results import BenchResults, Point
 from conversion.errors import OutputError
-from conversion.evaluation.plots import HEIGHT, ORIGINAL_COLOUR, WIDTH, image
+from conversion.runtime.figures import HEIGHT, ORIGINAL_COLOUR, WIDTH, image
 
 KIND = "png"
 

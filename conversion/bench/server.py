@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from conversion.errors import ServerError
-from conversion.interruption import SIGNALS
+from conversion.runtime.interruption import SIGNALS
 
 HOST = "127.0.0.1"
 ENVIRONMENT = {
@@ -89,7 +89,7 @@ def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Itera
     """Serve the model in ``folder`` on a free port of 127.0.0.1.
 
     No process is left however the block ends, also on Ctrl-C and, where they are listened to
-    (``conversion.interruption``), on SIGTERM and SIGHUP. Use it in the main thread.
+    (``conversion.runtime.interruption``), on SIGTERM and SIGHUP. Use it in the main thread.
 
     Args:
         folder: Hugging Face model folder.

@@ -13,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from conversion.bench.load import Load, drive
+from conversion.bench.drive import drive
+from conversion.bench.loads import Load
 from conversion.bench.results import Figures, Round
 from conversion.bench.server import Server, serve
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.calibration.gradients import EVERY, head_gradients
+from conversion.calibration.probes import head_gradients
 from conversion.calibration.turned_keys import TurnedKeys, TurnedKeysSum, are_small
+from conversion.text.windows import EVERY
 from vllm_mha2mla.rope import apply_rotary
 
 PROBE_SEED = 0
@@ -57,7 +58,7 @@ class LayerStatistics:
         gamma: value variance each head's output sees, ``E sum_n a ||W_O (v_n - o)||^2``  # [heads]
         gradient_moment: ``E g g^T`` over tokens, ``g`` the gradient of ``sum_m r_m . o_m`` for
             standard normal ``r``: for unrotated keys of every query head, then for values of every
-            KV head (``calibration.gradients``); float32
+            KV head (``calibration.probes``); float32
             # [(heads + kv_heads) * d, (heads + kv_heads) * d]
         distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
         token_mean: mean of the normed input over tokens  # [hidden]

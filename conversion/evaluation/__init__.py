@@ -1,12 +1,11 @@
 """Measuring a converted checkpoint beside its original: perplexity, tasks, long context."""
 
-from conversion.evaluation.cache import cache_figures
+from conversion.checkpoint.cache_size import CacheFigures, cache_figures
 from conversion.evaluation.compare import Comparison, evaluate, measure
 from conversion.evaluation.inputs import Measurement
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.report import check_report_path, write_report
 from conversion.evaluation.results import (
-    CacheFigures,
     Entry,
     Evaluation,
     PerplexityFigures,

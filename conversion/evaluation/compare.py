@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from conversion.checkpoint.cache_size import cache_figures
+from conversion.checkpoint.loading import load_converted, load_source, read_converted_config
 from conversion.errors import EvaluationError
-from conversion.evaluation.cache import cache_figures
 from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
 from conversion.evaluation.layer_error import attention_outputs, layer_errors
 from conversion.evaluation.perplexity import perplexity, perplexity_figures
@@ -19,8 +20,7 @@ from conversion.evaluation.positions import position_figures, position_losses
 from conversion.evaluation.results import Entry, Evaluation
 from conversion.evaluation.retrieval import answer_all, retrieval_figures
 from conversion.evaluation.tasks import run_tasks, task_figures
-from conversion.loading import load_converted, load_source, read_converted_config
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 from vllm_mha2mla.config import read_provenance
 

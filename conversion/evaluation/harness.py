@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import EvaluationError, first_line
 from conversion.evaluation.local_tasks import LocalTask
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from conversion.calibration.text import read_text
-from conversion.calibration.windows import check_vocabulary
 from conversion.errors import EvaluationError
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import Examples, fitting
 from conversion.evaluation.tasks import load_tasks
-from conversion.evaluation.windows import evaluation_windows
+from conversion.text.documents import read_text
+from conversion.text.tokens import check_vocabulary
+from conversion.text.windows import evaluation_windows
 
 logger = logging.getLogger(__name__)
 

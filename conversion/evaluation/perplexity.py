@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conversion.evaluation.results import PerplexityFigures
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The report's plots. Imports matplotlib: itself imported only where a report is written."""
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -8,19 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from conversion.evaluation.results import Entry, MetricFigures
+from conversion.runtime.figures import HEIGHT, ORIGINAL_COLOUR, WIDTH
 
-ORIGINAL_COLOUR = "black"
-WIDTH, HEIGHT = 7.5, 4.0  # inches
 LOG_FROM = 10.0  # ratio of the largest to the smallest value
-
-
-def image(figure: Figure, kind: str) -> bytes:
-    """A plot as ``svg`` or ``png``."""
-    buffer = io.BytesIO()
-    # No date: the same figures give the same file.
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=120, metadata=metadata)
-    return buffer.getvalue()
 
 
 def colours(entries: Sequence[Entry]) -> dict[str, str]:

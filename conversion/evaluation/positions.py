@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conversion.evaluation.chunked import token_losses
 from conversion.evaluation.results import PositionBucket, PositionFigures
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 
 FIRST_EDGE = 512
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.errors import EvaluationError
-from conversion.json_lines import read_json_lines
+from conversion.text.files import read_json_lines
 
 
 def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:

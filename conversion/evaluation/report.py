@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conversion.errors import EvaluationError, OutputError
-from conversion.evaluation.extra import require
 from conversion.evaluation.render import Page, Section, to_html, to_markdown
 from conversion.evaluation.results import Report
-from conversion.output_files import check_writable
+from conversion.runtime.extras import require
+from conversion.runtime.output_files import check_writable
 
 HTML, MARKDOWN = ".html", ".md"
 

@@ -9,6 +9,8 @@ import math
 
 from pydantic import BaseModel, Field
 
+from conversion.checkpoint.cache_size import CacheFigures
+
 
 class PerplexityFigures(BaseModel):
     """Perplexity over the same windows."""
@@ -23,14 +25,6 @@ class PerplexityFigures(BaseModel):
     def excess_loss(self) -> float:
         """What conversion adds to the mean loss per token, ``log(converted / baseline)``, nats."""
         return math.log(self.ratio)
-
-
-class CacheFigures(BaseModel):
-    """Cache of the whole model, in the checkpoint's dtype."""
-
-    bytes_per_token: int
-    baseline_bytes_per_token: int
-    fraction: float
 
 
 class MetricFigures(BaseModel):

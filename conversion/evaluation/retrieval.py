@@ -17,7 +17,7 @@ from conversion.errors import EvaluationError
 from conversion.evaluation.chunked import greedy
 from conversion.evaluation.questions import Question
 from conversion.evaluation.results import RetrievalFigures
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 
 # Tokens for words around the answer, which may repeat the question's key.
 ROOM = 64

@@ -6,12 +6,12 @@ from conversion.evaluation.plots import (
     accuracies,
     colours,
     error_by_layer,
-    image,
     perplexity_by_cache,
     perplexity_by_position,
 )
 from conversion.evaluation.render import Plot, Section, Table, with_error
 from conversion.evaluation.results import Entry, MetricFigures, PositionFigures
+from conversion.runtime.figures import image
 
 MISSING = "-"
 LAYER_TEXT = (

@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import EvaluationError
-from conversion.evaluation.extra import require
 from conversion.evaluation.local_tasks import read_local_task
 from conversion.evaluation.results import MetricFigures, TaskFigures
-from conversion.progress import Progress
+from conversion.runtime.extras import require
+from conversion.runtime.progress import Progress
 
 FILE_SUFFIXES = (".jsonl", ".json")
 

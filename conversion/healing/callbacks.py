@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from conversion.errors import HealingError
 from conversion.healing.curve import LossCurve
 from conversion.healing.sharding import part
-from conversion.progress import Advance
+from conversion.runtime.progress import Advance
 
 
 class ShowProgress(TrainerCallback):

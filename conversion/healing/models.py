@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conversion.dense_attention import NAME as DENSE_ATTENTION
+from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from conversion.source import ATTENTION
 from vllm_mha2mla.config import ROPE_INV_FREQ
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import HealingError
 from conversion.families import FAMILIES, Family
-from conversion.healing.arguments import rounds_products
 from conversion.healing.launch import processes, processes_here, sharded
-from conversion.healing.memory import asking_bytes, check_memory, healing_bytes
+from conversion.healing.memory_estimate import asking_bytes, check_memory, healing_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import shard
-from conversion.loading import load_converted, read_converted_config, source_model
+from conversion.healing.trainer_arguments import rounds_products
 from conversion.source import open_source
 from conversion.source.folder import FolderCheckpoint
 from vllm_mha2mla.config import Provenance, read_provenance

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from conversion.recipe_values import read_yaml, validated
+from conversion.runtime.typed_yaml import read_yaml, validated
 
 
 class HealingRecipe(BaseModel):

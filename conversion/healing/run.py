@@ -12,23 +12,23 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from conversion.calibration.windows import check_vocabulary
+from conversion.checkpoint.staging import check_output
 from conversion.errors import HealingError
-from conversion.healing.arguments import healing_arguments, rounds_products
-from conversion.healing.cache import TeacherCache
 from conversion.healing.curve import LossCurve
 from conversion.healing.launch import check_launch, processes, sharded
-from conversion.healing.memory import memory_errors
+from conversion.healing.memory_estimate import memory_errors
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
-from conversion.healing.states import States
+from conversion.healing.resume import States
 from conversion.healing.teacher import LiveTeacher, StoredTeacher, Teacher
+from conversion.healing.teacher_cache import TeacherCache
 from conversion.healing.text import Packed, packed_windows
 from conversion.healing.train import Training
+from conversion.healing.trainer_arguments import healing_arguments, rounds_products
 from conversion.healing.write import healed_provenance, write_healed
-from conversion.memory import keep_freed_memory, return_freed_memory
-from conversion.progress import Progress
-from conversion.writer import check_output
+from conversion.runtime.memory import keep_freed_memory, return_freed_memory
+from conversion.runtime.progress import Progress
+from conversion.text.tokens import check_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from conversion.healing.cache import TeacherCache
 from conversion.healing.losses import divergence, hidden_error, top_divergence
+from conversion.healing.teacher_cache import TeacherCache
 
 
 class Teacher(Protocol):

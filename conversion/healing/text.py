@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.calibration.held_out import evenly
-from conversion.calibration.repeats import with_repeats
-from conversion.calibration.text import read_texts, tokenize
-from conversion.calibration.windows import fingerprint
 from conversion.errors import CalibrationError
 from conversion.healing.recipe import HealingRecipe
+from conversion.text.documents import read_texts
+from conversion.text.held_out import evenly
+from conversion.text.repeats import with_repeats
+from conversion.text.tokens import fingerprint, tokenize
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from conversion.healing.callbacks import (
     all_finite,
 )
 from conversion.healing.curve import LossCurve
-from conversion.healing.memory import is_of_memory
+from conversion.healing.memory_estimate import is_of_memory
 from conversion.healing.recipe import HealingRecipe
+from conversion.healing.resume import States, step
 from conversion.healing.sharding import part, whole
-from conversion.healing.states import States, step
 from conversion.healing.teacher import Teacher
 from conversion.healing.text import Packed, in_order
 from conversion.healing.trainer import HealingTrainer
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
 from vllm_mha2mla.errors import MHA2MLAError
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from conversion.checkpoint.card import model_card
+from conversion.checkpoint.staging import staged_folder
+from conversion.checkpoint.writer import CheckpointWriter
 from conversion.healing.curve import PLOT, LossCurve, plot_curve
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import Packed
-from conversion.model_card import model_card
 from conversion.source import EMBEDDING, HEAD
-from conversion.writer import CheckpointWriter, staged_folder
 from vllm_mha2mla.config import HealingInfo, Provenance, layer_layouts
 from vllm_mha2mla.version import __version__
 

@@ -23,7 +23,7 @@ def balanced_pca(target: LatentTarget, rank: int) -> LatentFactors:
 
     Norms are root mean squares, so that alpha follows from ``C`` and does not depend on the basis
     of the keys; the release averages norms of single dimensions. Biases stay outside, they leave
-    exactly elsewhere (``assemble``).
+    exactly elsewhere (``layers.assemble``).
     """
     alpha = balance(target)
     W = torch.cat((target.key / alpha, target.value))  # [2 * kv_heads * d, hidden]

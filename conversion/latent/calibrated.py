@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from conversion.definite import cholesky, with_floor
 from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.runtime.linalg import cholesky, with_floor
 
 # Floors on what was measured, relative to mean diagonal elements: directions never queried, or
 # never seen in the input, still get factors, in an order that does not depend on rounding.

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from conversion.calibration.text import builtin_text
-from conversion.loading import load_converted, source_model
+from conversion.checkpoint.loading import load_converted, source_model
 from conversion.source import SourceCheckpoint, open_source
+from conversion.text.documents import builtin_text
 from tests.engine.harness import convert
 from tests.tiny import tiny_tokenizer
 from vllm_mha2mla.config import FORMAT_VERSION

@@ -4,7 +4,7 @@ the same model with factorised queries."""
 import pytest
 import torch
 
-from conversion.loading import load_converted
+from conversion.checkpoint.loading import load_converted
 from tests.engine.conftest import TINY_LAYOUTS
 from tests.engine.harness import (
     ENGINE,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config
 
-from conversion.layer import LayerConverter
+from conversion.layers.converter import LayerConverter
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
 
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("prometheus_client")
 
-from conversion.bench import load
+from conversion.bench import drive as load
 from conversion.bench import server as serving
 from conversion.bench.server import serve
 from conversion.errors import ServerError

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import vllm_mha2mla  # noqa: F401, registers the converted families
 from conversion.calibration.store import StatisticsStore
-from conversion.evaluation.windows import evaluation_windows
 from conversion.pipeline import Options, calibration_text, convert
-from conversion.progress import Progress
-from conversion.recipe import Recipe
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
+from conversion.text.windows import evaluation_windows
 from tests.divergence import divergence
 from tests.tiny import TEXT, VARIANTS, save_tiny, tiny_tokenizer
 

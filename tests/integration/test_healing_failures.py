@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from conversion.healing import memory
+from conversion.healing import memory_estimate as memory
 from conversion.healing.callbacks import ShowProgress
 from conversion.healing.trainer import HealingTrainer
 from tests.integration.test_bad_input import one_line

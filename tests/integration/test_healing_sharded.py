@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conversion.healing.cache import TeacherCache
 from conversion.healing.recipe import HealingRecipe
+from conversion.healing.teacher_cache import TeacherCache
 from conversion.healing.text import packed_windows
 from conversion.source import open_source
 from tests.integration.test_conversion import run as convert

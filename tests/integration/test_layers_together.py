@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from conversion.errors import HealingError
-from conversion.recipe import Recipe
+from conversion.recipes.recipe import Recipe
 from tests.divergence import divergence
 from tests.integration.test_conversion import run, windows
 from tests.tiny import save_tiny

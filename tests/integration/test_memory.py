@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from conversion import choices, layer
-from conversion.recipe import REFIT_SHARE
+from conversion.allocation import choose as choices
+from conversion.layers import converter as layer
+from conversion.layers.original import SourceLayers
+from conversion.recipes.recipe import REFIT_SHARE
 from conversion.source import open_source
-from conversion.source_layers import SourceLayers
 from tests.integration.test_conversion import run as convert
 from tests.tiny import TEXT, save_tiny, tiny_llama, tiny_tokenizer
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conversion import layer
 from conversion.calibration.store import StatisticsStore
 from conversion.errors import CalibrationError
+from conversion.layers import converter as layer
 from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import Recipe
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from tests.tiny import TEXT, save_tiny
 

@@ -3,8 +3,8 @@
 import pytest
 from transformers import LlamaForCausalLM
 
-from conversion import spread
-from conversion.calibration.windows import calibration_windows
+from conversion.allocation import per_layer as spread
+from conversion.text.windows import calibration_windows
 from tests.divergence import divergence
 from tests.integration.sweep.single import CALIBRATION, WINDOW, single
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from conversion.calibration.starts import start_tokens
+from conversion.text.starts import start_tokens
 from tests.divergence import divergence
 from tests.integration.test_conversion import run, windows
 from tests.tiny import save_tiny, tiny_tokenizer

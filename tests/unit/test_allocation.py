@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion.allocation import allocate
+from conversion.allocation.per_layer import allocate
 from conversion.errors import RecipeError
 from vllm_mha2mla.config import LatentLayout
 

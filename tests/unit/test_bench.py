@@ -17,8 +17,7 @@ from conversion.bench.metrics import parse_metrics
 from conversion.bench.plots import throughput, write_plot
 from conversion.bench.results import BenchResults, Figures, Point, Round, Settings, combine
 from conversion.bench.server import Server
-from conversion.bench.tables import tables
-from conversion.bench_command import size_in_bytes
+from conversion.commands.bench import size_in_bytes, tables
 from conversion.errors import BenchError, ServerError
 
 KEYS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conversion.calibration.text import builtin_text, read_text, text_name
 from conversion.errors import CalibrationError
+from conversion.text.documents import builtin_text, read_text, text_name
 from tests.tiny import tiny_tokenizer
 
 

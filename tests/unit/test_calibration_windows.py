@@ -4,14 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion.calibration.held_out import held_out_starts, shared_grid
-from conversion.calibration.repeats import with_repeats
-from conversion.calibration.windows import (
-    _shares,
-    _spread,
-    calibration_windows,
-)
-from conversion.evaluation.windows import evaluation_windows
+from conversion.text.held_out import held_out_starts, shared_grid
+from conversion.text.repeats import with_repeats
+from conversion.text.windows import _shares, _spread, calibration_windows, evaluation_windows
 from tests.tiny import TEXT, tiny_tokenizer
 
 

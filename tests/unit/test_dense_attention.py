@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-import conversion.dense_attention as dense
+import conversion.runtime.dense_attention as dense
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])

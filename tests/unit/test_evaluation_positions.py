@@ -6,8 +6,8 @@ import torch
 from conversion.evaluation.chunked import greedy, token_losses
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.positions import bucket_edges, position_figures, position_losses
-from conversion.evaluation.windows import evaluation_windows
-from conversion.progress import Progress
+from conversion.runtime.progress import Progress
+from conversion.text.windows import evaluation_windows
 from tests.tiny import TEXT, tiny_llama, tiny_tokenizer
 
 WINDOW = 1300

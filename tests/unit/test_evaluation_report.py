@@ -164,6 +164,6 @@ def test_places_a_report_cannot_go(tmp_path, monkeypatch):
     (tmp_path / "folder.md").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         write_report(tmp_path / "folder.md", REPORT)
-    monkeypatch.setattr("conversion.evaluation.extra.find_spec", lambda name: None)
+    monkeypatch.setattr("conversion.runtime.extras.find_spec", lambda name: None)
     with pytest.raises(EvaluationError, match=r'pip install "vllm-mha2mla\[eval\]"'):
         write_report(tmp_path / "report.md", REPORT)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.calibration.gradients import head_gradients
+from conversion.calibration.probes import head_gradients
 from conversion.calibration.statistics import attention_weights, layer_statistics
 from conversion.latent.factors import latent_target
 from conversion.rotary import ROTARY

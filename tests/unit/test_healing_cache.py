@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from conversion.errors import HealingError
-from conversion.healing.cache import TeacherCache
 from conversion.healing.losses import divergence, top_divergence
-from conversion.progress import Progress
+from conversion.healing.teacher_cache import TeacherCache
+from conversion.runtime.progress import Progress
 from tests.tiny import tiny_llama
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conversion.errors import HealingError, OutputError
-from conversion.healing.states import States
+from conversion.healing.resume import States
 
 
 def save(states, step, whole=True):

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from conversion.errors import RecipeError
 from conversion.latent import LATENT
-from conversion.presets import FOLDER, presets
-from conversion.recipe import METHODS, Recipe, make_recipe
+from conversion.recipes.methods import METHODS
+from conversion.recipes.presets import FOLDER, presets
+from conversion.recipes.recipe import Recipe, make_recipe
 from conversion.rotary import ROTARY
 from vllm_mha2mla.config import LatentLayout
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.assemble import assemble
 from conversion.calibration.statistics import attention_weights, layer_statistics
 from conversion.latent import LATENT
 from conversion.latent.factors import latent_target
-from conversion.query import compress_query
+from conversion.layers.assemble import assemble
+from conversion.layers.query import compress_query
 from conversion.rotary import ROTARY
 from tests.tiny import VARIANTS, tiny_llama
 from vllm_mha2mla.config import LatentLayout

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion.errors import RecipeError
-from conversion.recipe import Recipe, make_recipe
+from conversion.recipes.recipe import Recipe, make_recipe
 from vllm_mha2mla.config import LatentLayout
 
 

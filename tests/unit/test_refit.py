@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from conversion.refit import OutputRefit
+from conversion.layers.refit import OutputRefit
 from vllm_mha2mla.config import LatentLayout
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.llama import LlamaMLAConfig

@@ -2,9 +2,9 @@
 
 import torch
 
-from conversion import sensitivity
-from conversion.sensitivity import attention_gradients, label_gradients, layer_costs
-from conversion.spread import width_grid
+from conversion.allocation import sensitivity
+from conversion.allocation.per_layer import width_grid
+from conversion.allocation.sensitivity import attention_gradients, label_gradients, layer_costs
 from tests.tiny import tiny_llama
 from vllm_mha2mla.config import LatentLayout
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conversion.checkpoint.shards import ShardWriter
 from conversion.errors import OutputError
-from conversion.shards import ShardWriter
 
 
 def test_safetensors_reads_what_was_streamed(tmp_path):

@@ -5,11 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion.divergence import mean_divergences
+from conversion.allocation.divergence import mean_divergences
+from conversion.allocation.uniform import split_candidates
 from conversion.errors import RecipeError
-from conversion.recipe import METHODS, Recipe
+from conversion.recipes.methods import METHODS
+from conversion.recipes.recipe import Recipe
 from conversion.rotary import ROTARY
-from conversion.split import split_candidates
 from vllm_mha2mla.config import LatentLayout
 
 

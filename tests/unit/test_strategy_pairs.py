@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from conversion.assemble import assemble
 from conversion.latent import LATENT
 from conversion.latent.factors import latent_target
+from conversion.layers.assemble import assemble
 from conversion.rotary import ROTARY
 from tests.measured import measure, rotation
 from tests.tiny import VARIANTS

@@ -3,7 +3,7 @@
 import pytest
 
 from conversion.errors import RecipeError
-from conversion.sweep_recipes import sweep_recipes
+from conversion.sweep.recipes import sweep_recipes
 
 
 def test_strategies_after_a_method_take_the_place_of_its_own():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from conversion.token_weights import LIMIT, RIDGE, equal_weights, fit_token_weights
+from conversion.layers.token_weights import LIMIT, RIDGE, equal_weights, fit_token_weights
 
 HIDDEN, TOKENS = 24, 400
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.calibration.gradients import EVERY
 from conversion.calibration.statistics import as_pairs, attention_weights, layer_statistics
 from conversion.calibration.turned_keys import are_small
 from conversion.rotary import ROTARY
 from conversion.rotary.calibrated import RIDGE
+from conversion.text.windows import EVERY
 from tests.tiny import VARIANTS, tiny_llama
 from vllm_mha2mla.rope import apply_rotary
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from conversion.checkpoint.staging import staged_folder
 from conversion.errors import OutputError
-from conversion.writer import staged_folder
 
 
 def test_a_second_writer_is_kept_out(tmp_path):

@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from conversion.evaluation import Entry
 from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import Recipe
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from tests.tiny import TEXT, save_tiny
 

@@ -92,7 +92,7 @@ def test_a_task_whose_data_cannot_be_had(evaluate, tmp_path, monkeypatch):
     [("lm_eval", ("--tasks", "arc_easy")), ("matplotlib", ("--tasks", "x", "--report", "a.html"))],
 )
 def test_without_the_extra(evaluate, monkeypatch, missing, arguments):
-    monkeypatch.setattr("conversion.evaluation.extra.find_spec", lambda _: None)
+    monkeypatch.setattr("conversion.runtime.extras.find_spec", lambda _: None)
     line = wrong(evaluate, *arguments)
     assert f'needs {missing}; install with: pip install "vllm-mha2mla[eval]"' in line
 
@@ -135,7 +135,7 @@ def test_figures_are_shown_whatever_comes_of_the_files(tmp_path, folder, evaluat
     def full(path, figures):
         raise OutputError(f"{path}: the disk is full")
 
-    monkeypatch.setattr("conversion.eval_command.write_json", full)
+    monkeypatch.setattr("conversion.commands.eval.write_json", full)
     code, output, error = evaluate(
         "--text", folder / "text.txt", "--windows", 1, "--json", tmp_path / "figures.json"
     )
@@ -146,7 +146,7 @@ def test_figures_are_shown_whatever_comes_of_the_files(tmp_path, folder, evaluat
 
 def test_files_that_may_not_be_written_are_found_first(tmp_path, folder, evaluate, monkeypatch):
     refusing = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK)
-    monkeypatch.setattr("conversion.output_files.os", refusing)
+    monkeypatch.setattr("conversion.runtime.output_files.os", refusing)
     monkeypatch.setattr("conversion.evaluation.compare.load_converted", None)
     line = wrong(evaluate, "--text", folder / "text.txt", "--json", tmp_path / "figures.json")
     assert "may not be written" in line

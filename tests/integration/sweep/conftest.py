@@ -2,8 +2,9 @@
 
 import pytest
 
-from conversion import layer, sweep
 from conversion.evaluation import compare
+from conversion.layers import converter as layer
+from conversion.sweep import run as sweep
 from tests.integration.sweep.single import CALIBRATION, LAYERS, UNSEEN, WINDOW
 from tests.tiny import TEXT, save_tiny
 

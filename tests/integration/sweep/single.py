@@ -5,11 +5,11 @@ import math
 import torch
 from transformers import AutoModelForCausalLM
 
-from conversion.evaluation.windows import evaluation_windows
 from conversion.pipeline import Options, convert
-from conversion.progress import Progress
-from conversion.recipe import Recipe
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
 from conversion.source import open_source
+from conversion.text.windows import evaluation_windows
 from tests.tiny import tiny_tokenizer
 
 LAYERS, WINDOW = 2, 64

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from conversion import sweep
 from conversion.pipeline import calibration_text
-from conversion.recipe import Recipe
+from conversion.recipes.recipe import Recipe
 from conversion.source import open_source
-from conversion.sweep_results import SweepResults
+from conversion.sweep import run as sweep
+from conversion.sweep.results import SweepResults
 from tests.integration.sweep.single import CALIBRATION, LAYERS, perplexity, single
 from vllm_mha2mla.config import LatentLayout, layer_layouts
 

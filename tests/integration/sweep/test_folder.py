@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
-from conversion import sweep
-from conversion.recipe import Recipe
-from conversion.sweep_folder import SweepFolder
-from conversion.sweep_results import SweepResults, recipe_key
-from conversion.writer import locked
+from conversion.checkpoint.staging import locked
+from conversion.recipes.recipe import Recipe
+from conversion.sweep import run as sweep
+from conversion.sweep.folder import SweepFolder
+from conversion.sweep.results import SweepResults, recipe_key
 from tests.integration.sweep.single import LAYERS
 from tests.tiny import save_tiny
 

@@ -3,9 +3,9 @@
 import pytest
 from transformers import LlamaForCausalLM
 
-from conversion.calibration.windows import calibration_windows
-from conversion.recipe import Recipe
-from conversion.split import split_candidates
+from conversion.allocation.uniform import split_candidates
+from conversion.recipes.recipe import Recipe
+from conversion.text.windows import calibration_windows
 from tests.divergence import divergence
 from tests.integration.sweep.single import LAYERS, WINDOW, single
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer

@@ -1,0 +1,1 @@
+"""From a cache budget to the widths of every layer."""

@@ -1,0 +1,78 @@
+"""Held-out text through the source, and gradients of its predictions back down."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.allocation.sensitivity import (
+    AttentionGradients,
+    attention_gradients,
+    label_gradients,
+)
+from conversion.calibration.activations import Activations
+from conversion.calibration.streams import Streams, embedded_text
+from conversion.layers.converter import LayerConverter
+from conversion.layers.original import final_norm, output_projection
+from conversion.runtime.progress import Progress
+from conversion.source import SourceCheckpoint
+
+SEED = 0
+
+
+def backward_sweep(
+    converter: LayerConverter,
+    streams: Streams | None,
+    held_out: Tensor,
+    offload: Path | None,
+    progress: Progress,
+    visit: Callable[[int, Any, AttentionGradients], None],
+) -> None:
+    """Up through all layers with the held-out text, and down again with gradients.
+
+    Args:
+        converter: of the source, for the statistics.
+        streams: the calibration text, to measure every layer's statistics on the way up; ``None``:
+            they are not needed, or in the store.
+        held_out: token ids, as long as calibration windows  # [windows, tokens]
+        offload: folder for the held-out text's activations; ``None``: memory.
+        progress: told about every layer.
+        visit: called from the last layer to the first, with the layer's number, the layer without
+            its MLP, and the gradients at its attention.
+    """
+    source_layers = converter.layers
+    source = source_layers.source
+    layers = source.config.num_hidden_layers
+    hidden = embedded_text(source, held_out, None, offload).original
+    before: list[Activations] = []
+    task = "Reading held-out text" if streams is None else "Measuring attention"
+    with progress.task(task, layers) as advance:
+        for index in range(layers):
+            layer = source_layers.load(index)
+            before.append(hidden.copy(offload))
+            if streams is not None:
+                converter.measure(layer, index, streams)
+            source_layers.push(layer, hidden)
+            del layer
+            advance()
+    gradients = _at_the_end(source, hidden)
+    with progress.task("Measuring what layers lose", layers) as advance:
+        for index in reversed(range(layers)):
+            layer = source_layers.load(index)
+            attend = partial(source_layers.attend, layer)
+            found = attention_gradients(layer, attend, before.pop(), gradients)
+            # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
+            layer.mlp = None
+            visit(index, layer, found)
+            del layer, attend, found
+            advance()
+
+
+def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:
+    """Gradients after the last layer, per window and label set."""
+    norm, generator = final_norm(source), torch.Generator().manual_seed(SEED)
+    head = partial(output_projection, source)
+    return [label_gradients(x, norm, head, generator) for x in hidden]

@@ -1,0 +1,63 @@
+"""What candidates for the widths of all layers lose on held-out text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conversion.allocation.divergence import mean_divergences
+from conversion.calibration.streams import Streams, embedded_text
+from conversion.layers.converter import LayerConverter
+from conversion.layers.original import final_norm, output_projection
+from conversion.runtime.progress import Progress
+from vllm_mha2mla.config import LatentLayout
+
+
+@torch.no_grad()
+def held_out_divergences(
+    candidates: Sequence[Sequence[LatentLayout]],
+    converter: LayerConverter,
+    streams: Streams | None,
+    held_out: Tensor,
+    progress: Progress,
+    offload: Path | None = None,
+) -> list[float]:
+    """What each candidate loses: the divergence of its predictions from the original's.
+
+    The source's layers pass by once. Every layer is converted for all candidates from the same
+    statistics, and each pushes the held-out text on through its own.
+
+    Args:
+        candidates: the layouts of all layers, each.
+        converter: of the source's layers.
+        streams: the calibration text; ``None`` if all statistics are in the store.
+        held_out: token ids, as long as calibration windows  # [windows, tokens]
+        progress: told about every layer.
+        offload: folder for the held-out text's activations; ``None``: memory.
+
+    Returns:
+        mean KL divergence per token of each candidate, nats.
+    """
+    source_layers = converter.layers
+    source = source_layers.source
+    original, *converted = (
+        embedded_text(source, held_out, None, offload).original for _ in range(len(candidates) + 1)
+    )
+    layers = source.config.num_hidden_layers
+    with progress.task("Choosing widths", layers) as advance:
+        for index in range(layers):
+            layer = source_layers.load(index)
+            attention = layer.self_attn
+            converter.measure(layer, index, streams)
+            source_layers.push(layer, original)
+            for layouts, hidden in zip(candidates, converted, strict=True):
+                # One at a time: together they can be larger than the layer.
+                ((_, layer.self_attn),) = converter.candidates(layer, index, [layouts[index]])
+                source_layers.push(layer, hidden)
+                layer.self_attn = attention
+            del layer, attention
+            advance()
+    norm = final_norm(source)
+    states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
+    return mean_divergences(states[0], states[1:], output_projection(source))

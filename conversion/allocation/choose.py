@@ -1,0 +1,150 @@
+"""What held-out text decides: cache widths of every layer, and how much tokens count."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from conversion.allocation.backward import backward_sweep
+from conversion.allocation.candidates import held_out_divergences
+from conversion.allocation.per_layer import LayerCosts, spread_over_layers, width_grid
+from conversion.allocation.sensitivity import AttentionGradients, layer_costs
+from conversion.allocation.uniform import split_candidates
+from conversion.calibration.streams import embedded_text
+from conversion.layers.converter import LayerConverter
+from conversion.layers.token_weights import TokenWeights, equal_weights, fit_token_weights
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
+from conversion.text.windows import Windows
+from vllm_mha2mla.config import LatentLayout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is decided before layers are converted.
+
+    Attributes:
+        layouts: cache widths of every layer.
+        figures: the divergence of each candidate on held-out text, nats.
+        token_weights: how much tokens count in the refit of every layer.
+    """
+
+    layouts: list[LatentLayout]
+    figures: dict[str, float]
+    token_weights: list[TokenWeights]
+
+
+def choose(
+    recipe: Recipe,
+    converter: LayerConverter,
+    windows: Windows,
+    offload: Path | None,
+    progress: Progress,
+) -> Choices:
+    """Widths of every layer, and how much tokens count in its refit.
+
+    Exact widths are taken as they are. A budget is spread over layers, or split the same way in
+    all layers, by what is lost on text held out from calibration: one width more than the other
+    never costs a byte more.
+
+    Args:
+        recipe: what to make.
+        converter: of this recipe.
+        windows: the calibration text and what is held out of it.
+        offload: folder for activations; ``None``: memory.
+        progress: told about every layer.
+    """
+    source = converter.layers.source
+    config = source.config
+    layers, heads, head_dim = (
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    candidates = split_candidates(recipe, heads, head_dim)
+    exact = len(candidates) == 1 and not recipe.spreads
+    swept = recipe.spreads or recipe.weighs_tokens
+    if exact and not swept:
+        return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
+    held_out = _held_out(windows)
+    measured = exact or all(index in converter.store for index in range(layers))
+    streams = None if measured else embedded_text(source, windows.measured, None, offload)
+    width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
+    gradients = _OfGradients(
+        recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
+    )
+    if swept:
+        backward_sweep(converter, streams, held_out, offload, progress, gradients.visit)
+        streams = None
+    if exact:
+        return Choices(candidates * layers, {}, gradients.token_weights)
+    if recipe.spreads:
+        named = spread_over_layers(gradients.costs, width, step)
+    else:
+        named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
+    different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
+    divergences = held_out_divergences(different, converter, streams, held_out, progress, offload)
+    losses = {name: divergences[different.index(layouts)] for name, layouts in named.items()}
+    # A candidate that overflows has no divergence, and is not the best.
+    best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
+    logger.info("%s", _summary(best, named[best], losses[best]))
+    figures = {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
+    return Choices(named[best], figures, gradients.token_weights)
+
+
+class _OfGradients:
+    """What the gradients at every layer tell, collected as a backward sweep passes by.
+
+    Attributes:
+        costs: of every layer at the widths of the grid; empty where no budget is spread.
+        token_weights: of every layer; equal ones where tokens are not weighed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        converter: LayerConverter,
+        grid: Sequence[LatentLayout],
+        hidden: int,
+        layers: int,
+    ) -> None:
+        self._recipe, self._converter, self._grid = recipe, converter, grid
+        self.costs: list[LayerCosts] = [{} for _ in range(layers)]
+        self.token_weights = [equal_weights(hidden) for _ in range(layers)]
+
+    def visit(self, index: int, layer: Any, found: AttentionGradients) -> None:
+        if self._recipe.spreads:
+            converted = self._converter.candidates(layer, index, self._grid)
+            self.costs[index] = layer_costs(found, converted)
+        if self._recipe.weighs_tokens:
+            self.token_weights[index] = fit_token_weights(found.streams, found.gradients)
+
+
+def _summary(name: str, layouts: list[LatentLayout], loss: float) -> str:
+    ranks = _range([layout.kv_lora_rank for layout in layouts])
+    ropes = _range([layout.qk_rope_head_dim for layout in layouts])
+    return (
+        f"kv_lora_rank {ranks}, qk_rope_head_dim {ropes} ({name}): {loss:.4f} nats lost per token "
+        "of held-out text, before any refit"
+    )
+
+
+def _range(widths: list[int]) -> str:
+    least, most = min(widths), max(widths)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _held_out(windows: Windows) -> Tensor:
+    if len(windows.held_out):
+        return windows.held_out
+    logger.warning(
+        "The calibration text is too short to hold any of it out: what is chosen by held-out text "
+        "is chosen by the text it is calibrated on. Give more --calibration text."
+    )
+    return windows.ids[-1:]

@@ -1,0 +1,169 @@
+"""Widths layer by layer: which to measure, and how a budget is spread."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from conversion.errors import RecipeError
+from vllm_mha2mla.config import LatentLayout
+
+# Latent widths are chosen in these steps.
+RANK_STEP = 4
+# Cost below which a layer counts as exact: logarithms of measured zeros.
+COST_FLOOR = 1e-9
+# Cost of widths at which a layer overflows, nats: far above any that it could be measured at.
+OVERFLOWED = 1e3
+BISECTIONS = 60
+
+LayerCosts = Mapping[LatentLayout, float]
+"""Measured loss of one layer at some widths: a full grid of ranks and rotary widths."""
+
+
+def allocate(
+    costs: Sequence[LayerCosts], budget: int, rope_step: int = 2, power: float = 1
+) -> list[LatentLayout]:
+    """Widths of every layer that lose least together within ``budget`` numbers per token.
+
+        min  sum_i cost_i(rank_i, rope_i)^power   subject to   sum_i rank_i + rope_i <= budget
+
+    Costs of layers converted alone add up where errors are small and independent. Where little is
+    kept they are neither, and all layers together lose more than twice the sum. A power above 1
+    makes one large loss dearer than several small ones.
+
+    Each layer's cost is interpolated between its measured widths, linearly in its logarithm
+    (errors fall about exponentially with width). One multiplier prices a number of cache the same
+    in all layers; each layer takes what is best at that price, and the price is bisected until the
+    budget is met. What rounding leaves over goes to the layers it helps most.
+
+    Args:
+        costs: of every layer alone, in nats.
+        budget: numbers per token in all layers' caches together.
+        rope_step: what the rotary strategy takes multiples of, as the measured widths are.
+        power: of a layer's cost in the sum.
+
+    Raises:
+        RecipeError: the budget is below the least widths of all layers.
+    """
+    tables = [_Table(layer, rope_step, power) for layer in costs]
+    low, high = 1e-24, 1e6
+    least = sum(table.choose(high).width for table in tables)
+    if least > budget:
+        raise RecipeError(
+            f"a cache of {budget} numbers per token is below {least}, the least that can be "
+            "spread over layers; give a larger cache_fraction, or spread: false"
+        )
+    for _ in range(BISECTIONS):
+        price = (low * high) ** 0.5
+        if sum(table.choose(price).width for table in tables) > budget:
+            low = price
+        else:
+            high = price
+    return _use_up([table.choose(high) for table in tables], tables, budget)
+
+
+def _use_up(layouts: list[LatentLayout], tables: list["_Table"], budget: int) -> list[LatentLayout]:
+    """Spend what is left on latent columns, one at a time, where each saves most."""
+    left = budget - sum(layout.width for layout in layouts)
+    gains = [table.gain(layout) for table, layout in zip(tables, layouts, strict=True)]
+    layouts = list(layouts)
+    for _ in range(left):
+        best = max(range(len(layouts)), key=gains.__getitem__)
+        if gains[best] == 0:
+            break
+        layouts[best] = LatentLayout(layouts[best].kv_lora_rank + 1, layouts[best].qk_rope_head_dim)
+        gains[best] = tables[best].gain(layouts[best])
+    return layouts
+
+
+class _Table:
+    """One layer's costs on a fine grid of widths."""
+
+    def __init__(self, costs: LayerCosts, rope_step: int, power: float) -> None:
+        ranks = sorted({layout.kv_lora_rank for layout in costs})
+        ropes = sorted({layout.qk_rope_head_dim for layout in costs})
+        logs = torch.tensor(
+            [[_bounded(costs[LatentLayout(r, p)]) for r in ranks] for p in ropes],
+            dtype=torch.float64,
+        ).log()  # [ropes, ranks]
+        # More cache never hurts; where a measurement says so it is noise.
+        logs = logs.cummin(0).values.cummin(1).values
+        self._rope_step = rope_step
+        self._ranks = torch.arange(ranks[0], ranks[-1] + 1, RANK_STEP)
+        self._ropes = torch.arange(ropes[0], ropes[-1] + 1, rope_step)
+        logs = _interpolate(logs, torch.tensor(ranks), self._ranks)
+        logs = _interpolate(logs.T, torch.tensor(ropes), self._ropes).T
+        self._cost = (power * logs).exp()  # [fine ropes, fine ranks]
+        self._width = self._ropes[:, None] + self._ranks[None]
+
+    def choose(self, price: float) -> LatentLayout:
+        """The widths of least cost plus ``price`` per number of cache."""
+        flat = int((self._cost + price * self._width).argmin())
+        rope, rank = divmod(flat, len(self._ranks))
+        return LatentLayout(int(self._ranks[rank]), int(self._ropes[rope]))
+
+    def gain(self, layout: LatentLayout) -> float:
+        """What one more latent column saves, by the slope of the fine grid; 0 at its end."""
+        row = (layout.qk_rope_head_dim - int(self._ropes[0])) // self._rope_step
+        column = (layout.kv_lora_rank - int(self._ranks[0])) // RANK_STEP
+        if column + 1 >= len(self._ranks):
+            return 0.0
+        return float(self._cost[row, column] - self._cost[row, column + 1]) / RANK_STEP
+
+
+def _bounded(cost: float) -> float:
+    return max(cost, COST_FLOOR) if math.isfinite(cost) else OVERFLOWED
+
+
+def _interpolate(values: Tensor, at: Tensor, to: Tensor) -> Tensor:
+    """Piecewise linear along the last axis  # [n, len(at)] -> [n, len(to)]"""
+    if len(at) == 1:
+        return values.expand(-1, len(to))
+    right = torch.searchsorted(at, to).clamp(1, len(at) - 1)
+    share = (to - at[right - 1]) / (at[right] - at[right - 1])
+    return values[:, right - 1] * (1 - share) + values[:, right] * share
+
+
+# Powers of layers' costs whose sum is made small: the smaller the cache, the larger the best.
+POWERS = (1.0, 1.5, 2.0)
+# Measured widths, as parts of the mean width a layer may have. No layer gets more than the last:
+# of a small budget, some layers want twice the mean and others next to nothing.
+ROPE_PARTS = (0.0, 0.3, 0.55, 0.8)
+RANK_PARTS = (0.02, 0.12, 0.5, 1.05, 1.55, 2.1)
+# Of a large one no layer wants that much. Parts of the source's keys at which the widths end, but
+# not below the third rotary and the fourth latent width: measuring wider ones takes memory.
+MOST_ROPE, MOST_RANK = 0.6, 1.25
+
+
+def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
+    """The widths to measure for a mean width per layer: every rank with every rotary width.
+
+    Args:
+        width: mean numbers per token and layer that the budget allows.
+        one_side: numbers of the source's keys, ``kv_heads * head_dim``.
+        step: what the rotary strategy takes multiples of.
+    """
+    most_rope = min(one_side, max(width * ROPE_PARTS[2], one_side * MOST_ROPE))
+    most_rank = min(2 * one_side, max(width * RANK_PARTS[3], one_side * MOST_RANK))
+    parts = (min(width * part, most_rope) for part in ROPE_PARTS)
+    ropes = sorted({min(one_side // step, round(rope / step)) * step for rope in parts})
+    ranks = sorted({max(1, round(min(width * part, most_rank))) for part in RANK_PARTS})
+    return [LatentLayout(rank, rope) for rope in ropes for rank in ranks]
+
+
+def spread_over_layers(
+    costs: Sequence[LayerCosts], width: int, step: int
+) -> dict[str, list[LatentLayout]]:
+    """Widths of every layer, ``width`` numbers on average, that should lose least.
+
+    Args:
+        costs: of every layer at the widths of ``width_grid``.
+        width: mean numbers per token and layer.
+        step: what the rotary strategy takes multiples of.
+
+    Returns:
+        for each of ``POWERS``, the layout of every layer.
+    """
+    budget = width * len(costs)
+    return {f"power_{power:g}": allocate(costs, budget, step, power) for power in POWERS}

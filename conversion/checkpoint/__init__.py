@@ -1,0 +1,1 @@
+"""A converted checkpoint as a folder: written whole, read back, described."""

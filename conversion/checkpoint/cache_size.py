@@ -1,0 +1,28 @@
+"""Cache bytes per token of a converted checkpoint and of its source."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from vllm_mha2mla.config import cache_bytes_per_token, layer_layouts, read_provenance
+
+
+class CacheFigures(BaseModel):
+    """Cache of the whole model, in the checkpoint's dtype."""
+
+    bytes_per_token: int
+    baseline_bytes_per_token: int
+    fraction: float
+
+
+def cache_figures(config: Any) -> CacheFigures:
+    """Cache bytes per token of a converted checkpoint and of its source."""
+    layouts = layer_layouts(config)
+    itemsize = config.dtype.itemsize
+    baseline = read_provenance(config).source.cache_width * len(layouts) * itemsize
+    converted = cache_bytes_per_token(layouts, itemsize)
+    return CacheFigures(
+        bytes_per_token=converted,
+        baseline_bytes_per_token=baseline,
+        fraction=converted / baseline,
+    )

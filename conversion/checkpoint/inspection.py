@@ -1,0 +1,61 @@
+"""What a converted checkpoint is: source, method, widths and cache."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from conversion.checkpoint.cache_size import cache_figures
+from conversion.checkpoint.loading import read_converted_config
+from vllm_mha2mla.config import layer_layouts, read_provenance
+
+
+class Inspection(BaseModel):
+    """What ``mha2mla inspect`` shows."""
+
+    source: str
+    source_fingerprint: str
+    model_type: str
+    method: str
+    dtype: str
+    layers: int
+    kv_lora_rank: list[int]
+    qk_rope_head_dim: list[int]
+    q_lora_rank: int | None
+    cache_bytes_per_token: int
+    baseline_bytes_per_token: int
+    cache_fraction: float
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    figures: dict[str, float]
+    healed_tokens: int
+
+
+def inspect(folder: Path) -> Inspection:
+    """Read a converted checkpoint's config.
+
+    Raises:
+        CheckpointError: not a converted checkpoint, or of a newer format.
+    """
+    config = read_converted_config(folder)
+    provenance = read_provenance(config)
+    layouts = layer_layouts(config)
+    cache = cache_figures(config)
+    return Inspection(
+        source=provenance.source.name,
+        source_fingerprint=provenance.source.fingerprint,
+        model_type=config.model_type,
+        method=str(provenance.recipe.get("method", "")),
+        dtype=str(config.dtype).removeprefix("torch."),
+        layers=len(layouts),
+        kv_lora_rank=[layout.kv_lora_rank for layout in layouts],
+        qk_rope_head_dim=[layout.qk_rope_head_dim for layout in layouts],
+        q_lora_rank=config.q_lora_rank,
+        cache_bytes_per_token=cache.bytes_per_token,
+        baseline_bytes_per_token=cache.baseline_bytes_per_token,
+        cache_fraction=cache.fraction,
+        recipe=provenance.recipe,
+        versions=provenance.versions,
+        figures=provenance.figures,
+        healed_tokens=sum(done.tokens for done in provenance.healing),
+    )

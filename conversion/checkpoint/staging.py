@@ -1,0 +1,114 @@
+"""A folder under a temporary name, moved into place when it is whole."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conversion.errors import OutputError
+
+
+@contextmanager
+def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]:
+    """A folder to write into that becomes ``out`` when the block ends well.
+
+    Whatever ends it otherwise, an error or Ctrl-C, leaves nothing behind. A killed process leaves
+    ``.OUT.partial`` beside ``out``, without a config.json; the next run removes it.
+
+    Args:
+        out: the folder to create.
+        overwrite: whether a checkpoint that is there may be replaced.
+        originals: names of models that it may not replace: what it is made from.
+
+    Raises:
+        OutputError: ``out`` exists and may not be replaced, or cannot be written.
+    """
+    check_output(out, overwrite, *originals)
+    partial = out.parent / f".{out.name}.partial"
+    replaced = out.parent / f".{out.name}.replaced"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with locked(partial, out):
+            try:
+                _empty(partial)
+                yield partial
+                # Hours may have passed.
+                check_output(out, overwrite, *originals)
+                _swap(partial, out, replaced)
+            except BaseException:
+                _remove(partial)
+                raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"{out}: the disk is full; free some space or choose another folder"
+            ) from error
+        raise OutputError(f"{out}: cannot be written ({error})") from error
+
+
+@contextmanager
+def locked(folder: Path, out: Path) -> Iterator[None]:
+    """Keep a second conversion out of a folder; a killed process gives up its lock."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{out}: another process is writing it; wait for it or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_output(out: Path, overwrite: bool, *originals: str) -> None:
+    """Refuse an output that is in the way, before any work is done.
+
+    Arguments and errors as for :func:`staged_folder`.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: exists and is not a folder; choose another name")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: already exists; choose another folder or pass --overwrite")
+    here = out.exists() and Path.cwd().is_relative_to(out.resolve())
+    if here or out.name in ("", "..") or os.path.ismount(out):
+        raise OutputError(
+            f"{out}: a mount point or the current folder cannot be replaced; name a folder in it"
+        )
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise OutputError(
+            f"{out}: holds files but no config.json, so it is no checkpoint to overwrite; "
+            "choose another folder"
+        )
+    for original in originals:
+        path = Path(original).expanduser()
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise OutputError(
+                f"{out}: would replace {original}, which it is made from; choose another folder"
+            )
+
+
+def _swap(partial: Path, out: Path, replaced: Path) -> None:
+    _remove(replaced)
+    if out.exists():
+        out.rename(replaced)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
+    _remove(replaced)
+
+
+def _empty(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        leftover.unlink()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

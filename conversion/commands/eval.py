@@ -1,0 +1,143 @@
+"""``mha2mla eval``: a converted checkpoint beside its original."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from conversion.commands.options import Checkpoint, Original, ReportFile, Window, Windows
+from conversion.evaluation import (
+    Entry,
+    Measurement,
+    Report,
+    check_report_path,
+    measure,
+    write_report,
+)
+from conversion.evaluation.render import with_error
+from conversion.runtime.output_files import check_writable, write_json
+from conversion.runtime.progress import Progress
+
+
+def eval_command(
+    checkpoint: Checkpoint,
+    baseline: Original,
+    text: Annotated[Path | None, typer.Option(help="Text for perplexity, .txt or .jsonl.")] = None,
+    window: Window = 1024,
+    windows: Windows = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="Task of the EleutherAI harness by name, or a .jsonl file of multiple choice "
+            "or last words. Repeatable.",
+        ),
+    ] = None,
+    long_context: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A .txt for perplexity by position, or a .jsonl of retrieval. Repeatable."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of a long context. Default: what the model takes."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Documents per task, retrieval examples, long windows at most."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    report: ReportFile = None,
+) -> None:
+    """Compare a converted checkpoint with its original."""
+    if report is not None:
+        check_report_path(report)
+    if json is not None:
+        check_writable(json)
+    # The harness warns about its own ways of doing what it was asked for.
+    for noisy in ("lm_eval", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    what = Measurement(
+        text=text,
+        window=window,
+        windows=windows,
+        tasks=tuple(tasks or ()),
+        long_context=tuple(long_context or ()),
+        context=context,
+        limit=limit,
+    )
+    entry = measure(checkpoint, baseline, what, Progress(Console(stderr=True)))
+    # What took hours is shown, whatever comes of the files.
+    out = Console()
+    for table in tables(entry):
+        out.print(table)
+    if json is not None:
+        write_json(json, entry)
+    if report is not None:
+        title = f"{entry.name} beside its original"
+        write_report(report, Report(title=title, source=baseline, entries=[entry]))
+
+
+def tables(entry: Entry) -> list[Table]:
+    """The figures for a terminal."""
+    made = [_summary(entry)]
+    if entry.tasks or entry.retrieval:
+        made.append(_accuracy(entry))
+    for found in entry.positions:
+        name = f"{found.text}, {found.windows} x {found.window} tokens"
+        table = Table(f"perplexity at positions of {name}", "original", "converted", "ratio")
+        for bucket in found.buckets:
+            table.add_row(
+                f"{bucket.start} to {bucket.end}",
+                f"{bucket.original:.3f}",
+                f"{bucket.converted:.3f}",
+                f"{bucket.converted / bucket.original:.4f}",
+            )
+        made.append(table)
+    return made
+
+
+def _summary(entry: Entry) -> Table:
+    figures, cache = entry.perplexity, entry.cache
+    table = Table("", "original", "converted", "ratio")
+    if figures is not None:
+        table.add_row(
+            f"perplexity, {figures.windows} x {figures.window} tokens",
+            f"{figures.baseline:.3f}",
+            f"{figures.converted:.3f}",
+            f"{figures.ratio:.4f}",
+        )
+    table.add_row(
+        "cache bytes per token",
+        f"{cache.baseline_bytes_per_token:,}",
+        f"{cache.bytes_per_token:,}",
+        f"{cache.fraction:.4f}",
+    )
+    return table
+
+
+def _accuracy(entry: Entry) -> Table:
+    table = Table(Column("task", overflow="fold"), "documents", "metric", "original", "converted")
+    for task in entry.tasks:
+        for metric in task.metrics:
+            table.add_row(
+                task.task,
+                str(task.documents),
+                metric.metric,
+                with_error(metric.original, metric.original_stderr),
+                with_error(metric.converted, metric.converted_stderr),
+            )
+    for asked in entry.retrieval:
+        skipped = f" ({asked.skipped} too long)" if asked.skipped else ""
+        table.add_row(
+            asked.task,
+            f"{asked.examples}{skipped}",
+            "retrieval",
+            with_error(asked.original, asked.original_stderr),
+            with_error(asked.converted, asked.converted_stderr),
+        )
+    return table

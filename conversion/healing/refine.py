@@ -1,0 +1,136 @@
+"""A short distillation of the attention weights, with the original as teacher and no labels."""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from conversion.checkpoint.loading import source_model
+from conversion.healing.callbacks import ShowProgress, StopWhenNotFinite
+from conversion.healing.models import choose_trainable, round_frozen, set_attention
+from conversion.healing.teacher import LiveTeacher
+from conversion.healing.trainer import HealingTrainer
+from conversion.healing.trainer_arguments import common_arguments
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.memory import keep_freed_memory
+from conversion.runtime.precision import bfloat16_is_fast
+from conversion.runtime.progress import Progress
+from conversion.source import ATTENTION, SourceCheckpoint
+from conversion.text.tokens import check_vocabulary
+from conversion.text.windows import calibration_windows
+
+# Every second position is compared: half the work of the language-model head, which is a
+# quarter of a small model's, at nearly the same signal.
+STRIDE = 2
+WARMUP_STEPS = 10
+CPU = "cpu"
+
+
+def refinement_windows(source: SourceCheckpoint, files: Sequence[Path], recipe: Recipe) -> Tensor:
+    """The text to refine on: as many windows as there are steps, if the texts have that many.
+
+    Returns:
+        token ids  # [windows, tokens]
+
+    Raises:
+        CalibrationError: it cannot be used, or the tokenizer is not this model's.
+    """
+    window = source.window(recipe.refine_window)
+    ids = calibration_windows(source.tokenizer(), files, recipe.refine_steps * window, window).ids
+    check_vocabulary(source.name, source.config.vocab_size, ids)
+    return ids
+
+
+def refine(
+    source: SourceCheckpoint,
+    config: Any,
+    layers: list[dict[str, Tensor]],
+    ids: Tensor,
+    recipe: Recipe,
+    progress: Progress,
+) -> list[dict[str, Tensor]]:
+    """Train the converted attention of all layers at once towards the original's predictions.
+
+        min  mean_t KL(p_original(. | x_<=t) || p_converted(. | x_<=t))
+
+    over the attention's weights only, with Adam, a linear decay and ``recipe.refine_lr``:
+    embeddings, norms and MLPs are shared with the teacher and stay as they are, and so do the
+    rotary frequencies. The matrix products run in bfloat16 where the processor has it, weights,
+    residual stream and losses in float32.
+
+    Args:
+        source: the original; it is loaded whole, once for teacher and student.
+        config: the converted model's config.
+        layers: the ``self_attn`` tensors of every converted layer.
+        ids: token windows, cycled through if there are fewer than steps  # [windows, tokens]
+        recipe: ``refine_steps``, one window each, and ``refine_lr``.
+        progress: told about every step.
+
+    Returns:
+        the refined tensors of every layer, float32.
+    """
+    keep_freed_memory()
+    teacher = source_model(source, torch.float32).requires_grad_(False)
+    set_attention(teacher, CPU)
+    if bfloat16_is_fast():
+        round_frozen(teacher)
+    student = _student(source, config, teacher, layers)
+    learning = choose_trainable(student, everything=False)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress.task("Refining", recipe.refine_steps) as advance,
+    ):
+        trainer = HealingTrainer(
+            model=student,
+            teacher=LiveTeacher(teacher),
+            stride=STRIDE,
+            args=TrainingArguments(
+                **common_arguments(Path(folder), recipe.refine_steps)
+                | {"use_cpu": True, "bf16": bfloat16_is_fast()},
+                per_device_train_batch_size=1,
+                learning_rate=recipe.refine_lr,
+                lr_scheduler_type="linear",
+                warmup_steps=min(WARMUP_STEPS, recipe.refine_steps // 4),
+                save_strategy="no",
+                logging_strategy="no",
+                seed=0,
+            ),
+            train_dataset=[{"input_ids": row} for row in ids],
+            callbacks=[
+                ShowProgress(advance, ids.shape[1]),
+                StopWhenNotFinite(lambda: "choose a lower refine_lr"),
+            ],
+        )
+        trainer.train()
+    return [
+        {
+            name: learning.get(f"{_prefix(index)}{name}", tensor).detach()
+            for name, tensor in tensors.items()
+        }
+        for index, tensors in enumerate(layers)
+    ]
+
+
+def _prefix(index: int) -> str:
+    return f"model.layers.{index}{ATTENTION}"
+
+
+def _student(
+    source: SourceCheckpoint, config: Any, teacher: Any, layers: list[dict[str, Tensor]]
+) -> Any:
+    """The converted model on the teacher's own tensors, with copies of the converted ones."""
+    with torch.device("meta"):
+        student = source.family.converted_causal_lm(copy.deepcopy(config))
+    set_attention(student, CPU)
+    state = {name: tensor for name, tensor in teacher.state_dict().items() if ATTENTION not in name}
+    for index, tensors in enumerate(layers):
+        state |= {_prefix(index) + name: tensor.float().clone() for name, tensor in tensors.items()}
+    student.load_state_dict(state, strict=False, assign=True)
+    student.model.rotary_emb = teacher.model.rotary_emb
+    student.tie_weights()
+    return student

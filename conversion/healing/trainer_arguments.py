@@ -1,0 +1,94 @@
+"""Trainer's arguments for a healing, and the distillation within a conversion."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from conversion.healing.launch import check_chosen, sharded
+from conversion.healing.recipe import HealingRecipe
+from conversion.healing.sharding import FSDP_CONFIG
+from conversion.runtime.precision import bfloat16_is_fast
+
+BETAS = (0.9, 0.98)
+# Points of a loss curve, at most about so many.
+POINTS = 500
+
+
+def rounds_products() -> bool:
+    """Whether matrix products run in bfloat16 on the device that Trainer will use."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bfloat16_is_fast()
+
+
+def common_arguments(folder: Path, steps: int) -> dict[str, Any]:
+    """What every training of ours has: AdamW, mixed precision, no reports but our own."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "bf16": rounds_products(),
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> TrainingArguments:
+    """Warm-up, constant, 1 - sqrt decay, as MHA2MLA; states to go on from in ``folder``.
+
+    Args:
+        recipe: what to do.
+        folder: where the states are saved.
+        steps: how many.
+
+    Raises:
+        HealingError: accelerate does not do here what it was launched for.
+    """
+    logging_steps = max(1, steps // POINTS)
+    arguments = TrainingArguments(
+        **common_arguments(folder, steps),
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulation,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": round(recipe.decay * steps),
+            "decay_type": "1-sqrt",
+        },
+        warmup_steps=round(recipe.warmup * steps),
+        logging_strategy="steps",
+        logging_steps=logging_steps,
+        save_strategy="steps",
+        # Where the curve has a point: a mean of losses begins anew after an interruption.
+        save_steps=-(-recipe.save_steps // logging_steps) * logging_steps,
+        save_total_limit=2,
+        train_sampling_strategy="sequential",
+        seed=recipe.seed,
+        **(_sharding() if sharded() else {}),
+    )
+    check_chosen(arguments.distributed_state.distributed_type)
+    # One process has one device: several devices are several processes.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _sharding() -> dict[str, Any]:
+    return {
+        "fsdp": True,
+        "fsdp_config": dict(FSDP_CONFIG),
+        # Otherwise every device keeps the gradients of the whole model until the last batch of a
+        # step.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    }

@@ -1,0 +1,1 @@
+"""One decoder layer: the original's, and its conversion."""

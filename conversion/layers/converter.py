@@ -1,0 +1,219 @@
+"""Converting one layer."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.calibration.activations import Activations
+from conversion.calibration.statistics import (
+    AttentionWeights,
+    LayerStatistics,
+    attention_weights,
+    layer_statistics,
+)
+from conversion.calibration.store import StatisticsStore
+from conversion.calibration.streams import RefitStreams, Streams
+from conversion.latent.factors import LatentFactors, latent_target
+from conversion.layers.assemble import assemble
+from conversion.layers.balance import balanced
+from conversion.layers.original import SourceLayers, for_calibration
+from conversion.layers.query import compress_query
+from conversion.layers.refit import START_COUNT, OutputRefit
+from conversion.layers.token_weights import TokenWeights
+from conversion.recipes.recipe import Recipe
+from conversion.rotary import RotarySelection
+from conversion.runtime.precision import bfloat16_products
+from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.hf.attention import LatentAttention
+
+
+class LayerConverter:
+    """Converts the layers of one source with one recipe; results are on the CPU.
+
+    Args:
+        layers: the source's.
+        converted_config: the converted model's.
+        recipe: what to do.
+        measured: on how many windows attention is measured, the first of a stream.
+        store: statistics measured before, and where new ones go.
+
+    Attributes:
+        layers: the source's.
+        store: the statistics.
+    """
+
+    def __init__(
+        self,
+        layers: SourceLayers,
+        converted_config: Any,
+        recipe: Recipe,
+        measured: int,
+        store: StatisticsStore,
+    ) -> None:
+        self.layers = layers
+        self.store = store
+        self._config = layers.config
+        self._converted_config = for_calibration(converted_config)
+        self._recipe = recipe
+        self._measured = measured
+
+    @torch.no_grad()
+    def convert(
+        self,
+        layer: Any,
+        index: int,
+        layout: LatentLayout,
+        streams: Streams | None,
+        token_weights: TokenWeights,
+    ) -> dict[str, Tensor]:
+        """The converted ``self_attn`` tensors of one layer; moves ``streams`` past it.
+
+        Args:
+            layer: as ``layers`` loads it.
+            index: which layer it is.
+            layout: its cache widths.
+            streams: hidden states before the layer; after it when this returns. ``None`` when
+                neither this layer nor a later one needs them: all statistics are in the store and
+                nothing is refitted.
+            token_weights: how much tokens count in the refit.
+        """
+        ((_, tensors),) = self._attentions(layer, index, [layout], streams)
+        if streams is not None and streams.refit is not None:
+            tensors |= self._refit(
+                layer, index, layout, tensors, token_weights, streams.original, streams.refit
+            )
+        elif streams is not None:
+            self.layers.push(layer, streams.original, rounded=True)
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def measure(self, layer: Any, index: int, streams: Streams | None) -> None:
+        """Put the layer's statistics in the store; moves ``streams`` past the layer."""
+        weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
+        self._statistics(layer, index, weights, streams)
+        if streams is not None:
+            self.layers.push(layer, streams.original, rounded=True)
+
+    def candidates(
+        self, layer: Any, index: int, layouts: Sequence[LatentLayout]
+    ) -> Iterator[tuple[LatentLayout, LatentAttention]]:
+        """The layer's attention converted at several widths, one after the other, not refitted.
+
+        Without gradients where it is called; a decorator that turned them off would keep the last
+        attention beside the next.
+
+        Args:
+            layer: as ``layers`` loads it.
+            index: which layer it is; its statistics are in the store.
+            layouts: the cache widths.
+        """
+        for layout, tensors in self._attentions(layer, index, layouts, None):
+            attention = self.latent_attention(index, layout, tensors)
+            del tensors
+            yield layout, attention
+            del attention
+
+    def latent_attention(
+        self, index: int, layout: LatentLayout, tensors: dict[str, Tensor]
+    ) -> LatentAttention:
+        """The converted attention as a module, on the device."""
+        with torch.device("meta"):
+            attention = LatentAttention(self._converted_config, index, layout)
+        attention.load_state_dict(
+            {name: tensor.to(self.layers.device) for name, tensor in tensors.items()}, assign=True
+        )
+        return attention
+
+    def _attentions(
+        self, layer: Any, index: int, layouts: Sequence[LatentLayout], streams: Streams | None
+    ) -> Iterator[tuple[LatentLayout, dict[str, Tensor]]]:
+        """Converted tensors at each layout, which can be half as large as the source's layer.
+
+        Once the next are asked for, nothing here holds the last ones.
+        """
+        weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
+        statistics = self._statistics(layer, index, weights, streams)
+        for layout, selection, factors in self._factors(weights, statistics, layouts):
+            tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
+            tensors = balanced(tensors, self._config.num_attention_heads, layout)
+            rank = self._recipe.q_lora_rank
+            if rank is not None:
+                tensors = compress_query(tensors, weights, statistics, layout, rank)
+            yield layout, tensors
+            del tensors
+
+    def _factors(
+        self,
+        weights: AttentionWeights,
+        statistics: LayerStatistics,
+        layouts: Sequence[LatentLayout],
+    ) -> Iterator[tuple[LatentLayout, RotarySelection, LatentFactors]]:
+        """Selection and factors at each layout; worked out once where rotary widths repeat."""
+        choose, factorise = self._recipe.strategies()
+        for rope, group in groupby(layouts, key=lambda layout: layout.qk_rope_head_dim):
+            same_rope = list(group)
+            ranks = [layout.kv_lora_rank for layout in same_rope]
+            selection = choose(weights, statistics, rope)
+            target = latent_target(weights, statistics, selection, self._recipe.key_weight)
+            if self._recipe.factors_in_order:
+                largest = factorise(target, max(ranks))
+                of_rank = {rank: largest.truncated(rank) for rank in ranks}
+            else:
+                of_rank = {rank: factorise(target, rank) for rank in ranks}
+            del target
+            for layout in same_rope:
+                yield layout, selection, of_rank[layout.kv_lora_rank]
+
+    def _statistics(
+        self, layer: Any, index: int, weights: AttentionWeights, streams: Streams | None
+    ) -> LayerStatistics:
+        stored = self.store.get(index)
+        if stored is not None:
+            return stored.to(self.layers.device)
+        assert streams is not None
+        windows = islice(streams.original, self._measured)
+        inputs = (self.layers.normed(layer, x.to(self.layers.device)) for x in windows)
+        statistics = layer_statistics(weights, inputs)
+        self.store.put(index, statistics)
+        return statistics
+
+    def _refit(
+        self,
+        layer: Any,
+        index: int,
+        layout: LatentLayout,
+        tensors: dict[str, Tensor],
+        counts: TokenWeights,
+        original: Activations,
+        buffers: RefitStreams,
+    ) -> dict[str, Tensor]:
+        attention = self.latent_attention(index, layout, tensors)
+        weight, bias = tensors["o_proj.weight"], tensors["o_proj.bias"]
+        refit = OutputRefit(weight, bias, self._recipe.ridge)
+        # Rounding is far below what truncation loses, but not where nothing is truncated.
+        lossy = layout.width < 2 * self._config.num_key_value_heads * self._config.head_dim
+        text = len(original) - buffers.starts
+        for window in range(len(original)):
+            alone = window >= text
+            x = original[window].to(self.layers.device)  # [tokens, hidden]
+            y = buffers.converted[window].to(self.layers.device)
+            normed = self.layers.normed(layer, y)
+            with bfloat16_products(lossy):
+                heads = self.layers.heads(attention, normed, alone).float()
+                x = x + self.layers.attend(layer, x, alone)
+                original[window] = self.layers.past_mlp(layer, x)
+            buffers.heads[window] = heads
+            share = START_COUNT * text / buffers.starts if alone else 1
+            refit.add(heads, x - y, share * counts(x))
+        solution = refit.solve()
+        weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
+        for window in range(len(original)):
+            y = buffers.converted[window].to(self.layers.device)
+            heads = buffers.heads[window].to(self.layers.device)
+            with bfloat16_products(lossy):
+                pushed = self.layers.past_mlp(layer, y + heads @ weight.T + bias)
+            buffers.converted[window] = pushed
+        return solution

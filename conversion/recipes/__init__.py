@@ -1,0 +1,1 @@
+"""What to make: the typed recipe, the methods it names, and presets."""

@@ -1,0 +1,1 @@
+"""What a long computation needs of this machine: screen, signals, memory, precision."""

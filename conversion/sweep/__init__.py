@@ -1,0 +1,1 @@
+"""Several recipes over one calibration, each beside the original."""

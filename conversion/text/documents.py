@@ -1,0 +1,106 @@
+"""Texts: reading files, one that every CPython carries, and their tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from conversion.errors import CalibrationError
+from conversion.text.files import read_json_lines, read_utf8
+
+BUILTIN_NAME = "pydoc_data.topics"
+# Every fifth topic of the built-in text is kept out of calibration, to measure on.
+HELD_OUT_EVERY = 5
+# JSON-lines fields that make up a record's text: the first of these that is there, else messages,
+# else all of the others.
+TEXT_FIELDS = ("text", "content")
+PROMPT_FIELDS = ("prompt", "instruction", "question", "input")
+COMPLETION_FIELDS = ("completion", "response", "answer", "output")
+
+
+def builtin_text(part: Literal["calibration", "held-out"]) -> str:
+    """Python's own language reference, as ``help()`` shows it: about 0.6 MB of technical English.
+
+    The two parts share no topic.
+    """
+    from pydoc_data.topics import topics
+
+    chosen = [
+        body
+        for index, (_, body) in enumerate(sorted(topics.items()))
+        if (index % HELD_OUT_EVERY == 0) == (part == "held-out")
+    ]
+    return "\n\n".join(chosen)
+
+
+def read_texts(
+    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], list[str]]:
+    """Names and texts of files; without files, of the built-in one.
+
+    Raises:
+        CalibrationError: as for :func:`read_text`.
+    """
+    if not files:
+        return [BUILTIN_NAME], [builtin_text("calibration")]
+    return [text_name(path) for path in files], [read_text(path, tokenizer) for path in files]
+
+
+def text_name(path: Path) -> str:
+    """A file's name as provenance and model card can hold it, whatever bytes it has."""
+    return path.name.encode("utf-8", "replace").decode()
+
+
+def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a ``.txt`` or ``.jsonl`` file.
+
+    Raises:
+        CalibrationError: missing, not UTF-8, empty, or records without a known field.
+    """
+    if path.suffix == ".jsonl":
+        text = "\n\n".join(_records(path, tokenizer))
+    else:
+        text = read_utf8(path, CalibrationError)
+    # Half a character, as a cut \\u escape of JSON gives, is no text to a tokenizer.
+    text = text.encode("utf-8", "replace").decode()
+    if not text.strip():
+        raise CalibrationError(f"{path}: no text in it; give a file with some")
+    return text
+
+
+def _records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    records = []
+    for number, record in read_json_lines(path, CalibrationError):
+        try:
+            body = _record_text(record, tokenizer)
+        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+            raise CalibrationError(
+                f"{path}: line {number}: messages do not fit the model's chat template ({error})"
+            ) from error
+        if body is None:
+            raise CalibrationError(
+                f"{path}: line {number} has none of the fields text, messages, or "
+                "prompt and completion"
+            )
+        records.append(body)
+    return records
+
+
+def _record_text(record: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if not isinstance(record, dict):
+        return None
+    for field in TEXT_FIELDS:
+        if isinstance(record.get(field), str):
+            return str(record[field])
+    if isinstance(record.get("messages"), list):
+        if getattr(tokenizer, "chat_template", None):
+            return str(tokenizer.apply_chat_template(record["messages"], tokenize=False))
+        return "\n".join(str(message.get("content", "")) for message in record["messages"])
+    parts = [
+        record[field]
+        for field in (*PROMPT_FIELDS, *COMPLETION_FIELDS)
+        if isinstance(record.get(field), str)
+    ]
+    return "\n".join(parts) if parts else None
