@@ -33,7 +33,7 @@ from vllm_mha2mla.config import (
     ROPE_INV_FREQ,
     Provenance,
     SourceInfo,
-    layer_layouts,
+    latent_widths,
 )
 from vllm_mha2mla.version import __version__
 
@@ -96,7 +96,7 @@ def convert(
     return_freed_memory()
     check_output(out, options.overwrite, source.name)
     config = source.config
-    layout = recipe.layout(config.num_key_value_heads, config.head_dim)
+    widths = recipe.widths(config.num_key_value_heads, config.head_dim)
     q_lora_rank = recipe.query_rank(config.hidden_size)
     windows = calibration_text(source, recipe)
     to_refine = None
@@ -108,7 +108,7 @@ def convert(
         store = StatisticsStore(folder) if statistics is None else statistics
         shape = "x".join(map(str, windows.measured.shape))
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
-        uniform = [layout] * config.num_hidden_layers
+        uniform = [widths] * config.num_hidden_layers
         converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
         device = torch.device(options.device)
         measured, tokens = windows.measured.shape
@@ -116,9 +116,11 @@ def convert(
         converter = LayerConverter(source_layers, converted, recipe, measured, store)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
             choices = choose(recipe, converter, windows, options.offload, progress)
-            layouts = choices.layouts
+            layer_widths = choices.layer_widths
             provenance = provenance.model_copy(update={"figures": choices.figures})
-            converted = converted_config(source, layouts, q_lora_rank, options.dtype, provenance)
+            converted = converted_config(
+                source, layer_widths, q_lora_rank, options.dtype, provenance
+            )
             streams = _streams(source, converted, recipe, windows, options, store)
             layers: Iterable[dict[str, Tensor]] = _converted_layers(
                 converter, choices, streams, progress
@@ -130,7 +132,7 @@ def convert(
                 store.clear()
             _write_rest(source, writer, options.dtype)
             source.write_assets(folder)
-            card = model_card(provenance, layer_layouts(converted), converted.dtype)
+            card = model_card(provenance, latent_widths(converted), converted.dtype)
             writer.finish(converted, card)
     return provenance
 
@@ -182,11 +184,11 @@ def _converted_layers(
     streams: Streams | None,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    with progress.task("Converting layers", len(choices.layouts)) as advance:
-        for index, layout in enumerate(choices.layouts):
+    with progress.task("Converting layers", len(choices.layer_widths)) as advance:
+        for index, widths in enumerate(choices.layer_widths):
             layer = converter.layers.load(index)
             counts = choices.token_weights[index]
-            tensors = converter.convert(layer, index, layout, streams, counts)
+            tensors = converter.convert(layer, index, widths, streams, counts)
             # Else they would be there until the next layer has been loaded and converted.
             del layer
             yield tensors

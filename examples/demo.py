@@ -24,7 +24,7 @@ from conversion.runtime.interruption import interruption
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from conversion.text.documents import builtin_text
-from vllm_mha2mla.config import cache_bytes_per_token, layer_layouts, read_provenance
+from vllm_mha2mla.config import cache_bytes_per_token, latent_widths, read_provenance
 from vllm_mha2mla.errors import MHA2MLAError
 
 MODEL = "demo:smollm2-135m"
@@ -124,13 +124,13 @@ def answers_table(original: Served, converted: Served) -> Table:
 def figures_table(original: Served, converted: Served, quality: PerplexityFigures) -> Table:
     """What conversion saves and what it costs."""
     config = read_converted_config(CONVERTED)
-    layouts = layer_layouts(config)
+    layer_widths = latent_widths(config)
     table = Table("", "original", "converted", "ratio", caption=NOTE)
     rows = (
         (
             f"cache bytes per token in {DTYPE}, as served",
-            read_provenance(config).source.cache_width * len(layouts) * ITEMSIZE,
-            cache_bytes_per_token(layouts, ITEMSIZE),
+            read_provenance(config).source.cache_width * len(layer_widths) * ITEMSIZE,
+            cache_bytes_per_token(layer_widths, ITEMSIZE),
         ),
         (
             f"tokens in {CACHE_MIB} MiB of cache, as vLLM counts",

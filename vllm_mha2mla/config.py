@@ -19,7 +19,7 @@ ROPE_INV_FREQ = "rope_inv_freq"
 
 
 @dataclass(frozen=True)
-class LatentLayout:
+class LatentWidths:
     """What one layer caches per token: ``[c ; k_rope]``, one row for all heads."""
 
     kv_lora_rank: int
@@ -140,7 +140,7 @@ def read_provenance(config: LatentConfig) -> Provenance:
         raise CheckpointError(f"config.json: mha2mla.{where}: {first['msg']}") from error
 
 
-def layer_layouts(config: LatentConfig) -> list[LatentLayout]:
+def latent_widths(config: LatentConfig) -> list[LatentWidths]:
     """Cache widths of every layer, from the per-layer lists or the uniform keys.
 
     Raises:
@@ -162,7 +162,7 @@ def layer_layouts(config: LatentConfig) -> list[LatentLayout]:
                 f"config.json: kv_lora_rank {rank} must be at least 1 and qk_rope_head_dim "
                 f"{rope} even and not negative; convert the model again"
             )
-    return [LatentLayout(rank, rope) for rank, rope in zip(ranks, ropes, strict=True)]
+    return [LatentWidths(rank, rope) for rank, rope in zip(ranks, ropes, strict=True)]
 
 
 def _per_layer(values: Sequence[int] | None, uniform: int, layers: int, key: str) -> list[int]:
@@ -176,6 +176,6 @@ def _per_layer(values: Sequence[int] | None, uniform: int, layers: int, key: str
     return list(values)
 
 
-def cache_bytes_per_token(layouts: Sequence[LatentLayout], bytes_per_number: int) -> int:
+def cache_bytes_per_token(layer_widths: Sequence[LatentWidths], bytes_per_number: int) -> int:
     """Bytes the cache of the whole model takes per token."""
-    return sum(layout.width for layout in layouts) * bytes_per_number
+    return sum(widths.width for widths in layer_widths) * bytes_per_number

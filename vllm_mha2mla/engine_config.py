@@ -6,7 +6,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.errors import UnsupportedEngineError
 
 
@@ -17,7 +17,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Called once by vLLM, before its own defaults are resolved."""
         _refuse_unsupported(vllm_config)
-        layer_layouts(vllm_config.model_config.hf_config)
+        latent_widths(vllm_config.model_config.hf_config)
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:

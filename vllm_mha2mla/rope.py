@@ -1,4 +1,4 @@
-"""Rotary embedding with one frequency per kept pair, in the two-halves (NeoX) layout."""
+"""Rotary embedding with one frequency per kept pair, in the two-halves (NeoX) widths."""
 
 import torch
 from torch import Tensor

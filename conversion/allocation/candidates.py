@@ -11,12 +11,12 @@ from conversion.calibration.streams import Streams, embedded_text
 from conversion.layers.converter import LayerConverter
 from conversion.layers.original import final_norm, output_projection
 from conversion.runtime.progress import Progress
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 
 @torch.no_grad()
 def held_out_divergences(
-    candidates: Sequence[Sequence[LatentLayout]],
+    candidates: Sequence[Sequence[LatentWidths]],
     converter: LayerConverter,
     streams: Streams | None,
     held_out: Tensor,
@@ -29,7 +29,7 @@ def held_out_divergences(
     statistics, and each pushes the held-out text on through its own.
 
     Args:
-        candidates: the layouts of all layers, each.
+        candidates: the layer_widths of all layers, each.
         converter: of the source's layers.
         streams: the calibration text; ``None`` if all statistics are in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
@@ -51,9 +51,9 @@ def held_out_divergences(
             attention = layer.self_attn
             converter.measure(layer, index, streams)
             source_layers.push(layer, original)
-            for layouts, hidden in zip(candidates, converted, strict=True):
+            for layer_widths, hidden in zip(candidates, converted, strict=True):
                 # One at a time: together they can be larger than the layer.
-                ((_, layer.self_attn),) = converter.candidates(layer, index, [layouts[index]])
+                ((_, layer.self_attn),) = converter.candidates(layer, index, [layer_widths[index]])
                 source_layers.push(layer, hidden)
                 layer.self_attn = attention
             del layer, attention

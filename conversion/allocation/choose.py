@@ -20,7 +20,7 @@ from conversion.layers.token_weights import TokenWeights, equal_weights, fit_tok
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
 from conversion.text.windows import Windows
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ class Choices:
     """What is decided before layers are converted.
 
     Attributes:
-        layouts: cache widths of every layer.
+        layer_widths: cache widths of every layer.
         figures: the divergence of each candidate on held-out text, nats.
         token_weights: how much tokens count in the refit of every layer.
     """
 
-    layouts: list[LatentLayout]
+    layer_widths: list[LatentWidths]
     figures: dict[str, float]
     token_weights: list[TokenWeights]
 
@@ -88,9 +88,11 @@ def choose(
         named = spread_over_layers(gradients.costs, width, step)
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
-    different = [list(layouts) for layouts in dict.fromkeys(map(tuple, named.values()))]
+    different = [list(layer_widths) for layer_widths in dict.fromkeys(map(tuple, named.values()))]
     divergences = held_out_divergences(different, converter, streams, held_out, progress, offload)
-    losses = {name: divergences[different.index(layouts)] for name, layouts in named.items()}
+    losses = {
+        name: divergences[different.index(layer_widths)] for name, layer_widths in named.items()
+    }
     # A candidate that overflows has no divergence, and is not the best.
     best = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
     logger.info("%s", _summary(best, named[best], losses[best]))
@@ -110,7 +112,7 @@ class _OfGradients:
         self,
         recipe: Recipe,
         converter: LayerConverter,
-        grid: Sequence[LatentLayout],
+        grid: Sequence[LatentWidths],
         hidden: int,
         layers: int,
     ) -> None:
@@ -126,9 +128,9 @@ class _OfGradients:
             self.token_weights[index] = fit_token_weights(found.streams, found.gradients)
 
 
-def _summary(name: str, layouts: list[LatentLayout], loss: float) -> str:
-    ranks = _range([layout.kv_lora_rank for layout in layouts])
-    ropes = _range([layout.qk_rope_head_dim for layout in layouts])
+def _summary(name: str, layer_widths: list[LatentWidths], loss: float) -> str:
+    ranks = _range([widths.kv_lora_rank for widths in layer_widths])
+    ropes = _range([widths.qk_rope_head_dim for widths in layer_widths])
     return (
         f"kv_lora_rank {ranks}, qk_rope_head_dim {ropes} ({name}): {loss:.4f} nats lost per token "
         "of held-out text, before any refit"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conversion.errors import RecipeError
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 # Latent widths are chosen in these steps.
 RANK_STEP = 4
@@ -17,13 +17,13 @@ COST_FLOOR = 1e-9
 OVERFLOWED = 1e3
 BISECTIONS = 60
 
-LayerCosts = Mapping[LatentLayout, float]
+LayerCosts = Mapping[LatentWidths, float]
 """Measured loss of one layer at some widths: a full grid of ranks and rotary widths."""
 
 
 def allocate(
     costs: Sequence[LayerCosts], budget: int, rope_step: int = 2, power: float = 1
-) -> list[LatentLayout]:
+) -> list[LatentWidths]:
     """Widths of every layer that lose least together within ``budget`` numbers per token.
 
         min  sum_i cost_i(rank_i, rope_i)^power   subject to   sum_i rank_i + rope_i <= budget
@@ -63,28 +63,32 @@ def allocate(
     return _use_up([table.choose(high) for table in tables], tables, budget)
 
 
-def _use_up(layouts: list[LatentLayout], tables: list["_Table"], budget: int) -> list[LatentLayout]:
+def _use_up(
+    layer_widths: list[LatentWidths], tables: list["_Table"], budget: int
+) -> list[LatentWidths]:
     """Spend what is left on latent columns, one at a time, where each saves most."""
-    left = budget - sum(layout.width for layout in layouts)
-    gains = [table.gain(layout) for table, layout in zip(tables, layouts, strict=True)]
-    layouts = list(layouts)
+    left = budget - sum(widths.width for widths in layer_widths)
+    gains = [table.gain(widths) for table, widths in zip(tables, layer_widths, strict=True)]
+    layer_widths = list(layer_widths)
     for _ in range(left):
-        best = max(range(len(layouts)), key=gains.__getitem__)
+        best = max(range(len(layer_widths)), key=gains.__getitem__)
         if gains[best] == 0:
             break
-        layouts[best] = LatentLayout(layouts[best].kv_lora_rank + 1, layouts[best].qk_rope_head_dim)
-        gains[best] = tables[best].gain(layouts[best])
-    return layouts
+        layer_widths[best] = LatentWidths(
+            layer_widths[best].kv_lora_rank + 1, layer_widths[best].qk_rope_head_dim
+        )
+        gains[best] = tables[best].gain(layer_widths[best])
+    return layer_widths
 
 
 class _Table:
     """One layer's costs on a fine grid of widths."""
 
     def __init__(self, costs: LayerCosts, rope_step: int, power: float) -> None:
-        ranks = sorted({layout.kv_lora_rank for layout in costs})
-        ropes = sorted({layout.qk_rope_head_dim for layout in costs})
+        ranks = sorted({widths.kv_lora_rank for widths in costs})
+        ropes = sorted({widths.qk_rope_head_dim for widths in costs})
         logs = torch.tensor(
-            [[_bounded(costs[LatentLayout(r, p)]) for r in ranks] for p in ropes],
+            [[_bounded(costs[LatentWidths(r, p)]) for r in ranks] for p in ropes],
             dtype=torch.float64,
         ).log()  # [ropes, ranks]
         # More cache never hurts; where a measurement says so it is noise.
@@ -97,16 +101,16 @@ class _Table:
         self._cost = (power * logs).exp()  # [fine ropes, fine ranks]
         self._width = self._ropes[:, None] + self._ranks[None]
 
-    def choose(self, price: float) -> LatentLayout:
+    def choose(self, price: float) -> LatentWidths:
         """The widths of least cost plus ``price`` per number of cache."""
         flat = int((self._cost + price * self._width).argmin())
         rope, rank = divmod(flat, len(self._ranks))
-        return LatentLayout(int(self._ranks[rank]), int(self._ropes[rope]))
+        return LatentWidths(int(self._ranks[rank]), int(self._ropes[rope]))
 
-    def gain(self, layout: LatentLayout) -> float:
+    def gain(self, widths: LatentWidths) -> float:
         """What one more latent column saves, by the slope of the fine grid; 0 at its end."""
-        row = (layout.qk_rope_head_dim - int(self._ropes[0])) // self._rope_step
-        column = (layout.kv_lora_rank - int(self._ranks[0])) // RANK_STEP
+        row = (widths.qk_rope_head_dim - int(self._ropes[0])) // self._rope_step
+        column = (widths.kv_lora_rank - int(self._ranks[0])) // RANK_STEP
         if column + 1 >= len(self._ranks):
             return 0.0
         return float(self._cost[row, column] - self._cost[row, column + 1]) / RANK_STEP
@@ -136,25 +140,25 @@ RANK_PARTS = (0.02, 0.12, 0.5, 1.05, 1.55, 2.1)
 MOST_ROPE, MOST_RANK = 0.6, 1.25
 
 
-def width_grid(width: int, one_side: int, step: int) -> list[LatentLayout]:
+def width_grid(width: int, kv_dim: int, step: int) -> list[LatentWidths]:
     """The widths to measure for a mean width per layer: every rank with every rotary width.
 
     Args:
         width: mean numbers per token and layer that the budget allows.
-        one_side: numbers of the source's keys, ``kv_heads * head_dim``.
+        kv_dim: numbers of the source's keys, ``kv_heads * head_dim``.
         step: what the rotary strategy takes multiples of.
     """
-    most_rope = min(one_side, max(width * ROPE_PARTS[2], one_side * MOST_ROPE))
-    most_rank = min(2 * one_side, max(width * RANK_PARTS[3], one_side * MOST_RANK))
+    most_rope = min(kv_dim, max(width * ROPE_PARTS[2], kv_dim * MOST_ROPE))
+    most_rank = min(2 * kv_dim, max(width * RANK_PARTS[3], kv_dim * MOST_RANK))
     parts = (min(width * part, most_rope) for part in ROPE_PARTS)
-    ropes = sorted({min(one_side // step, round(rope / step)) * step for rope in parts})
+    ropes = sorted({min(kv_dim // step, round(rope / step)) * step for rope in parts})
     ranks = sorted({max(1, round(min(width * part, most_rank))) for part in RANK_PARTS})
-    return [LatentLayout(rank, rope) for rope in ropes for rank in ranks]
+    return [LatentWidths(rank, rope) for rope in ropes for rank in ranks]
 
 
 def spread_over_layers(
     costs: Sequence[LayerCosts], width: int, step: int
-) -> dict[str, list[LatentLayout]]:
+) -> dict[str, list[LatentWidths]]:
     """Widths of every layer, ``width`` numbers on average, that should lose least.
 
     Args:
@@ -163,7 +167,7 @@ def spread_over_layers(
         step: what the rotary strategy takes multiples of.
 
     Returns:
-        for each of ``POWERS``, the layout of every layer.
+        for each of ``POWERS``, the widths of every layer.
     """
     budget = width * len(costs)
     return {f"power_{power:g}": allocate(costs, budget, step, power) for power in POWERS}

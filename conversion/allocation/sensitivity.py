@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conversion.runtime.precision import bfloat16_products
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
 
 # Label sets drawn per window: each is one more backward pass.
@@ -124,8 +124,8 @@ def attention_gradients(
 
 @torch.no_grad()
 def layer_costs(
-    original: AttentionGradients, converted: Iterable[tuple[LatentLayout, LatentAttention]]
-) -> dict[LatentLayout, float]:
+    original: AttentionGradients, converted: Iterable[tuple[LatentWidths, LatentAttention]]
+) -> dict[LatentWidths, float]:
     """KL per token of converting one layer alone, to second order.
 
     With ``g_t`` the gradient of a sampled log-likelihood at the attention's output and ``e_t`` the
@@ -141,7 +141,7 @@ def layer_costs(
     scale = 0.5 / (len(original.inputs) * tokens * len(original.gradients[0]))
     windows = list(zip(original.inputs, original.outputs, original.gradients, strict=True))
     costs = {}
-    for layout, attention in converted:
+    for widths, attention in converted:
         device = next(attention.parameters()).device
         positions = torch.arange(tokens, device=device)[None]
         cost = 0.0
@@ -149,7 +149,7 @@ def layer_costs(
             with bfloat16_products():
                 error = attention(x[None].to(device), position_ids=positions)[0][0].cpu() - a
             cost += sum(float((g * error).sum(-1).square().sum()) for g in gradients)
-        costs[layout] = scale * cost
+        costs[widths] = scale * cost
         # Else it would be there until the next one is.
         del attention
     return costs

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vllm_mha2mla.config import cache_bytes_per_token, layer_layouts, read_provenance
+from vllm_mha2mla.config import cache_bytes_per_token, latent_widths, read_provenance
 
 
 class CacheFigures(BaseModel):
@@ -17,10 +17,10 @@ class CacheFigures(BaseModel):
 
 def cache_figures(config: Any) -> CacheFigures:
     """Cache bytes per token of a converted checkpoint and of its source."""
-    layouts = layer_layouts(config)
+    layer_widths = latent_widths(config)
     itemsize = config.dtype.itemsize
-    baseline = read_provenance(config).source.cache_width * len(layouts) * itemsize
-    converted = cache_bytes_per_token(layouts, itemsize)
+    baseline = read_provenance(config).source.cache_width * len(layer_widths) * itemsize
+    converted = cache_bytes_per_token(layer_widths, itemsize)
     return CacheFigures(
         bytes_per_token=converted,
         baseline_bytes_per_token=baseline,

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from vllm_mha2mla.config import HealingInfo, LatentLayout, Provenance, cache_bytes_per_token
+from vllm_mha2mla.config import HealingInfo, LatentWidths, Provenance, cache_bytes_per_token
 
 TEMPLATE = """\
 # {name}, with multi-head latent attention
@@ -52,9 +52,9 @@ On held-out windows of that text: {figures}.
 """
 
 
-def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: Any) -> str:
+def model_card(provenance: Provenance, layer_widths: Sequence[LatentWidths], dtype: Any) -> str:
     """How the checkpoint was made, what it caches and what was measured, as Markdown."""
-    widths = sorted({layout.width for layout in layouts})
+    widths = sorted({widths.width for widths in layer_widths})
     original = provenance.source.cache_width
     calibration = provenance.calibration
     figures = "\n".join(f"- {key}: {value:.4g}" for key, value in provenance.figures.items())
@@ -65,8 +65,8 @@ def model_card(provenance: Provenance, layouts: Sequence[LatentLayout], dtype: A
         source=provenance.source.name,
         widths=str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}",
         original=original,
-        bytes=cache_bytes_per_token(layouts, dtype.itemsize),
-        fraction=sum(layout.width for layout in layouts) / (original * len(layouts)),
+        bytes=cache_bytes_per_token(layer_widths, dtype.itemsize),
+        fraction=sum(widths.width for widths in layer_widths) / (original * len(layer_widths)),
         queries=f" Queries are factorised through {q_lora_rank} numbers." if q_lora_rank else "",
         tokens=calibration.tokens if calibration else 0,
         files=", ".join(calibration.files) if calibration else "no text",

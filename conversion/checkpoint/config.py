@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from conversion.source import SourceCheckpoint
-from vllm_mha2mla.config import LatentLayout, Provenance
+from vllm_mha2mla.config import LatentWidths, Provenance
 
 
 def converted_config(
     source: SourceCheckpoint,
-    layouts: Sequence[LatentLayout],
+    layer_widths: Sequence[LatentWidths],
     q_lora_rank: int | None,
     dtype: torch.dtype | None,
     provenance: Provenance,
@@ -22,7 +22,7 @@ def converted_config(
 
     Args:
         source: the original.
-        layouts: the widths of every layer.
+        layer_widths: the widths of every layer.
         q_lora_rank: of the queries; ``None``: not factorised.
         dtype: of the written weights; ``None``: the source's.
         provenance: how the checkpoint came to be.
@@ -33,9 +33,9 @@ def converted_config(
     rope = values.get("rope_parameters") or {}
     scaling = _rope_attention_scaling(source)
     head_dim = source.config.head_dim
-    ranks = [layout.kv_lora_rank for layout in layouts]
-    ropes = [layout.qk_rope_head_dim for layout in layouts]
-    differ = len(set(layouts)) > 1
+    ranks = [widths.kv_lora_rank for widths in layer_widths]
+    ropes = [widths.qk_rope_head_dim for widths in layer_widths]
+    differ = len(set(layer_widths)) > 1
     config = source.family.config_class(
         **values
         | {

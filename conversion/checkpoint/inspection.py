@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import read_converted_config
-from vllm_mha2mla.config import layer_layouts, read_provenance
+from vllm_mha2mla.config import latent_widths, read_provenance
 
 
 class Inspection(BaseModel):
@@ -39,7 +39,7 @@ def inspect(folder: Path) -> Inspection:
     """
     config = read_converted_config(folder)
     provenance = read_provenance(config)
-    layouts = layer_layouts(config)
+    layer_widths = latent_widths(config)
     cache = cache_figures(config)
     return Inspection(
         source=provenance.source.name,
@@ -47,9 +47,9 @@ def inspect(folder: Path) -> Inspection:
         model_type=config.model_type,
         method=str(provenance.recipe.get("method", "")),
         dtype=str(config.dtype).removeprefix("torch."),
-        layers=len(layouts),
-        kv_lora_rank=[layout.kv_lora_rank for layout in layouts],
-        qk_rope_head_dim=[layout.qk_rope_head_dim for layout in layouts],
+        layers=len(layer_widths),
+        kv_lora_rank=[widths.kv_lora_rank for widths in layer_widths],
+        qk_rope_head_dim=[widths.qk_rope_head_dim for widths in layer_widths],
         q_lora_rank=config.q_lora_rank,
         cache_bytes_per_token=cache.bytes_per_token,
         baseline_bytes_per_token=cache.baseline_bytes_per_token,

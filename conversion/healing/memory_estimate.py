@@ -11,7 +11,7 @@ from torch import nn
 from conversion.errors import HealingError, first_line
 from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
-from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.config import latent_widths
 
 FLOAT32 = 4
 # Weight, gradient and Adam's two moments.
@@ -78,7 +78,7 @@ def _gathered(model: Any) -> int:
 
 def _activations(config: Any, recipe: HealingRecipe) -> int:
     tokens = recipe.batch_size * recipe.window
-    widest = max(layout.width for layout in layer_layouts(config))
+    widest = max(widths.width for widths in latent_widths(config))
     layer = tokens * (
         HIDDEN * config.hidden_size
         + INTERMEDIATE * config.intermediate_size

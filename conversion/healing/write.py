@@ -16,7 +16,7 @@ from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import Packed
 from conversion.source import EMBEDDING, HEAD
-from vllm_mha2mla.config import HealingInfo, Provenance, layer_layouts
+from vllm_mha2mla.config import HealingInfo, Provenance, latent_widths
 from vllm_mha2mla.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate")
@@ -90,5 +90,5 @@ def write_healed(
             # Of a healing before, which assets carry over.
             (folder / PLOT).unlink(missing_ok=True)
             plot_curve(curve.path, folder / PLOT, f"healing of {pair.folder.name}")
-            card = model_card(provenance, layer_layouts(config), config.dtype)
+            card = model_card(provenance, latent_widths(config), config.dtype)
             writer.finish(config, card)

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 # A column that nothing reads, or that nothing writes, keeps its size.
 FLOOR = 1e-20
 
 
-def balanced(tensors: dict[str, Tensor], heads: int, layout: LatentLayout) -> dict[str, Tensor]:
+def balanced(tensors: dict[str, Tensor], heads: int, widths: LatentWidths) -> dict[str, Tensor]:
     """Scale every cached number so that what writes it is as large as what reads it.
 
     A latent number is a row of the down-projection times a column of the up-projection, a rotary
@@ -22,12 +22,12 @@ def balanced(tensors: dict[str, Tensor], heads: int, layout: LatentLayout) -> di
         tensors: the ``self_attn`` tensors of a converted layer, one query matrix. That one is
             scaled where it is: it is the largest.
         heads: query heads.
-        layout: its cache widths.
+        widths: its cache widths.
 
     Returns:
         the same tensors, with those replaced that change.
     """
-    rank, rope = layout.kv_lora_rank, layout.qk_rope_head_dim
+    rank, rope = widths.kv_lora_rank, widths.qk_rope_head_dim
     down, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
     query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, hidden]
     read = torch.linalg.vector_norm(query[:, query.shape[1] - rope :], dim=(0, 2)) ** 2  # [rope]

@@ -26,7 +26,7 @@ from conversion.layers.token_weights import TokenWeights
 from conversion.recipes.recipe import Recipe
 from conversion.rotary import RotarySelection
 from conversion.runtime.precision import bfloat16_products
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
 
 
@@ -65,7 +65,7 @@ class LayerConverter:
         self,
         layer: Any,
         index: int,
-        layout: LatentLayout,
+        widths: LatentWidths,
         streams: Streams | None,
         token_weights: TokenWeights,
     ) -> dict[str, Tensor]:
@@ -74,16 +74,16 @@ class LayerConverter:
         Args:
             layer: as ``layers`` loads it.
             index: which layer it is.
-            layout: its cache widths.
+            widths: its cache widths.
             streams: hidden states before the layer; after it when this returns. ``None`` when
                 neither this layer nor a later one needs them: all statistics are in the store and
                 nothing is refitted.
             token_weights: how much tokens count in the refit.
         """
-        ((_, tensors),) = self._attentions(layer, index, [layout], streams)
+        ((_, tensors),) = self._attentions(layer, index, [widths], streams)
         if streams is not None and streams.refit is not None:
             tensors |= self._refit(
-                layer, index, layout, tensors, token_weights, streams.original, streams.refit
+                layer, index, widths, tensors, token_weights, streams.original, streams.refit
             )
         elif streams is not None:
             self.layers.push(layer, streams.original, rounded=True)
@@ -98,8 +98,8 @@ class LayerConverter:
             self.layers.push(layer, streams.original, rounded=True)
 
     def candidates(
-        self, layer: Any, index: int, layouts: Sequence[LatentLayout]
-    ) -> Iterator[tuple[LatentLayout, LatentAttention]]:
+        self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
+    ) -> Iterator[tuple[LatentWidths, LatentAttention]]:
         """The layer's attention converted at several widths, one after the other, not refitted.
 
         Without gradients where it is called; a decorator that turned them off would keep the last
@@ -108,54 +108,54 @@ class LayerConverter:
         Args:
             layer: as ``layers`` loads it.
             index: which layer it is; its statistics are in the store.
-            layouts: the cache widths.
+            layer_widths: the cache widths.
         """
-        for layout, tensors in self._attentions(layer, index, layouts, None):
-            attention = self.latent_attention(index, layout, tensors)
+        for widths, tensors in self._attentions(layer, index, layer_widths, None):
+            attention = self.latent_attention(index, widths, tensors)
             del tensors
-            yield layout, attention
+            yield widths, attention
             del attention
 
     def latent_attention(
-        self, index: int, layout: LatentLayout, tensors: dict[str, Tensor]
+        self, index: int, widths: LatentWidths, tensors: dict[str, Tensor]
     ) -> LatentAttention:
         """The converted attention as a module, on the device."""
         with torch.device("meta"):
-            attention = LatentAttention(self._converted_config, index, layout)
+            attention = LatentAttention(self._converted_config, index, widths)
         attention.load_state_dict(
             {name: tensor.to(self.layers.device) for name, tensor in tensors.items()}, assign=True
         )
         return attention
 
     def _attentions(
-        self, layer: Any, index: int, layouts: Sequence[LatentLayout], streams: Streams | None
-    ) -> Iterator[tuple[LatentLayout, dict[str, Tensor]]]:
-        """Converted tensors at each layout, which can be half as large as the source's layer.
+        self, layer: Any, index: int, layer_widths: Sequence[LatentWidths], streams: Streams | None
+    ) -> Iterator[tuple[LatentWidths, dict[str, Tensor]]]:
+        """Converted tensors at these widths; they can be half as large as the source's layer.
 
         Once the next are asked for, nothing here holds the last ones.
         """
         weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
         statistics = self._statistics(layer, index, weights, streams)
-        for layout, selection, factors in self._factors(weights, statistics, layouts):
+        for widths, selection, factors in self._factors(weights, statistics, layer_widths):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
-            tensors = balanced(tensors, self._config.num_attention_heads, layout)
+            tensors = balanced(tensors, self._config.num_attention_heads, widths)
             rank = self._recipe.q_lora_rank
             if rank is not None:
-                tensors = compress_query(tensors, weights, statistics, layout, rank)
-            yield layout, tensors
+                tensors = compress_query(tensors, weights, statistics, widths, rank)
+            yield widths, tensors
             del tensors
 
     def _factors(
         self,
         weights: AttentionWeights,
         statistics: LayerStatistics,
-        layouts: Sequence[LatentLayout],
-    ) -> Iterator[tuple[LatentLayout, RotarySelection, LatentFactors]]:
-        """Selection and factors at each layout; worked out once where rotary widths repeat."""
+        layer_widths: Sequence[LatentWidths],
+    ) -> Iterator[tuple[LatentWidths, RotarySelection, LatentFactors]]:
+        """Selection and factors at these widths; one selection per rotary width."""
         choose, factorise = self._recipe.strategies()
-        for rope, group in groupby(layouts, key=lambda layout: layout.qk_rope_head_dim):
+        for rope, group in groupby(layer_widths, key=lambda widths: widths.qk_rope_head_dim):
             same_rope = list(group)
-            ranks = [layout.kv_lora_rank for layout in same_rope]
+            ranks = [widths.kv_lora_rank for widths in same_rope]
             selection = choose(weights, statistics, rope)
             target = latent_target(weights, statistics, selection, self._recipe.key_weight)
             if self._recipe.factors_in_order:
@@ -164,8 +164,8 @@ class LayerConverter:
             else:
                 of_rank = {rank: factorise(target, rank) for rank in ranks}
             del target
-            for layout in same_rope:
-                yield layout, selection, of_rank[layout.kv_lora_rank]
+            for widths in same_rope:
+                yield widths, selection, of_rank[widths.kv_lora_rank]
 
     def _statistics(
         self, layer: Any, index: int, weights: AttentionWeights, streams: Streams | None
@@ -184,17 +184,17 @@ class LayerConverter:
         self,
         layer: Any,
         index: int,
-        layout: LatentLayout,
+        widths: LatentWidths,
         tensors: dict[str, Tensor],
         counts: TokenWeights,
         original: Activations,
         buffers: RefitStreams,
     ) -> dict[str, Tensor]:
-        attention = self.latent_attention(index, layout, tensors)
+        attention = self.latent_attention(index, widths, tensors)
         weight, bias = tensors["o_proj.weight"], tensors["o_proj.bias"]
         refit = OutputRefit(weight, bias, self._recipe.ridge)
         # Rounding is far below what truncation loses, but not where nothing is truncated.
-        lossy = layout.width < 2 * self._config.num_key_value_heads * self._config.head_dim
+        lossy = widths.width < 2 * self._config.num_key_value_heads * self._config.head_dim
         text = len(original) - buffers.starts
         for window in range(len(original)):
             alone = window >= text

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
 from conversion.runtime.linalg import cholesky, with_floor
-from vllm_mha2mla.config import ROPE_INV_FREQ, LatentLayout
+from vllm_mha2mla.config import ROPE_INV_FREQ, LatentWidths
 
 # Relative to the mean eigenvalue: directions never seen in the text, or that no key answers, still
 # get factors, in an order that does not depend on rounding.
@@ -17,7 +17,7 @@ def compress_query(
     tensors: dict[str, Tensor],
     weights: AttentionWeights,
     statistics: LayerStatistics,
-    layout: LatentLayout,
+    widths: LatentWidths,
     q_lora_rank: int,
 ) -> dict[str, Tensor]:
     """Replace a converted layer's ``q_proj`` by ``q_a_proj`` and ``q_b_proj``.
@@ -43,7 +43,7 @@ def compress_query(
         tensors: the layer's ``self_attn`` tensors as ``balanced`` returns them.
         weights: the source's attention, for its frequencies and scale.
         statistics: the layer's.
-        layout: its cache widths.
+        widths: its cache widths.
         q_lora_rank: numbers per token in the query latent, at most ``hidden``.
 
     Returns:
@@ -52,7 +52,7 @@ def compress_query(
         where there was a ``q_proj.bias``.
     """
     W = tensors["q_proj.weight"].double()  # [heads * (nope + rope), hidden]
-    M = with_floor(query_metric(tensors, weights, statistics, layout), FLOOR)
+    M = with_floor(query_metric(tensors, weights, statistics, widths), FLOOR)
     L = cholesky(statistics.token_moment, FLOOR)
     per_head = W.view(*M.shape[:2], -1)
     cost = (per_head.transpose(1, 2) @ M @ per_head).sum(0)  # [hidden, hidden]
@@ -74,7 +74,7 @@ def query_metric(
     tensors: dict[str, Tensor],
     weights: AttentionWeights,
     statistics: LayerStatistics,
-    layout: LatentLayout,
+    widths: LatentWidths,
 ) -> Tensor:
     """``M_h``, what an error in a head's query costs  # [heads, nope + rope, nope + rope]
 
@@ -96,7 +96,7 @@ def query_metric(
     Args and shapes as for :func:`compress_query`; units: squared attention output per squared
     query component.
     """
-    rank, rope, pairs = layout.kv_lora_rank, layout.qk_rope_head_dim, layout.qk_rope_head_dim // 2
+    rank, rope, pairs = widths.kv_lora_rank, widths.qk_rope_head_dim, widths.qk_rope_head_dim // 2
     heads, nope, _ = weights.query.shape
     C, mean = statistics.input_covariance, statistics.input_mean
     down, key_rope = tensors["kv_a_proj_with_mqa.weight"].double().split((rank, rope))

@@ -12,7 +12,7 @@ from conversion.recipes.methods import METHODS
 from conversion.recipes.presets import recipe_file
 from conversion.rotary import ROTARY, RotaryMethod
 from conversion.runtime.typed_yaml import read_yaml, validated
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 # Text for refits over text for statistics: a window of it takes a fraction of the time.
 REFIT_SHARE = 3
@@ -130,7 +130,7 @@ class Recipe(BaseModel):
             raise ValueError(f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number")
         return self
 
-    def layout(self, kv_heads: int, head_dim: int) -> LatentLayout:
+    def widths(self, kv_heads: int, head_dim: int) -> LatentWidths:
         """Cache widths for a source of this shape; half the cache if nothing was asked for.
 
         Of a fraction, rotary keys get the method's own share.
@@ -138,28 +138,28 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: the widths do not fit the source.
         """
-        one_side = kv_heads * head_dim
+        kv_dim = kv_heads * head_dim
         if self.kv_lora_rank is not None and self.rope_dim is not None:
-            layout = LatentLayout(self.kv_lora_rank, self.rope_dim)
+            widths = LatentWidths(self.kv_lora_rank, self.rope_dim)
         else:
-            layout = self._split(kv_heads, head_dim)
+            widths = self._split(kv_heads, head_dim)
         step = self._rotary.step(kv_heads, head_dim)
-        if layout.qk_rope_head_dim % step:
+        if widths.qk_rope_head_dim % step:
             raise RecipeError(
-                f"rope_dim {layout.qk_rope_head_dim}: this rotary strategy on {kv_heads} KV heads "
+                f"rope_dim {widths.qk_rope_head_dim}: this rotary strategy on {kv_heads} KV heads "
                 f"of {head_dim} dimensions takes multiples of {step}"
             )
-        if layout.qk_rope_head_dim > one_side:
+        if widths.qk_rope_head_dim > kv_dim:
             raise RecipeError(
-                f"rope_dim {layout.qk_rope_head_dim} is more than the source's {one_side} key "
-                f"dimensions; give at most {one_side}"
+                f"rope_dim {widths.qk_rope_head_dim} is more than the source's {kv_dim} key "
+                f"dimensions; give at most {kv_dim}"
             )
-        if layout.kv_lora_rank > 2 * one_side:
+        if widths.kv_lora_rank > 2 * kv_dim:
             raise RecipeError(
-                f"kv_lora_rank {layout.kv_lora_rank} is more than the source's {2 * one_side} key "
-                f"and value dimensions; give at most {2 * one_side}"
+                f"kv_lora_rank {widths.kv_lora_rank} is more than the source's {2 * kv_dim} key "
+                f"and value dimensions; give at most {2 * kv_dim}"
             )
-        return layout
+        return widths
 
     def query_rank(self, hidden: int) -> int | None:
         """Numbers per token in the query latent of a source of this width, if queries have one.
@@ -174,20 +174,20 @@ class Recipe(BaseModel):
             )
         return self.q_lora_rank
 
-    def _split(self, kv_heads: int, head_dim: int) -> LatentLayout:
-        one_side = kv_heads * head_dim
+    def _split(self, kv_heads: int, head_dim: int) -> LatentWidths:
+        kv_dim = kv_heads * head_dim
         fraction = 0.5 if self.cache_fraction is None else self.cache_fraction
-        width = int(2 * one_side * fraction + 1e-9)
+        width = int(2 * kv_dim * fraction + 1e-9)
         method = METHODS[self.method]
-        if width >= 2 * one_side:
-            return LatentLayout(one_side, one_side)
+        if width >= 2 * kv_dim:
+            return LatentWidths(kv_dim, kv_dim)
         step = self._rotary.step(kv_heads, head_dim)
-        rope = min(one_side, round(width * method.rope_share / step) * step)
+        rope = min(kv_dim, round(width * method.rope_share / step) * step)
         if width - rope < 1:
             raise RecipeError(
                 f"cache_fraction {fraction}: leaves {width} numbers per token and layer; give more"
             )
-        return LatentLayout(width - rope, rope)
+        return LatentWidths(width - rope, rope)
 
     @property
     def _rotary(self) -> RotaryMethod:

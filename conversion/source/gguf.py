@@ -128,7 +128,7 @@ def _dequantised(data: Any, stored: Any) -> Tensor:
 
 
 def _pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
-    """Undo llama.cpp's layout, where the two rows of a rotary pair are neighbours.
+    """Undo llama.cpp's widths, where the two rows of a rotary pair are neighbours.
 
     Args:
         weight: rows ``(pair, re|im)`` within each head  # [heads * d, ...]

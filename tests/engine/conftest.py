@@ -22,7 +22,7 @@ TEXT_CHARACTERS = 20_000  # enough for all of them
 FIRST_PROMPT = 50
 NEW_TOKENS = 64
 CONVERSIONS = {"full_width": "1.0", "half_cache": "0.5"}  # share of the original's cache
-TINY_LAYOUTS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
+TINY_WIDTHS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -105,7 +105,7 @@ def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
         vocab_size=256,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=len(TINY_LAYOUTS),
+        num_hidden_layers=len(TINY_WIDTHS),
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -113,10 +113,10 @@ def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
         eos_token_id=None,
         attention_bias=True,
         q_lora_rank=q_lora_rank,
-        kv_lora_rank=max(rank for rank, _ in TINY_LAYOUTS),
-        qk_rope_head_dim=max(rope for _, rope in TINY_LAYOUTS),
-        kv_lora_rank_per_layer=[rank for rank, _ in TINY_LAYOUTS],
-        qk_rope_head_dim_per_layer=[rope for _, rope in TINY_LAYOUTS],
+        kv_lora_rank=max(rank for rank, _ in TINY_WIDTHS),
+        qk_rope_head_dim=max(rope for _, rope in TINY_WIDTHS),
+        kv_lora_rank_per_layer=[rank for rank, _ in TINY_WIDTHS],
+        qk_rope_head_dim_per_layer=[rope for _, rope in TINY_WIDTHS],
         qk_nope_head_dim=16,
         v_head_dim=12,
         attention_scale=0.2,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conversion.checkpoint.loading import load_converted
-from tests.engine.conftest import TINY_LAYOUTS
+from tests.engine.conftest import TINY_WIDTHS
 from tests.engine.harness import (
     ENGINE,
     assert_same_greedy,
@@ -19,7 +19,7 @@ pytestmark = ENGINE
 BLOCK_SIZES = (16, 32, 128)
 LENGTHS = (1, 16, 17, 40, 100, 190)
 NEW_TOKENS = 48
-BYTES_PER_TOKEN = 4 * sum(rank + rope for rank, rope in TINY_LAYOUTS)  # float32
+BYTES_PER_TOKEN = 4 * sum(rank + rope for rank, rope in TINY_WIDTHS)  # float32
 CACHE_TOKENS = 1024
 # All requests together grow to sum(LENGTHS) + 6 * 48 tokens.
 SMALL_CACHE_TOKENS = 320

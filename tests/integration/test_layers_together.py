@@ -10,7 +10,7 @@ from conversion.recipes.recipe import Recipe
 from tests.divergence import divergence
 from tests.integration.test_conversion import run, windows
 from tests.tiny import save_tiny
-from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.config import latent_widths
 
 
 @pytest.mark.parametrize("rotary", ["calibrated", "2-norm"])
@@ -18,11 +18,11 @@ def test_a_spread_budget_is_used_to_the_last_number(tmp_path, rotary):
     source = save_tiny(tmp_path / "source", num_hidden_layers=4)
     # 64 numbers per token and layer; a fraction that does not divide them.
     model = run(source, tmp_path / "out", cache_fraction=0.41, rotary=rotary)
-    layouts = layer_layouts(model.config)
-    assert sum(layout.width for layout in layouts) == 4 * int(64 * 0.41)
-    assert len(set(layouts)) > 1
+    layer_widths = latent_widths(model.config)
+    assert sum(widths.width for widths in layer_widths) == 4 * int(64 * 0.41)
+    assert len(set(layer_widths)) > 1
     step = Recipe(rotary=rotary).strategies()[0].step(2, 16)
-    assert all(layout.qk_rope_head_dim % step == 0 for layout in layouts)
+    assert all(widths.qk_rope_head_dim % step == 0 for widths in layer_widths)
 
 
 def test_the_layer_that_matters_gets_the_cache(tmp_path):
@@ -33,10 +33,10 @@ def test_the_layer_that_matters_gets_the_cache(tmp_path):
         original.model.layers[1].self_attn.o_proj.weight.mul_(1e-3)
     original.save_pretrained(source)
     spread = run(source, tmp_path / "spread", cache_fraction=0.4, refit=False)
-    first, second = layer_layouts(spread.config)
+    first, second = latent_widths(spread.config)
     assert first.width > 2 * second.width
     uniform = run(source, tmp_path / "uniform", cache_fraction=0.4, refit=False, spread=False)
-    assert layer_layouts(uniform.config)[0] == layer_layouts(uniform.config)[1]
+    assert latent_widths(uniform.config)[0] == latent_widths(uniform.config)[1]
     assert divergence(original, spread, windows()) < divergence(original, uniform, windows())
 
 

@@ -105,10 +105,10 @@ def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
     queries: list[StorageWeakRef] = []
     going = layer.balanced
 
-    def watched(tensors, heads, layout):
+    def watched(tensors, heads, widths):
         assert all(query.expired() for query in queries)
         before = tensors["q_proj.weight"].untyped_storage()
-        found = going(tensors, heads, layout)
+        found = going(tensors, heads, widths)
         assert found["q_proj.weight"].untyped_storage().data_ptr() == before.data_ptr()
         queries.append(StorageWeakRef(before))
         return found

@@ -8,7 +8,7 @@ from conversion.text.windows import calibration_windows
 from tests.divergence import divergence
 from tests.integration.sweep.single import CALIBRATION, WINDOW, single
 from tests.tiny import TEXT, save_tiny, tiny_tokenizer
-from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.config import latent_widths
 
 
 def test_the_widths_are_the_best_candidate_on_text_held_out(tmp_path, monkeypatch):
@@ -20,16 +20,16 @@ def test_the_widths_are_the_best_candidate_on_text_held_out(tmp_path, monkeypatc
         tiny_tokenizer(), [text], 3 * tokens, WINDOW, CALIBRATION["held_out_tokens"]
     ).held_out
     original = LlamaForCausalLM.from_pretrained(tmp_path / "source").eval()
-    losses, layouts = {}, {}
+    losses, layer_widths = {}, {}
     for power in (1.0, 4.0):
         monkeypatch.setattr(spread, "POWERS", (power,))
         model = single(tmp_path, tmp_path / f"{power}", cache_fraction=0.15, refit=False)
-        layouts[power] = layer_layouts(model.config)
+        layer_widths[power] = latent_widths(model.config)
         losses[power] = divergence(original, model, held_out)
-    assert layouts[1.0] != layouts[4.0]
+    assert layer_widths[1.0] != layer_widths[4.0]
     monkeypatch.setattr(spread, "POWERS", tuple(losses))
     chosen = single(tmp_path, tmp_path / "chosen", cache_fraction=0.15, refit=False)
-    assert layer_layouts(chosen.config) == layouts[min(losses, key=losses.__getitem__)]
+    assert latent_widths(chosen.config) == layer_widths[min(losses, key=losses.__getitem__)]
     figures = chosen.config.mha2mla["figures"]
     # Another order of float32 sums.
     assert figures == {

@@ -9,41 +9,41 @@ from hypothesis import strategies as st
 
 from conversion.allocation.per_layer import allocate
 from conversion.errors import RecipeError
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 RANKS, ROPES = (8, 24, 40), (0, 8, 16)
 
 
-def exponential(height: float, rank_scale: float, rope_scale: float) -> dict[LatentLayout, float]:
+def exponential(height: float, rank_scale: float, rope_scale: float) -> dict[LatentWidths, float]:
     """A cost that falls exponentially with both widths."""
     return {
-        LatentLayout(r, p): height * math.exp(-r / rank_scale - p / rope_scale)
+        LatentWidths(r, p): height * math.exp(-r / rank_scale - p / rope_scale)
         for r in RANKS
         for p in ROPES
     }
 
 
-def total(layouts: list[LatentLayout]) -> int:
-    return sum(layout.width for layout in layouts)
+def total(layer_widths: list[LatentWidths]) -> int:
+    return sum(widths.width for widths in layer_widths)
 
 
 def test_a_layer_that_loses_more_gets_more() -> None:
-    layouts = allocate([exponential(1, 20, 20), exponential(10, 20, 20)], 80)
-    assert layouts[1].width > layouts[0].width
-    assert total(layouts) == 80
+    layer_widths = allocate([exponential(1, 20, 20), exponential(10, 20, 20)], 80)
+    assert layer_widths[1].width > layer_widths[0].width
+    assert total(layer_widths) == 80
 
 
 def test_a_large_loss_is_dearer_than_several_small_ones() -> None:
     # One layer gains as much from 16 numbers, at a high loss, as another at a low one: as a sum of
     # costs it would not matter which gets them.
-    high = {LatentLayout(r, 0): c for r, c in ((8, 1.1), (24, 1.0))}
-    low = {LatentLayout(r, 0): c for r, c in ((8, 0.2), (24, 0.1))}
-    assert allocate([low, high], 32, power=1.5) == [LatentLayout(8, 0), LatentLayout(24, 0)]
+    high = {LatentWidths(r, 0): c for r, c in ((8, 1.1), (24, 1.0))}
+    low = {LatentWidths(r, 0): c for r, c in ((8, 0.2), (24, 0.1))}
+    assert allocate([low, high], 32, power=1.5) == [LatentWidths(8, 0), LatentWidths(24, 0)]
 
 
 def test_rotary_goes_where_rotation_matters() -> None:
-    layouts = allocate([exponential(1, 20, 5), exponential(1, 5, 1000)], 70)
-    assert layouts[0].qk_rope_head_dim > layouts[1].qk_rope_head_dim == 0
+    layer_widths = allocate([exponential(1, 20, 5), exponential(1, 5, 1000)], 70)
+    assert layer_widths[0].qk_rope_head_dim > layer_widths[1].qk_rope_head_dim == 0
 
 
 @pytest.mark.parametrize("power", [1, 1.5])
@@ -86,27 +86,27 @@ def test_never_above_the_budget_and_all_of_it_used(
     heights: list[float], mean: int, power: float
 ) -> None:
     layers = [exponential(h, 15, 10) for h in heights]
-    layouts = allocate(layers, mean * len(heights), power=power)
-    assert total(layouts) == mean * len(heights)
-    for layout in layouts:
-        assert RANKS[0] <= layout.kv_lora_rank <= RANKS[-1]
-        assert ROPES[0] <= layout.qk_rope_head_dim <= ROPES[-1]
-        assert layout.qk_rope_head_dim % 2 == 0
+    layer_widths = allocate(layers, mean * len(heights), power=power)
+    assert total(layer_widths) == mean * len(heights)
+    for widths in layer_widths:
+        assert RANKS[0] <= widths.kv_lora_rank <= RANKS[-1]
+        assert ROPES[0] <= widths.qk_rope_head_dim <= ROPES[-1]
+        assert widths.qk_rope_head_dim % 2 == 0
 
 
 def test_measurement_noise_does_not_buy_width() -> None:
     # One measured value is a little above its narrower neighbour's: not a reason to want less.
-    noisy = {LatentLayout(r, 0): c for r, c in ((8, 1.0), (24, 0.1), (40, 0.101))}
-    falling = {LatentLayout(r, 0): c for r, c in ((8, 1.0), (24, 0.1), (40, 0.09))}
-    layouts = allocate([noisy, falling], 64)
-    assert layouts == [LatentLayout(24, 0), LatentLayout(40, 0)]
+    noisy = {LatentWidths(r, 0): c for r, c in ((8, 1.0), (24, 0.1), (40, 0.101))}
+    falling = {LatentWidths(r, 0): c for r, c in ((8, 1.0), (24, 0.1), (40, 0.09))}
+    layer_widths = allocate([noisy, falling], 64)
+    assert layer_widths == [LatentWidths(24, 0), LatentWidths(40, 0)]
 
 
 def test_rotary_widths_are_what_the_strategy_takes() -> None:
     layers = [exponential(h, 15, 6) for h in (1, 2, 3, 5)]
     for budget in range(60, 160, 7):
-        for layout in allocate(layers, budget, rope_step=8):
-            assert layout.qk_rope_head_dim in ROPES
+        for widths in allocate(layers, budget, rope_step=8):
+            assert widths.qk_rope_head_dim in ROPES
 
 
 def test_a_budget_below_the_least_is_refused() -> None:
@@ -116,14 +116,14 @@ def test_a_budget_below_the_least_is_refused() -> None:
 
 def test_small_losses_are_weighed_as_large_ones_are() -> None:
     layers = [exponential(h, 15, 6) for h in (1, 2, 3, 5)]
-    small = [{layout: cost * 1e-5 for layout, cost in layer.items()} for layer in layers]
+    small = [{widths: cost * 1e-5 for widths, cost in layer.items()} for layer in layers]
     assert allocate(small, 160, power=2) == allocate(layers, 160, power=2)
 
 
 @pytest.mark.parametrize("overflowed", [math.nan, math.inf])
 def test_widths_at_which_a_layer_overflows_are_not_chosen(overflowed: float) -> None:
     costs = exponential(1, 20, 20)
-    narrow = costs | {LatentLayout(8, p): overflowed for p in ROPES}
-    layouts = allocate([costs, narrow], 60)
-    assert layouts[1].kv_lora_rank >= 24
-    assert total(layouts) == 60
+    narrow = costs | {LatentWidths(8, p): overflowed for p in ROPES}
+    layer_widths = allocate([costs, narrow], 60)
+    assert layer_widths[1].kv_lora_rank >= 24
+    assert total(layer_widths) == 60

@@ -1,6 +1,6 @@
 import pytest
 
-from vllm_mha2mla.config import LatentLayout, cache_bytes_per_token, layer_layouts, read_provenance
+from vllm_mha2mla.config import LatentWidths, cache_bytes_per_token, latent_widths, read_provenance
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.llama import LlamaMLAConfig
 
@@ -12,15 +12,15 @@ def config(**values):
 
 
 def test_uniform_widths_apply_to_every_layer():
-    assert layer_layouts(config()) == [LatentLayout(24, 8)] * 3
+    assert latent_widths(config()) == [LatentWidths(24, 8)] * 3
 
 
 def test_per_layer_widths_win():
-    layouts = layer_layouts(
+    layer_widths = latent_widths(
         config(kv_lora_rank_per_layer=[10, 20, 30], qk_rope_head_dim_per_layer=[2, 0, 4])
     )
-    assert [layout.width for layout in layouts] == [12, 20, 34]
-    assert cache_bytes_per_token(layouts, 2) == 2 * (12 + 20 + 34)
+    assert [widths.width for widths in layer_widths] == [12, 20, 34]
+    assert cache_bytes_per_token(layer_widths, 2) == 2 * (12 + 20 + 34)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_per_layer_widths_win():
 )
 def test_impossible_widths_are_refused(values, message):
     with pytest.raises(CheckpointError, match=message):
-        layer_layouts(config(**values))
+        latent_widths(config(**values))
 
 
 def test_a_newer_format_is_refused_when_the_config_is_read():

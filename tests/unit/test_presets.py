@@ -10,7 +10,7 @@ from conversion.recipes.methods import METHODS
 from conversion.recipes.presets import FOLDER, presets
 from conversion.recipes.recipe import Recipe, make_recipe
 from conversion.rotary import ROTARY
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 # Cache numbers per token and layer for 8 KV heads of 128, as Llama 3 8B has: 2048 in the original.
 WIDTHS = {"half": 1024, "third": 682, "quarter": 512, "eighth": 256, "mla576": 576, "mla320": 320}
@@ -19,7 +19,7 @@ WIDTHS = {"half": 1024, "third": 682, "quarter": 512, "eighth": 256, "mla576": 5
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_a_recipe(name):
     recipe = make_recipe(Path(name))
-    assert recipe.layout(8, 128).width == WIDTHS[name]
+    assert recipe.widths(8, 128).width == WIDTHS[name]
     assert recipe.method == "calibrated"
     assert (FOLDER / f"{name}.yaml").read_text().startswith("# ")
 
@@ -30,8 +30,8 @@ def test_all_presets_are_found_and_in_order():
 
 
 def test_gpu_presets_have_the_widths_of_the_kernels():
-    assert make_recipe(Path("mla576")).layout(8, 128) == LatentLayout(512, 64)
-    assert make_recipe(Path("mla320")).layout(8, 128) == LatentLayout(256, 64)
+    assert make_recipe(Path("mla576")).widths(8, 128) == LatentWidths(512, 64)
+    assert make_recipe(Path("mla320")).widths(8, 128) == LatentWidths(256, 64)
 
 
 def test_a_file_wins_over_a_preset_of_its_name_and_a_folder_does_not(tmp_path, monkeypatch):
@@ -94,17 +94,17 @@ def test_an_unknown_strategy_lists_the_known(options, message):
 )
 def test_a_split_is_one_the_strategy_takes(fraction, method, rotary, kv_heads, head_dim):
     recipe = Recipe(method=method, rotary=rotary, cache_fraction=fraction)
-    layout = recipe.layout(kv_heads, head_dim)
+    widths = recipe.widths(kv_heads, head_dim)
     name = rotary or METHODS[method].rotary
     every = {"calibrated": 2, "mean-rotation": 2, "rorope": head_dim // 8}
     step = every.get(name, 2 * kv_heads)
-    assert layout.qk_rope_head_dim % step == 0
+    assert widths.qk_rope_head_dim % step == 0
     budget = 2 * kv_heads * head_dim * fraction
-    assert budget - 1 < layout.width <= budget + 1e-6
+    assert budget - 1 < widths.width <= budget + 1e-6
 
 
 @pytest.mark.parametrize(("rotary", "step"), [("2-norm", 6), ("rorope", 8)])
 def test_a_rope_dim_the_strategy_cannot_take_is_refused_early(rotary, step):
     recipe = Recipe(kv_lora_rank=80, rope_dim=28, rotary=rotary)
     with pytest.raises(RecipeError, match=f"rope_dim 28: .* multiples of {step}"):
-        recipe.layout(3, 64)
+        recipe.widths(3, 64)

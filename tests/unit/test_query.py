@@ -11,9 +11,9 @@ from conversion.layers.assemble import assemble
 from conversion.layers.query import compress_query
 from conversion.rotary import ROTARY
 from tests.tiny import VARIANTS, tiny_llama
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
-LAYOUT = LatentLayout(kv_lora_rank=20, qk_rope_head_dim=8)
+LAYOUT = LatentWidths(kv_lora_rank=20, qk_rope_head_dim=8)
 HIDDEN = 64
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from conversion.layers.refit import OutputRefit
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.llama import LlamaMLAConfig
 
@@ -14,7 +14,7 @@ def test_the_refit_is_ridge_regression_towards_the_weights_it_found(ridge):
         hidden_size=12, num_attention_heads=2, num_key_value_heads=2, qk_nope_head_dim=4,
         v_head_dim=5, attention_scale=0.5,
     )  # fmt: skip
-    attention = LatentAttention(config, 0, LatentLayout(6, 2))
+    attention = LatentAttention(config, 0, LatentWidths(6, 2))
     heads, targets = torch.randn(5000, 10), torch.randn(5000, 12)
     # Over eight orders of magnitude, as the first token's stream is a hundred times larger.
     counts = 10 ** torch.linspace(-4, 4, 5000)

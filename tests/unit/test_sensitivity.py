@@ -6,7 +6,7 @@ from conversion.allocation import sensitivity
 from conversion.allocation.per_layer import width_grid
 from conversion.allocation.sensitivity import attention_gradients, label_gradients, layer_costs
 from tests.tiny import tiny_llama
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 TOKENS = 96
 
@@ -46,7 +46,7 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
         for h in before_norm
     ]
     reference = model(ids, use_cache=False).logits.log_softmax(-1)
-    layout = LatentLayout(8, 8)
+    widths = LatentWidths(8, 8)
     for index in (2, 1, 0):
         layer = model.model.layers[index]
         original = layer.self_attn
@@ -58,7 +58,7 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
         error = torch.randn(64, 64, generator=generator) * 0.004
         converted = Perturbed(original, angles, error)
         found = attention_gradients(layer, attend, states[index], gradients)
-        costs = layer_costs(found, [(layout, converted)])
+        costs = layer_costs(found, [(widths, converted)])
 
         hook = original.register_forward_hook(
             lambda module, args, kwargs, out, error=error: (
@@ -71,39 +71,39 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
         hook.remove()
         divergence = (reference.exp() * (reference - changed)).sum(-1).mean()
         assert float(divergence) > 1e-4
-        torch.testing.assert_close(costs[layout], float(divergence), rtol=0.2, atol=0)
+        torch.testing.assert_close(costs[widths], float(divergence), rtol=0.2, atol=0)
 
 
 def test_grid_covers_the_budget_in_the_strategys_steps() -> None:
     grid = width_grid(120, 192, 6)
-    assert all(layout.qk_rope_head_dim % 6 == 0 for layout in grid)
-    assert min(layout.width for layout in grid) < 120 < max(layout.width for layout in grid)
-    ranks = {layout.kv_lora_rank for layout in grid}
-    ropes = {layout.qk_rope_head_dim for layout in grid}
+    assert all(widths.qk_rope_head_dim % 6 == 0 for widths in grid)
+    assert min(widths.width for widths in grid) < 120 < max(widths.width for widths in grid)
+    ranks = {widths.kv_lora_rank for widths in grid}
+    ropes = {widths.qk_rope_head_dim for widths in grid}
     assert len(grid) == len(ranks) * len(ropes)
 
 
 def test_a_layer_may_take_twice_its_share() -> None:
     grid = width_grid(48, 192, 2)
-    assert max(layout.kv_lora_rank for layout in grid) >= 2 * 48
-    assert max(layout.qk_rope_head_dim for layout in grid) >= 0.75 * 48
+    assert max(widths.kv_lora_rank for widths in grid) >= 2 * 48
+    assert max(widths.qk_rope_head_dim for widths in grid) >= 0.75 * 48
 
 
 def test_a_layer_may_take_next_to_nothing() -> None:
     grid = width_grid(48, 192, 2)
-    assert LatentLayout(1, 0) in grid
+    assert LatentWidths(1, 0) in grid
 
 
 def test_widths_of_a_large_budget_end_before_the_sources() -> None:
     grid = width_grid(192, 192, 2)
-    assert max(layout.kv_lora_rank for layout in grid) < 1.3 * 192
-    assert max(layout.qk_rope_head_dim for layout in grid) < 0.65 * 192
+    assert max(widths.kv_lora_rank for widths in grid) < 1.3 * 192
+    assert max(widths.qk_rope_head_dim for widths in grid) < 0.65 * 192
     # But a layer can always get more than the mean.
     for width in (192, 300, 370):
-        assert max(layout.width for layout in width_grid(width, 192, 2)) >= min(1.5 * width, 384)
+        assert max(widths.width for widths in width_grid(width, 192, 2)) >= min(1.5 * width, 384)
 
 
 def test_grid_stays_inside_the_source() -> None:
-    for layout in width_grid(383, 192, 2):
-        assert layout.qk_rope_head_dim <= 192
-        assert 1 <= layout.kv_lora_rank <= 384
+    for widths in width_grid(383, 192, 2):
+        assert widths.qk_rope_head_dim <= 192
+        assert 1 <= widths.kv_lora_rank <= 384

@@ -1,4 +1,4 @@
-"""The layouts to choose from, and the measure they are chosen by."""
+"""The layer_widths to choose from, and the measure they are chosen by."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from conversion.errors import RecipeError
 from conversion.recipes.methods import METHODS
 from conversion.recipes.recipe import Recipe
 from conversion.rotary import ROTARY
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 
 
 @given(
@@ -27,7 +27,7 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
     recipe = Recipe(method=method, rotary=rotary, cache_fraction=fraction)
     budget = int(2 * kv_heads * head_dim * fraction + 1e-9)
     try:
-        own = recipe.layout(kv_heads, head_dim)
+        own = recipe.widths(kv_heads, head_dim)
     except RecipeError:
         with pytest.raises(RecipeError):
             split_candidates(recipe, kv_heads, head_dim)
@@ -37,30 +37,30 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
     favoured = recipe.strategies()[0].favoured(kv_heads, head_dim)
     fitting = {rope for rope in favoured if rope < budget and rope <= kv_heads * head_dim}
     assert 1 <= len(found) == len(set(found)) <= 5 + len(fitting)
-    assert {layout.qk_rope_head_dim for layout in found} >= fitting
-    for layout in found:
-        assert layout.width == budget
-        assert layout.kv_lora_rank >= 1
+    assert {widths.qk_rope_head_dim for widths in found} >= fitting
+    for widths in found:
+        assert widths.width == budget
+        assert widths.kv_lora_rank >= 1
         # What a recipe with exact widths would accept.
         exact = Recipe(
             method=method,
             rotary=rotary,
-            kv_lora_rank=layout.kv_lora_rank,
-            rope_dim=layout.qk_rope_head_dim,
+            kv_lora_rank=widths.kv_lora_rank,
+            rope_dim=widths.qk_rope_head_dim,
         )
-        assert exact.layout(kv_heads, head_dim) == layout
+        assert exact.widths(kv_heads, head_dim) == widths
 
 
 def test_candidates_for_smollm2_at_half_the_cache():
     found = split_candidates(Recipe(cache_fraction=0.5), 3, 64)
-    ropes = [layout.qk_rope_head_dim for layout in found]
+    ropes = [widths.qk_rope_head_dim for widths in found]
     # A third is the method's own; 3/8 of 192, 72, stands back for it.
     assert ropes == [64, 12, 24, 48, 96]
     published = split_candidates(Recipe(cache_fraction=0.5, method="mha2mla"), 3, 64)
-    assert [layout.qk_rope_head_dim for layout in published] == [36, 12, 24, 72, 96]
+    assert [widths.qk_rope_head_dim for widths in published] == [36, 12, 24, 72, 96]
     # The budget's shares are 8, 16, 32, 56 and 72. RoRoPE folds eight wide at 56, one wide at 64.
     folding = split_candidates(Recipe(cache_fraction=0.375, method="transmla"), 3, 64)
-    assert [layout.qk_rope_head_dim for layout in folding] == [16, 8, 32, 48, 56, 64, 72]
+    assert [widths.qk_rope_head_dim for widths in folding] == [16, 8, 32, 48, 56, 64, 72]
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_candidates_for_smollm2_at_half_the_cache():
     ],
 )
 def test_nothing_to_choose(recipe):
-    assert split_candidates(recipe, 3, 64) == [recipe.layout(3, 64)]
+    assert split_candidates(recipe, 3, 64) == [recipe.widths(3, 64)]
 
 
 def test_a_budget_too_small_for_rotary_numbers_is_one_candidate():
     recipe = Recipe(cache_fraction=0.02, method="transmla")
-    assert split_candidates(recipe, 3, 64) == [LatentLayout(7, 0)]
+    assert split_candidates(recipe, 3, 64) == [LatentWidths(7, 0)]
 
 
 def test_divergences_by_pieces_of_the_vocabulary_are_those_of_the_whole():

@@ -12,7 +12,7 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import LayerStep, layer_factory
 
 
@@ -43,7 +43,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
     Args:
         up: the absorbed projections.
         inv_freq: frequency of each rotary pair, float32  # [rope/2]
-        layout: the layer's cache widths.
+        widths: the layer's cache widths.
         scale: what scores are multiplied with.
         cache_config: vLLM's cache settings.
         prefix: the layer's name, under which the engine finds it.
@@ -55,7 +55,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self,
         up: UpProjection,
         inv_freq: nn.Parameter,
-        layout: LatentLayout,
+        widths: LatentWidths,
         scale: float,
         cache_config: CacheConfig | None,
         prefix: str,
@@ -63,7 +63,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         super().__init__()
         # In a tuple, because they are the enclosing module's parameters and not this one's.
         self.weights = (up, inv_freq)
-        self.layout = layout
+        self.widths = widths
         self.scale = scale
         self.cache_dtype = cache_config.cache_dtype if cache_config else "auto"
         self.layer_name = prefix
@@ -88,7 +88,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=1,
             max_tp_shards=1,
-            head_size=self.layout.width,
+            head_size=self.widths.width,
             dtype=kv_cache_dtype_str_to_dtype(self.cache_dtype, vllm_config.model_config),
             cache_dtype_str=self.cache_dtype,
         )

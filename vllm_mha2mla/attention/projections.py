@@ -15,7 +15,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
 from vllm_mha2mla.attention.layer import LatentCacheAttention, UpProjection
-from vllm_mha2mla.config import layer_layouts
+from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.errors import UnsupportedEngineError
 
 
@@ -49,8 +49,8 @@ class LatentSelfAttention(nn.Module):
         self.num_heads = num_heads // ranks
         self.nope: int = config.qk_nope_head_dim
         self.v: int = config.v_head_dim
-        layout = layer_layouts(config)[extract_layer_index(prefix)]
-        self.rank, self.rope = layout.kv_lora_rank, layout.qk_rope_head_dim
+        widths = latent_widths(config)[extract_layer_index(prefix)]
+        self.rank, self.rope = widths.kv_lora_rank, widths.qk_rope_head_dim
 
         queries = num_heads * (self.nope + self.rope)
         self.q_rank: int | None = config.q_lora_rank
@@ -80,7 +80,7 @@ class LatentSelfAttention(nn.Module):
             )
         self.kv_a_proj_with_mqa = ReplicatedLinear(
             hidden_size,
-            layout.width,
+            widths.width,
             bias=bias,
             quant_config=quant_config,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
@@ -100,7 +100,7 @@ class LatentSelfAttention(nn.Module):
         self.attn = LatentCacheAttention(
             self.kv_b_proj,
             self.rope_inv_freq,
-            layout,
+            widths,
             config.attention_scale,
             cache_config,
             f"{prefix}.attn",

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from vllm_mha2mla.config import LatentLayout
+from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 
@@ -30,18 +30,18 @@ class LatentAttention(nn.Module):
     Args:
         config: the converted model's config.
         layer_idx: index of the layer, which is also its slot in the cache.
-        layout: the layer's cache widths.
+        widths: the layer's cache widths.
     """
 
-    def __init__(self, config: Any, layer_idx: int, layout: LatentLayout) -> None:
+    def __init__(self, config: Any, layer_idx: int, widths: LatentWidths) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.num_heads: int = config.num_attention_heads
         self.nope: int = config.qk_nope_head_dim
         self.v: int = config.v_head_dim
-        self.rank = layout.kv_lora_rank
-        self.rope = layout.qk_rope_head_dim
+        self.rank = widths.kv_lora_rank
+        self.rope = widths.qk_rope_head_dim
         self.scaling: float = config.attention_scale
         self.attention_dropout: float = config.attention_dropout or 0.0
         self.is_causal = True

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from vllm_mha2mla.config import check_format_version, layer_layouts
+from vllm_mha2mla.config import check_format_version, latent_widths
 from vllm_mha2mla.hf.attention import LatentAttention
 
 
@@ -43,8 +43,8 @@ class LlamaMLAModel(LlamaModel):
 
     def __init__(self, config: LlamaMLAConfig) -> None:
         super().__init__(config)
-        for index, layout in enumerate(layer_layouts(config)):
-            self.layers[index].self_attn = LatentAttention(config, index, layout)
+        for index, widths in enumerate(latent_widths(config)):
+            self.layers[index].self_attn = LatentAttention(config, index, widths)
         self.post_init()
 
 

@@ -13,7 +13,7 @@ from conversion.source import open_source
 from conversion.sweep import run as sweep
 from conversion.sweep.results import SweepResults
 from tests.integration.sweep.single import CALIBRATION, LAYERS, perplexity, single
-from vllm_mha2mla.config import LatentLayout, layer_layouts
+from vllm_mha2mla.config import LatentWidths, latent_widths
 
 
 def test_figures_are_those_of_single_runs_and_work_is_shared(folder, tmp_path, run, counted):
@@ -34,7 +34,7 @@ def test_figures_are_those_of_single_runs_and_work_is_shared(folder, tmp_path, r
         assert figure.converted == pytest.approx(perplexity(model), rel=1e-4)
         assert figure.baseline == pytest.approx(baseline, rel=1e-4)
         widths = zip(one.kv_lora_rank, one.qk_rope_head_dim, strict=True)
-        assert [LatentLayout(*pair) for pair in widths] == layer_layouts(model.config)
+        assert [LatentWidths(*pair) for pair in widths] == latent_widths(model.config)
         assert len(one.entry.layer_error) == LAYERS
         excess = f"{math.log(figure.converted / figure.baseline):.4f}"
         assert excess in output

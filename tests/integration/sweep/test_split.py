@@ -30,10 +30,10 @@ def test_the_split_is_the_best_candidate_on_text_held_out(tmp_path, changes, rec
     original = LlamaForCausalLM.from_pretrained(folder / "source").eval()
     losses = {}
     budget = Recipe(cache_fraction=0.5, **recipe)
-    for layout in split_candidates(budget, 2, 16):
-        widths = {"kv_lora_rank": layout.kv_lora_rank, "rope_dim": layout.qk_rope_head_dim}
-        name = f"{layout.kv_lora_rank}+{layout.qk_rope_head_dim}"
-        model = single(folder, folder / name, **widths, **recipe | {"refit": False})
+    for widths in split_candidates(budget, 2, 16):
+        exact = {"kv_lora_rank": widths.kv_lora_rank, "rope_dim": widths.qk_rope_head_dim}
+        name = f"{widths.kv_lora_rank}+{widths.qk_rope_head_dim}"
+        model = single(folder, folder / name, **exact, **recipe | {"refit": False})
         losses[name] = divergence(original, model, held_out)
     assert len(losses) > 2
     best = min(losses, key=losses.__getitem__)
@@ -44,16 +44,16 @@ def test_the_split_is_the_best_candidate_on_text_held_out(tmp_path, changes, rec
         # Another order of float32 sums.
         assert figures[f"held_out_divergence_{name}"] == pytest.approx(loss, rel=1e-3)
     # The published methods' own shares would have been others.
-    fixed = budget.layout(2, 16)
+    fixed = budget.widths(2, 16)
     own = f"{fixed.kv_lora_rank}+{fixed.qk_rope_head_dim}"
     assert best != own or budget.method == "calibrated"
 
 
 def test_a_fixed_split_is_the_methods(folder, tmp_path):
     config = single(folder, tmp_path / "out", cache_fraction=0.4, split="fixed").config
-    layout = Recipe(cache_fraction=0.4).layout(2, 16)
+    widths = Recipe(cache_fraction=0.4).widths(2, 16)
     assert (config.kv_lora_rank, config.qk_rope_head_dim) == (
-        layout.kv_lora_rank, layout.qk_rope_head_dim,
+        widths.kv_lora_rank, widths.qk_rope_head_dim,
     )  # fmt: skip
     assert not config.mha2mla["figures"]
 
