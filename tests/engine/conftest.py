@@ -9,20 +9,13 @@ import torch
 from conversion.checkpoint.loading import load_converted, source_model
 from conversion.source import SourceCheckpoint, open_source
 from conversion.text.documents import builtin_text
-from tests.engine.harness import convert
-from tests.tiny import tiny_tokenizer
-from vllm_mha2mla.config import FORMAT_VERSION
-from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
+from tests.support.engine import DEMO, PROMPT_LENGTHS, convert
+from tests.support.tiny_converted import save_tiny_converted
 
-DEMO = "demo:smollm2-135m"
-# One token to many chunks; 128 is exactly a block.
-PROMPT_LENGTHS = (1, 2, 7, 33, 128, 300, 701, 1500)
-TEXT_CHARACTERS = 20_000  # enough for all of them
+TEXT_CHARACTERS = 20_000  # enough for all prompts
 # Past the headline the text begins with.
 FIRST_PROMPT = 50
-NEW_TOKENS = 64
 CONVERSIONS = {"full_width": "1.0", "half_cache": "0.5"}  # share of the original's cache
-TINY_WIDTHS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -98,42 +91,6 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 def tiny_query_checkpoint(tmp_path_factory) -> Path:
     """The same with factorised queries."""
     return save_tiny_converted(tmp_path_factory.mktemp("tiny-query"), q_lora_rank=20)
-
-
-def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
-    config = LlamaMLAConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=len(TINY_WIDTHS),
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=None,
-        attention_bias=True,
-        q_lora_rank=q_lora_rank,
-        kv_lora_rank=max(rank for rank, _ in TINY_WIDTHS),
-        qk_rope_head_dim=max(rope for _, rope in TINY_WIDTHS),
-        kv_lora_rank_per_layer=[rank for rank, _ in TINY_WIDTHS],
-        qk_rope_head_dim_per_layer=[rope for _, rope in TINY_WIDTHS],
-        qk_nope_head_dim=16,
-        v_head_dim=12,
-        attention_scale=0.2,
-        mha2mla={"format_version": FORMAT_VERSION},
-    )
-    model = LlamaMLAForCausalLM(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("rope_inv_freq"):
-                parameter.uniform_(0.02, 1.0, generator=generator)
-            elif "norm" not in name:
-                # Larger than the usual initialisation: attention far from uniform, few near ties.
-                parameter.normal_(std=0.15, generator=generator)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import DEMO, save_tiny_converted
-from tests.engine.harness import ENGINE, ONE_THREAD
-from tests.tiny import save_tiny
-from tests.unit.test_bench import KEYS
+from tests.support.bench import KEYS
+from tests.support.engine import DEMO, ENGINE, ONE_THREAD
+from tests.support.tiny import save_tiny
+from tests.support.tiny_converted import save_tiny_converted
 
 pytestmark = ENGINE
 

@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.engine.conftest import NEW_TOKENS, PROMPT_LENGTHS
-from tests.engine.harness import (
+from tests.support.engine import (
     ENGINE,
+    NEW_TOKENS,
+    PROMPT_LENGTHS,
     assert_same_greedy,
     assert_same_text_in_bfloat16,
     greedy,

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from conversion.checkpoint.loading import load_converted
-from tests.engine.conftest import TINY_WIDTHS
-from tests.engine.harness import (
+from tests.support.engine import (
     ENGINE,
     assert_same_greedy,
     greedy,
     greedy_sampling,
     run_engines,
 )
+from tests.support.tiny_converted import TINY_WIDTHS
 
 pytestmark = ENGINE
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.engine.harness import ENGINE, refusals
+from tests.support.engine import ENGINE, refusals
 from vllm_mha2mla.config import FORMAT_VERSION
 
 pytestmark = ENGINE

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,8 +12,14 @@ import httpx
 import openai
 import pytest
 
-from tests.engine.conftest import PROMPT_LENGTHS
-from tests.engine.harness import ENGINE, LOG_TAIL, assert_same_text_in_bfloat16, text_logprobs
+from tests.support.engine import (
+    ENGINE,
+    LOG_TAIL,
+    PROMPT_LENGTHS,
+    assert_same_text_in_bfloat16,
+    text_logprobs,
+)
+from tests.support.processes import free_port
 
 pytestmark = ENGINE
 
@@ -46,12 +51,6 @@ def client(full_width, tmp_path_factory):
             yield client
     finally:
         stop(server)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_healthy(server: subprocess.Popen, url: str, log: Path) -> None:

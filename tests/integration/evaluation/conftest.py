@@ -9,7 +9,7 @@ from conversion.pipeline import Options, convert
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
-from tests.tiny import TEXT, save_tiny
+from tests.support.tiny import TEXT, save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 
 from conversion.evaluation import Entry
 from conversion.evaluation.retrieval import ROOM
-from tests.integration.evaluation.records import write
-from tests.tiny import TEXT, tiny_tokenizer
+from tests.support.records import write
+from tests.support.tiny import TEXT, tiny_tokenizer
 
 WORDS = TEXT.split()[:32]
 

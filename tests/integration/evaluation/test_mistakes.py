@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from conversion.errors import OutputError
-from tests.integration.evaluation.records import write
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.support.records import write
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 
 def wrong(evaluate, *arguments):

@@ -5,8 +5,8 @@ import pytest
 from conversion.evaluation import compare
 from conversion.layers import converter as layer
 from conversion.sweep import run as sweep
-from tests.integration.sweep.single import CALIBRATION, LAYERS, UNSEEN, WINDOW
-from tests.tiny import TEXT, save_tiny
+from tests.support.sweep import CALIBRATION, LAYERS, UNSEEN, WINDOW
+from tests.support.tiny import TEXT, save_tiny
 
 
 @pytest.fixture(scope="module")

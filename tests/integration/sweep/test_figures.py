@@ -12,7 +12,7 @@ from conversion.recipes.recipe import Recipe
 from conversion.source import open_source
 from conversion.sweep import run as sweep
 from conversion.sweep.results import SweepResults
-from tests.integration.sweep.single import CALIBRATION, LAYERS, perplexity, single
+from tests.support.sweep import CALIBRATION, LAYERS, perplexity, single
 from vllm_mha2mla.config import LatentWidths, latent_widths
 
 

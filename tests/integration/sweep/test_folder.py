@@ -12,8 +12,8 @@ from conversion.recipes.recipe import Recipe
 from conversion.sweep import run as sweep
 from conversion.sweep.folder import SweepFolder
 from conversion.sweep.results import SweepResults, recipe_key
-from tests.integration.sweep.single import LAYERS
-from tests.tiny import save_tiny
+from tests.support.sweep import LAYERS
+from tests.support.tiny import save_tiny
 
 
 def test_it_deletes_nothing_of_others(folder, tmp_path, run):

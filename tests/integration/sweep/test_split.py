@@ -6,9 +6,9 @@ from transformers import LlamaForCausalLM
 from conversion.allocation.uniform import split_candidates
 from conversion.recipes.recipe import Recipe
 from conversion.text.windows import calibration_windows
-from tests.divergence import divergence
-from tests.integration.sweep.single import LAYERS, WINDOW, single
-from tests.tiny import TEXT, save_tiny, tiny_tokenizer
+from tests.support.divergence import divergence
+from tests.support.sweep import LAYERS, WINDOW, single
+from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""Where activations and statistics are kept changes nothing in a checkpoint."""
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conversion.calibration.store import StatisticsStore
+from conversion.errors import CalibrationError
+from conversion.layers import converter as layer
+from conversion.pipeline import Options, convert
+from conversion.recipes.recipe import Recipe
+from conversion.runtime.progress import Progress
+from conversion.source import open_source
+from tests.support.tiny import TEXT, save_tiny
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "text.txt").write_text(TEXT)
+    return save_tiny(folder / "source")
+
+
+def weights(source, out, statistics=None, offload=None, **recipe):
+    text = str(source.parent / "text.txt")
+    values = {"calibration": [text], "calibration_tokens": 1000, "window": 100}
+    options = Options(offload=offload)
+    recipe = Recipe(**values | recipe)
+    convert(open_source(str(source)), out, recipe, options, Progress(), statistics)
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_offloading_changes_nothing(source, tmp_path, refit):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    kept = weights(source, tmp_path / "kept", refit=refit)
+    assert weights(source, tmp_path / "offloaded", offload=disk, refit=refit) == kept
+    assert list(disk.iterdir()) == []
+
+
+def command(source, out, disk, *arguments):
+    return [
+        *(sys.executable, "-m", "conversion.cli", "convert", source, out),
+        *("--calibration", source.parent / "text.txt", "--offload", disk, *arguments),
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_conversion_leaves_no_activations(source, tmp_path, number):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    process = subprocess.Popen(
+        command(source, tmp_path / "out", disk, "--calibration-tokens", "100000"),
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not maps(process, disk) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert maps(process, disk)
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    assert list(disk.iterdir()) == []
+
+
+def maps(process, disk):
+    return str(disk) in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def test_a_full_disk(source, tmp_path):
+    # A limit on the size of a file stands in for a full disk.
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    result = subprocess.run(
+        command(source, tmp_path / "out", tmp_path), capture_output=True, text=True,
+        timeout=120, preexec_fn=limit,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"error: --offload {tmp_path}: no room for")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_stored_statistics_give_the_same_checkpoint(source, tmp_path, monkeypatch, in_folder):
+    folder = tmp_path / "statistics" if in_folder else None
+    store = StatisticsStore(folder)
+    plain = weights(source, tmp_path / "plain")
+    assert weights(source, tmp_path / "first", store) == plain
+    refitted = weights(source, tmp_path / "refitted", refit=True)
+
+    def recomputed(*_):
+        raise AssertionError("statistics were computed again")
+
+    monkeypatch.setattr(layer, "layer_statistics", recomputed)
+    store = StatisticsStore(folder) if in_folder else store
+    assert weights(source, tmp_path / "second", store) == plain
+    assert weights(source, tmp_path / "again", store, refit=True) == refitted
+    with pytest.raises(CalibrationError, match="another model or calibration text"):
+        weights(source, tmp_path / "other", store, window=50)
+    assert not (tmp_path / "other").exists()
+
+
+def test_only_missing_statistics_are_measured(source, tmp_path, monkeypatch):
+    folder = tmp_path / "statistics"
+    plain = weights(source, tmp_path / "plain", StatisticsStore(folder))
+    (folder / "layer-0001.pt").unlink()
+    measured = []
+
+    def counted(*arguments):
+        measured.append(arguments)
+        return measure(*arguments)
+
+    measure = layer.layer_statistics
+    monkeypatch.setattr(layer, "layer_statistics", counted)
+    assert weights(source, tmp_path / "second", StatisticsStore(folder)) == plain
+    assert len(measured) == 1

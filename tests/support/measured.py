@@ -1,0 +1,29 @@
+"""A tiny model's first layer with its statistics, and RoPE as a matrix."""
+
+import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from conversion.calibration.statistics import attention_weights, layer_statistics
+from tests.support.tiny import tiny_llama
+
+
+def measure(variant, **changes):
+    model = tiny_llama(variant, **changes)
+    model.requires_grad_(False)
+    attention = model.model.layers[0].self_attn
+    weights = attention_weights(attention, model.config, LlamaRotaryEmbedding(model.config))
+    torch.manual_seed(3)
+    # A mean far from zero, so that centring would show.
+    inputs = torch.randn(3, 40, 64) + torch.linspace(-1, 1, 64)
+    return weights, layer_statistics(weights, inputs), inputs
+
+
+def rotation(inv_freq, distance):
+    """Real matrix of a turn of all pairs, halves layout  # [2 * pairs, 2 * pairs]"""
+    cos, sin = (inv_freq * distance).cos(), (inv_freq * distance).sin()
+    return torch.cat(
+        (
+            torch.cat((cos.diag(), -sin.diag()), 1),
+            torch.cat((sin.diag(), cos.diag()), 1),
+        )
+    )

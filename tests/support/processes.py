@@ -1,0 +1,33 @@
+"""Commands in processes of their own: their environment, ports and ends."""
+
+import os
+import socket
+
+import psutil
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def kill_with_children(process):
+    """What was launched and the processes it started, at once."""
+    launched = psutil.Process(process.pid)
+    for each in (launched, *launched.children(recursive=True)):
+        each.kill()
+    process.wait()
+
+
+def one_line(folder, before, result):
+    assert result.returncode == 2, result.stderr
+    assert sorted(folder.iterdir()) == before
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return line

@@ -1,0 +1,47 @@
+"""A tiny converted checkpoint of random weights, another width in every layer."""
+
+from pathlib import Path
+
+import torch
+
+from tests.support.tiny import tiny_tokenizer
+from vllm_mha2mla.config import FORMAT_VERSION
+from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
+
+TINY_WIDTHS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
+
+
+def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
+    config = LlamaMLAConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=len(TINY_WIDTHS),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        attention_bias=True,
+        q_lora_rank=q_lora_rank,
+        kv_lora_rank=max(rank for rank, _ in TINY_WIDTHS),
+        qk_rope_head_dim=max(rope for _, rope in TINY_WIDTHS),
+        kv_lora_rank_per_layer=[rank for rank, _ in TINY_WIDTHS],
+        qk_rope_head_dim_per_layer=[rope for _, rope in TINY_WIDTHS],
+        qk_nope_head_dim=16,
+        v_head_dim=12,
+        attention_scale=0.2,
+        mha2mla={"format_version": FORMAT_VERSION},
+    )
+    model = LlamaMLAForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("rope_inv_freq"):
+                parameter.uniform_(0.02, 1.0, generator=generator)
+            elif "norm" not in name:
+                # Larger than the usual initialisation: attention far from uniform, few near ties.
+                parameter.normal_(std=0.15, generator=generator)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
