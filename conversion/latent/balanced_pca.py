@@ -2,7 +2,7 @@
 
 import torch
 
-from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.latent.factors import LatentFactors, LatentMethod, LatentTarget
 
 # Keys below this part of the values' size are rounding: all of them stayed rotary. Balanced, they
 # would take half the latent.
@@ -41,3 +41,6 @@ def balance(target: LatentTarget) -> float:
     if key <= NOTHING**2 * value or value <= 0:
         return 1.0
     return float((key / value) ** 0.5)
+
+
+METHOD = LatentMethod(balanced_pca, nested=True, reference="arXiv:2502.07864")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.latent.factors import LatentFactors, LatentMethod, LatentTarget
 from conversion.runtime.linalg import cholesky, with_floor
 
 # Floors on what was measured, relative to mean diagonal elements: directions never queried, or
@@ -39,3 +39,6 @@ def _principal(x: Tensor, covariance: Tensor, rank: int) -> Tensor:
     top = vectors[:, -rank:].flip(-1)
     top = torch.nn.functional.pad(top, (0, rank - top.shape[1]))
     return top if Q is None else Q @ top
+
+
+METHOD = LatentMethod(calibrated, nested=True, reference="ours: docs/method.md")

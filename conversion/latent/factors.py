@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary import RotarySelection
+from conversion.rotary.selection import RotarySelection
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LatentFactors:
     centred: bool
 
     def truncated(self, rank: int) -> "LatentFactors":
-        """The first ``rank`` components: what a strategy in ``IN_ORDER`` makes at that rank."""
+        """The first ``rank`` components: what a nested method makes at that rank."""
         return LatentFactors(
             self.down[:rank], self.key_up[:, :rank], self.value_up[:, :rank], self.centred
         )
@@ -56,6 +56,26 @@ class LatentFactors:
 
 LatentStrategy = Callable[[LatentTarget, int], LatentFactors]
 """``strategy(target, kv_lora_rank)``."""
+
+
+@dataclass(frozen=True)
+class LatentMethod:
+    """A registered strategy, called as the strategy itself.
+
+    Attributes:
+        factorise: the strategy.
+        reference: where it is described, such as ``arXiv:2502.14837``.
+        nested: whether the factors of a lower rank are the first components of those of a higher
+            one.
+    """
+
+    factorise: LatentStrategy
+    reference: str
+    nested: bool = False
+
+    def __call__(self, target: LatentTarget, rank: int) -> LatentFactors:
+        """``factorise(target, rank)``."""
+        return self.factorise(target, rank)
 
 
 def latent_target(

@@ -2,7 +2,7 @@
 
 import torch
 
-from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.latent.factors import LatentFactors, LatentMethod, LatentTarget
 from conversion.latent.truncation import truncated_svd
 
 
@@ -16,3 +16,6 @@ def svd_joint(target: LatentTarget, rank: int) -> LatentFactors:
     root = S.sqrt()
     key_up, value_up = (U * root).chunk(2)
     return LatentFactors(down=root[:, None] * Vh, key_up=key_up, value_up=value_up, centred=False)
+
+
+METHOD = LatentMethod(svd_joint, nested=True, reference="arXiv:2502.14837")

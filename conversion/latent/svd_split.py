@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.latent.factors import LatentFactors, LatentMethod, LatentTarget
 from conversion.latent.truncation import truncated_svd
 
 # Singular values below this part of the largest are rounding: keys that stayed rotary as a whole
@@ -42,3 +42,6 @@ def _shares(target: LatentTarget, rank: int) -> tuple[int, int]:
 
 def _above(values: Tensor, floor: Tensor) -> int:
     return int((values > floor).sum())
+
+
+METHOD = LatentMethod(svd_split, reference="arXiv:2502.14837")

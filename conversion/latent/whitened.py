@@ -2,7 +2,7 @@
 
 import torch
 
-from conversion.latent.factors import LatentFactors, LatentTarget
+from conversion.latent.factors import LatentFactors, LatentMethod, LatentTarget
 from conversion.latent.truncation import truncated_svd
 
 SHRINKAGE = 0.1
@@ -28,3 +28,6 @@ def whitened(target: LatentTarget, rank: int) -> LatentFactors:
     return LatentFactors(
         down=S[:, None] * Vh @ inverse, key_up=key_up, value_up=value_up, centred=False
     )
+
+
+METHOD = LatentMethod(whitened, nested=True, reference="arXiv:2603.17946")

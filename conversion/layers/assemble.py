@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.latent import LatentFactors
-from conversion.rotary import RotarySelection
+from conversion.latent.factors import LatentFactors
+from conversion.rotary.selection import RotarySelection
 from vllm_mha2mla.config import ROPE_INV_FREQ
 
 

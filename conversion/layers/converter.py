@@ -24,7 +24,7 @@ from conversion.layers.query import compress_query
 from conversion.layers.refit import START_COUNT, OutputRefit
 from conversion.layers.token_weights import TokenWeights
 from conversion.recipes.recipe import Recipe
-from conversion.rotary import RotarySelection
+from conversion.rotary.selection import RotarySelection
 from conversion.runtime.precision import bfloat16_products
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
@@ -158,7 +158,7 @@ class LayerConverter:
             ranks = [widths.kv_lora_rank for widths in same_rope]
             selection = choose(weights, statistics, rope)
             target = latent_target(weights, statistics, selection, self._recipe.key_weight)
-            if self._recipe.factors_in_order:
+            if factorise.nested:
                 largest = factorise(target, max(ranks))
                 of_rank = {rank: largest.truncated(rank) for rank in ranks}
             else:

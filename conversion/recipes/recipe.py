@@ -2,17 +2,21 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from conversion.errors import RecipeError
-from conversion.latent import IN_ORDER, LATENT
+from conversion.latent import LATENT
 from conversion.recipes.methods import METHODS
 from conversion.recipes.presets import recipe_file
-from conversion.rotary import ROTARY, RotaryMethod
+from conversion.rotary import ROTARY
 from conversion.runtime.typed_yaml import read_yaml, validated
 from vllm_mha2mla.config import LatentWidths
+
+if TYPE_CHECKING:
+    from conversion.latent.factors import LatentMethod
+    from conversion.rotary.selection import RotaryMethod
 
 # Text for refits over text for statistics: a window of it takes a fraction of the time.
 REFIT_SHARE = 3
@@ -190,7 +194,7 @@ class Recipe(BaseModel):
         return LatentWidths(width - rope, rope)
 
     @property
-    def _rotary(self) -> RotaryMethod:
+    def _rotary(self) -> "RotaryMethod":
         return ROTARY[self.rotary or METHODS[self.method].rotary]
 
     @property
@@ -223,12 +227,7 @@ class Recipe(BaseModel):
             self.calibration_tokens, self.refit_tokens or REFIT_SHARE * self.calibration_tokens
         )
 
-    @property
-    def factors_in_order(self) -> bool:
-        """Whether low-rank factors of a lower rank are part of those of a higher one."""
-        return (self.latent or METHODS[self.method].latent) in IN_ORDER
-
-    def strategies(self) -> tuple[Any, Any]:
+    def strategies(self) -> "tuple[RotaryMethod, LatentMethod]":
         """The rotary and the low-rank strategy: the method's, unless the recipe names others."""
         return self._rotary, LATENT[self.latent or METHODS[self.method].latent]
 

@@ -7,7 +7,7 @@ from conversion.calibration.statistics import AttentionWeights, LayerStatistics
 from conversion.calibration.turned_keys import TurnedKeys
 from conversion.rotary.components import keep_costliest
 from conversion.rotary.mean_rotation import mean_rotation
-from conversion.rotary.selection import RotarySelection, pair_power
+from conversion.rotary.selection import RotaryMethod, RotarySelection, pair_power
 
 # Pull of the stand-ins towards nothing, relative to the mean power of the keys they are made of.
 RIDGE = 1e-2
@@ -82,3 +82,6 @@ def _stand_in(
     pull = RIDGE * C.diagonal().mean() + LEAST * before
     C.diagonal().add_(pull.clamp_min(torch.finfo(C.dtype).tiny))
     return torch.linalg.solve(C, X.T).T, X
+
+
+METHOD = RotaryMethod(calibrated, reference="ours: docs/method.md")

@@ -1,8 +1,8 @@
 """MHA2MLA's high-frequency choice: the pairs that turn fastest stay rotary."""
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary.per_head import pairs_per_head, select_pairs
-from conversion.rotary.selection import RotarySelection
+from conversion.rotary.per_head import pairs_per_head, same_in_every_head, select_pairs
+from conversion.rotary.selection import RotaryMethod, RotarySelection
 
 
 def high(weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int) -> RotarySelection:
@@ -17,3 +17,6 @@ def high(weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int) 
     per_head = pairs_per_head("high", weights, rope_dim)
     kept = weights.inv_freq.topk(per_head).indices.sort().values
     return select_pairs(weights, kept.expand(weights.key.shape[0], -1))
+
+
+METHOD = RotaryMethod(high, step=same_in_every_head, reference="arXiv:2502.14837")

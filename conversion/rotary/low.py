@@ -1,8 +1,8 @@
 """MHA2MLA's low-frequency choice: the pairs that turn slowest stay rotary."""
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary.per_head import pairs_per_head, select_pairs
-from conversion.rotary.selection import RotarySelection
+from conversion.rotary.per_head import pairs_per_head, same_in_every_head, select_pairs
+from conversion.rotary.selection import RotaryMethod, RotarySelection
 
 
 def low(weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int) -> RotarySelection:
@@ -18,3 +18,6 @@ def low(weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int) -
     per_head = pairs_per_head("low", weights, rope_dim)
     kept = weights.inv_freq.topk(per_head, largest=False).indices.sort().values
     return select_pairs(weights, kept.expand(weights.key.shape[0], -1))
+
+
+METHOD = RotaryMethod(low, step=same_in_every_head, reference="arXiv:2502.14837")

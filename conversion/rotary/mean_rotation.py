@@ -5,7 +5,7 @@ from torch import Tensor
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
 from conversion.rotary.components import keep_costliest
-from conversion.rotary.selection import RotarySelection, complex_rows, pair_power
+from conversion.rotary.selection import RotaryMethod, RotarySelection, complex_rows, pair_power
 
 
 def mean_rotation(
@@ -45,3 +45,6 @@ def _key_moment(weights: AttentionWeights, statistics: LayerStatistics) -> Tenso
     real = same[:, 0, :, 0] + same[:, 1, :, 1]
     imaginary = same[:, 1, :, 0] - same[:, 0, :, 1]
     return torch.complex(real, imaginary).permute(2, 0, 1)
+
+
+METHOD = RotaryMethod(mean_rotation, reference="ours: docs/method.md")

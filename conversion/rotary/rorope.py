@@ -6,7 +6,7 @@ from torch import Tensor
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
 from conversion.errors import RecipeError
 from conversion.rotary.removal import plain_removal
-from conversion.rotary.selection import RotarySelection, complex_rows, pair_power
+from conversion.rotary.selection import RotaryMethod, RotarySelection, complex_rows, pair_power
 
 FOLDS = (1, 2, 4, 8)
 
@@ -144,3 +144,6 @@ def _principal(
     size = kv_heads * fold
     values, vectors = torch.linalg.eigh(real.reshape(groups, size, size))
     return values.flip(-1).clamp_min(0), vectors.flip(-1)
+
+
+METHOD = RotaryMethod(rorope, step=widest_fold, favoured=folded_least, reference="arXiv:2502.07864")

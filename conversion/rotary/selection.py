@@ -59,11 +59,13 @@ class RotaryMethod:
 
     Attributes:
         choose: the strategy.
+        reference: where it is described, such as ``arXiv:2502.14837``.
         step: which ``rope_dim`` it takes.
         favoured: values of ``rope_dim`` that suit it better than others near them.
     """
 
     choose: RotaryStrategy
+    reference: str
     step: RopeStep = every_pair
     favoured: RopeWidths = none_better
 

@@ -1,8 +1,8 @@
 """MHA2MLA's choice of rotary dimensions by their contribution to the scores."""
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary.per_head import pairs_per_head, select_pairs
-from conversion.rotary.selection import RotarySelection
+from conversion.rotary.per_head import pairs_per_head, same_in_every_head, select_pairs
+from conversion.rotary.selection import RotaryMethod, RotarySelection
 
 
 def two_norm(
@@ -21,3 +21,6 @@ def two_norm(
     kv_heads, d, _ = weights.key.shape
     score = statistics.key_norm * statistics.query_norm.view(kv_heads, -1, d // 2).mean(1)
     return select_pairs(weights, score.topk(per_head, dim=-1).indices.sort(-1).values)
+
+
+METHOD = RotaryMethod(two_norm, step=same_in_every_head, reference="arXiv:2502.14837")

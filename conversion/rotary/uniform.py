@@ -3,8 +3,8 @@
 import torch
 
 from conversion.calibration.statistics import AttentionWeights, LayerStatistics
-from conversion.rotary.per_head import pairs_per_head, select_pairs
-from conversion.rotary.selection import RotarySelection
+from conversion.rotary.per_head import pairs_per_head, same_in_every_head, select_pairs
+from conversion.rotary.selection import RotaryMethod, RotarySelection
 
 
 def uniform(
@@ -24,3 +24,6 @@ def uniform(
     index = torch.arange(per_head, device=weights.key.device)
     kept = index * (d // 2) // max(per_head, 1)
     return select_pairs(weights, kept.expand(kv_heads, -1))
+
+
+METHOD = RotaryMethod(uniform, step=same_in_every_head, reference="arXiv:2502.14837")
