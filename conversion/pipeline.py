@@ -23,6 +23,7 @@ from conversion.healing.refine import refine, refinement_windows
 from conversion.layers.converter import LayerConverter
 from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import cache_widths, query_rank
 from conversion.runtime.memory import return_freed_memory
 from conversion.runtime.progress import Progress
 from conversion.source import ATTENTION, SourceCheckpoint
@@ -96,8 +97,8 @@ def convert(
     return_freed_memory()
     check_output(out, options.overwrite, source.name)
     config = source.config
-    widths = recipe.widths(config.num_key_value_heads, config.head_dim)
-    q_lora_rank = recipe.query_rank(config.hidden_size)
+    widths = cache_widths(recipe, config.num_key_value_heads, config.head_dim)
+    q_lora_rank = query_rank(recipe, config.hidden_size)
     windows = calibration_text(source, recipe)
     to_refine = None
     if recipe.refine_steps:

@@ -19,7 +19,7 @@ from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import ServerError
 from conversion.evaluation import PerplexityFigures, evaluate
 from conversion.pipeline import Options, convert
-from conversion.recipes.recipe import make_recipe
+from conversion.recipes.make import make_recipe
 from conversion.runtime.interruption import interruption
 from conversion.runtime.progress import Progress
 from conversion.source import open_source

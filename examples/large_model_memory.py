@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conversion.pipeline import Options, convert
-from conversion.recipes.recipe import make_recipe
+from conversion.recipes.make import make_recipe
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 

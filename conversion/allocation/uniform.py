@@ -4,6 +4,7 @@ import math
 
 from conversion.recipes.methods import METHODS
 from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import cache_widths
 from vllm_mha2mla.config import LatentWidths
 
 # Rotary parts of the budget that are tried. The one nearest to the method's own gives way to it.
@@ -25,7 +26,7 @@ def split_candidates(recipe: Recipe, kv_heads: int, head_dim: int) -> list[Laten
     Raises:
         RecipeError: the recipe's widths do not fit the source.
     """
-    own = recipe.widths(kv_heads, head_dim)
+    own = cache_widths(recipe, kv_heads, head_dim)
     kv_dim = kv_heads * head_dim
     if recipe.split == "fixed" or recipe.kv_lora_rank is not None or own.width >= 2 * kv_dim:
         return [own]

@@ -24,8 +24,8 @@ from conversion.commands.options import (
     usable_device,
 )
 from conversion.pipeline import Options, convert
+from conversion.recipes.make import make_recipe
 from conversion.recipes.presets import presets
-from conversion.recipes.recipe import make_recipe
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 

@@ -1,23 +1,20 @@
 """What to do: the typed recipe, written into every checkpoint it makes."""
 
 from collections.abc import Collection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from conversion.errors import RecipeError
 from conversion.latent import LATENT
 from conversion.recipes.methods import METHODS
-from conversion.recipes.presets import recipe_file
 from conversion.rotary import ROTARY
-from conversion.runtime.typed_yaml import read_yaml, validated
-from vllm_mha2mla.config import LatentWidths
 
 if TYPE_CHECKING:
     from conversion.latent.factors import LatentMethod
     from conversion.rotary.selection import RotaryMethod
 
+# Part of the cache that is kept where neither a fraction nor widths are given.
+DEFAULT_FRACTION = 0.5
 # Text for refits over text for statistics: a window of it takes a fraction of the time.
 REFIT_SHARE = 3
 CHOICES: dict[str, Collection[str]] = {"method": METHODS, "rotary": ROTARY, "latent": LATENT}
@@ -134,69 +131,6 @@ class Recipe(BaseModel):
             raise ValueError(f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number")
         return self
 
-    def widths(self, kv_heads: int, head_dim: int) -> LatentWidths:
-        """Cache widths for a source of this shape; half the cache if nothing was asked for.
-
-        Of a fraction, rotary keys get the method's own share.
-
-        Raises:
-            RecipeError: the widths do not fit the source.
-        """
-        kv_dim = kv_heads * head_dim
-        if self.kv_lora_rank is not None and self.rope_dim is not None:
-            widths = LatentWidths(self.kv_lora_rank, self.rope_dim)
-        else:
-            widths = self._split(kv_heads, head_dim)
-        step = self._rotary.step(kv_heads, head_dim)
-        if widths.qk_rope_head_dim % step:
-            raise RecipeError(
-                f"rope_dim {widths.qk_rope_head_dim}: this rotary strategy on {kv_heads} KV heads "
-                f"of {head_dim} dimensions takes multiples of {step}"
-            )
-        if widths.qk_rope_head_dim > kv_dim:
-            raise RecipeError(
-                f"rope_dim {widths.qk_rope_head_dim} is more than the source's {kv_dim} key "
-                f"dimensions; give at most {kv_dim}"
-            )
-        if widths.kv_lora_rank > 2 * kv_dim:
-            raise RecipeError(
-                f"kv_lora_rank {widths.kv_lora_rank} is more than the source's {2 * kv_dim} key "
-                f"and value dimensions; give at most {2 * kv_dim}"
-            )
-        return widths
-
-    def query_rank(self, hidden: int) -> int | None:
-        """Numbers per token in the query latent of a source of this width, if queries have one.
-
-        Raises:
-            RecipeError: more than the layer's input holds.
-        """
-        if self.q_lora_rank is not None and self.q_lora_rank > hidden:
-            raise RecipeError(
-                f"q_lora_rank {self.q_lora_rank} is more than the source's hidden size {hidden}; "
-                f"give at most {hidden}"
-            )
-        return self.q_lora_rank
-
-    def _split(self, kv_heads: int, head_dim: int) -> LatentWidths:
-        kv_dim = kv_heads * head_dim
-        fraction = 0.5 if self.cache_fraction is None else self.cache_fraction
-        width = int(2 * kv_dim * fraction + 1e-9)
-        method = METHODS[self.method]
-        if width >= 2 * kv_dim:
-            return LatentWidths(kv_dim, kv_dim)
-        step = self._rotary.step(kv_heads, head_dim)
-        rope = min(kv_dim, round(width * method.rope_share / step) * step)
-        if width - rope < 1:
-            raise RecipeError(
-                f"cache_fraction {fraction}: leaves {width} numbers per token and layer; give more"
-            )
-        return LatentWidths(width - rope, rope)
-
-    @property
-    def _rotary(self) -> "RotaryMethod":
-        return ROTARY[self.rotary or METHODS[self.method].rotary]
-
     @property
     def spreads(self) -> bool:
         """Whether layers get different widths."""
@@ -229,25 +163,5 @@ class Recipe(BaseModel):
 
     def strategies(self) -> "tuple[RotaryMethod, LatentMethod]":
         """The rotary and the low-rank strategy: the method's, unless the recipe names others."""
-        return self._rotary, LATENT[self.latent or METHODS[self.method].latent]
-
-
-def make_recipe(file: Path | None, **options: Any) -> Recipe:
-    """A recipe from a YAML file or a preset's name, with options that were given on top.
-
-    Raises:
-        RecipeError: unreadable file, unknown preset or key, or a value out of range.
-    """
-    file = None if file is None else recipe_file(file)
-    values = read_yaml(file)
-    # An option's mistake is not the file's.
-    validated(Recipe, values, file)
-    given = {key: value for key, value in options.items() if value is not None}
-    # A budget given as an option replaces the file's, in whichever way that one was given.
-    if given.keys() & {"cache_fraction", "kv_lora_rank", "rope_dim"}:
-        for key in ("cache_fraction", "kv_lora_rank", "rope_dim"):
-            values.pop(key, None)
-    # So do one split for all layers, and exact widths.
-    if given.keys() & {"kv_lora_rank", "split"}:
-        values.pop("spread", None)
-    return validated(Recipe, values | given, None)
+        method = METHODS[self.method]
+        return ROTARY[self.rotary or method.rotary], LATENT[self.latent or method.latent]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from conversion.errors import RecipeError
-from conversion.recipes.recipe import CHOICES, Recipe, make_recipe
+from conversion.recipes.make import make_recipe
+from conversion.recipes.recipe import CHOICES, Recipe
 
 # One calibration serves all recipes, so all have to want the same.
 SHARED = ("calibration", "calibration_tokens", "refit_tokens", "window", "held_out_tokens")

@@ -5,6 +5,7 @@ from transformers import LlamaForCausalLM
 
 from conversion.allocation.uniform import split_candidates
 from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import cache_widths
 from conversion.text.windows import calibration_windows
 from tests.support.divergence import divergence
 from tests.support.sweep import LAYERS, WINDOW, single
@@ -44,14 +45,14 @@ def test_the_split_is_the_best_candidate_on_text_held_out(tmp_path, changes, rec
         # Another order of float32 sums.
         assert figures[f"held_out_divergence_{name}"] == pytest.approx(loss, rel=1e-3)
     # The published methods' own shares would have been others.
-    fixed = budget.widths(2, 16)
+    fixed = cache_widths(budget, 2, 16)
     own = f"{fixed.kv_lora_rank}+{fixed.qk_rope_head_dim}"
     assert best != own or budget.method == "calibrated"
 
 
 def test_a_fixed_split_is_the_methods(folder, tmp_path):
     config = single(folder, tmp_path / "out", cache_fraction=0.4, split="fixed").config
-    widths = Recipe(cache_fraction=0.4).widths(2, 16)
+    widths = cache_widths(Recipe(cache_fraction=0.4), 2, 16)
     assert (config.kv_lora_rank, config.qk_rope_head_dim) == (
         widths.kv_lora_rank, widths.qk_rope_head_dim,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from conversion.allocation.uniform import split_candidates
 from conversion.errors import RecipeError
 from conversion.recipes.methods import METHODS
 from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import cache_widths
 from conversion.rotary import ROTARY
 from vllm_mha2mla.config import LatentWidths
 
@@ -27,7 +28,7 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
     recipe = Recipe(method=method, rotary=rotary, cache_fraction=fraction)
     budget = int(2 * kv_heads * head_dim * fraction + 1e-9)
     try:
-        own = recipe.widths(kv_heads, head_dim)
+        own = cache_widths(recipe, kv_heads, head_dim)
     except RecipeError:
         with pytest.raises(RecipeError):
             split_candidates(recipe, kv_heads, head_dim)
@@ -48,7 +49,7 @@ def test_candidates_have_the_budgets_width_and_widths_the_strategy_takes(
             kv_lora_rank=widths.kv_lora_rank,
             rope_dim=widths.qk_rope_head_dim,
         )
-        assert exact.widths(kv_heads, head_dim) == widths
+        assert cache_widths(exact, kv_heads, head_dim) == widths
 
 
 def test_candidates_for_smollm2_at_half_the_cache():
@@ -72,7 +73,7 @@ def test_candidates_for_smollm2_at_half_the_cache():
     ],
 )
 def test_nothing_to_choose(recipe):
-    assert split_candidates(recipe, 3, 64) == [recipe.widths(3, 64)]
+    assert split_candidates(recipe, 3, 64) == [cache_widths(recipe, 3, 64)]
 
 
 def test_a_budget_too_small_for_rotary_numbers_is_one_candidate():

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from conversion.errors import RecipeError
 from conversion.latent import LATENT
+from conversion.recipes.make import make_recipe
 from conversion.recipes.methods import METHODS
 from conversion.recipes.presets import FOLDER, presets
-from conversion.recipes.recipe import Recipe, make_recipe
+from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import cache_widths
 from conversion.rotary import ROTARY
 from vllm_mha2mla.config import LatentWidths
 
@@ -19,7 +21,7 @@ WIDTHS = {"half": 1024, "third": 682, "quarter": 512, "eighth": 256, "mla576": 5
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_a_recipe(name):
     recipe = make_recipe(Path(name))
-    assert recipe.widths(8, 128).width == WIDTHS[name]
+    assert cache_widths(recipe, 8, 128).width == WIDTHS[name]
     assert recipe.method == "calibrated"
     assert (FOLDER / f"{name}.yaml").read_text().startswith("# ")
 
@@ -30,8 +32,8 @@ def test_all_presets_are_found_and_in_order():
 
 
 def test_gpu_presets_have_the_widths_of_the_kernels():
-    assert make_recipe(Path("mla576")).widths(8, 128) == LatentWidths(512, 64)
-    assert make_recipe(Path("mla320")).widths(8, 128) == LatentWidths(256, 64)
+    assert cache_widths(make_recipe(Path("mla576")), 8, 128) == LatentWidths(512, 64)
+    assert cache_widths(make_recipe(Path("mla320")), 8, 128) == LatentWidths(256, 64)
 
 
 def test_a_file_wins_over_a_preset_of_its_name_and_a_folder_does_not(tmp_path, monkeypatch):
@@ -94,7 +96,7 @@ def test_an_unknown_strategy_lists_the_known(options, message):
 )
 def test_a_split_is_one_the_strategy_takes(fraction, method, rotary, kv_heads, head_dim):
     recipe = Recipe(method=method, rotary=rotary, cache_fraction=fraction)
-    widths = recipe.widths(kv_heads, head_dim)
+    widths = cache_widths(recipe, kv_heads, head_dim)
     name = rotary or METHODS[method].rotary
     every = {"calibrated": 2, "mean-rotation": 2, "rorope": head_dim // 8}
     step = every.get(name, 2 * kv_heads)
@@ -107,4 +109,4 @@ def test_a_split_is_one_the_strategy_takes(fraction, method, rotary, kv_heads, h
 def test_a_rope_dim_the_strategy_cannot_take_is_refused_early(rotary, step):
     recipe = Recipe(kv_lora_rank=80, rope_dim=28, rotary=rotary)
     with pytest.raises(RecipeError, match=f"rope_dim 28: .* multiples of {step}"):
-        recipe.widths(3, 64)
+        cache_widths(recipe, 3, 64)

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion.errors import RecipeError
-from conversion.recipes.recipe import Recipe, make_recipe
+from conversion.recipes.make import make_recipe
+from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import cache_widths, query_rank
 from vllm_mha2mla.config import LatentWidths
 
 
@@ -18,21 +20,21 @@ from vllm_mha2mla.config import LatentWidths
 def test_a_fraction_is_never_exceeded_and_used_to_the_last_number(
     fraction, method, kv_heads, head_dim
 ):
-    widths = Recipe(method=method, cache_fraction=fraction).widths(kv_heads, head_dim)
+    widths = cache_widths(Recipe(method=method, cache_fraction=fraction), kv_heads, head_dim)
     budget = 2 * kv_heads * head_dim * fraction
     assert budget - 1 < widths.width <= budget + 1e-6
     assert widths.qk_rope_head_dim % 2 == 0
 
 
 def test_the_whole_cache_is_every_key_rotated_and_every_value():
-    assert Recipe(cache_fraction=1).widths(3, 64) == LatentWidths(192, 192)
+    assert cache_widths(Recipe(cache_fraction=1), 3, 64) == LatentWidths(192, 192)
 
 
 def test_options_win_over_the_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("cache_fraction: 0.5\nkey_weight: 0.7\n")
     recipe = make_recipe(path, kv_lora_rank=80, rope_dim=40, method=None)
-    assert recipe.widths(3, 64) == LatentWidths(80, 40)
+    assert cache_widths(recipe, 3, 64) == LatentWidths(80, 40)
     assert recipe.key_weight == 0.7
 
 
@@ -76,7 +78,9 @@ def test_a_bad_file_is_named(tmp_path, content, message):
 def test_options_that_fix_widths_win_over_a_file_that_spreads(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("cache_fraction: 0.5\nspread: true\n")
-    assert make_recipe(path, kv_lora_rank=80, rope_dim=40).widths(3, 64) == LatentWidths(80, 40)
+    assert cache_widths(make_recipe(path, kv_lora_rank=80, rope_dim=40), 3, 64) == LatentWidths(
+        80, 40
+    )
     assert not make_recipe(path, split="fixed").spreads
     assert make_recipe(path).spreads
 
@@ -97,14 +101,14 @@ def test_an_options_mistake_is_not_the_files():
 )
 def test_widths_that_do_not_fit_the_source(recipe, message):
     with pytest.raises(RecipeError, match=message):
-        recipe.widths(3, 64)
+        cache_widths(recipe, 3, 64)
 
 
 def test_a_query_latent_is_at_most_as_wide_as_the_input():
-    assert Recipe().query_rank(64) is None
-    assert Recipe(q_lora_rank=64).query_rank(64) == 64
+    assert query_rank(Recipe(), 64) is None
+    assert query_rank(Recipe(q_lora_rank=64), 64) == 64
     with pytest.raises(RecipeError, match="at most 64"):
-        Recipe(q_lora_rank=65).query_rank(64)
+        query_rank(Recipe(q_lora_rank=65), 64)
 
 
 def test_nothing_is_refitted_where_nothing_is_lost():
