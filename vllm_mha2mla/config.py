@@ -6,7 +6,7 @@ values, ``vllm_mha2mla`` serves them. The key names follow DeepSeek-V2's MLA.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -87,6 +87,8 @@ class HealingInfo(BaseModel):
     versions: dict[str, str] = {}
     before: dict[str, float] = {}
     after: dict[str, float] = {}
+    kept: Literal["start", "end"] = "end"
+    """Weights of the checkpoint: those before the training, if the trained ones did worse."""
 
 
 class Provenance(BaseModel):

@@ -39,6 +39,7 @@ Source fingerprint: `{fingerprint}`. Versions: {versions}.
 {figures}
 """
 
+KEPT_START = " These are the weights from before this training, which did better."
 HEALING = """
 ## Healed
 
@@ -48,7 +49,7 @@ On {tokens} tokens of {files}{teacher}.
 {recipe}
 ```
 
-On held-out windows of that text: {figures}.
+On held-out windows of that text: {figures}.{kept}
 """
 
 
@@ -93,4 +94,5 @@ def _healing(done: HealingInfo) -> str:
         teacher=teacher,
         recipe=yaml.safe_dump(done.recipe, sort_keys=False).strip(),
         figures=", ".join(changes) or "nothing was held out",
+        kept=KEPT_START if done.kept == "start" else "",
     )

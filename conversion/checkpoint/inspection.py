@@ -57,5 +57,5 @@ def inspect(folder: Path) -> Inspection:
         recipe=provenance.recipe,
         versions=provenance.versions,
         figures=provenance.figures,
-        healed_tokens=sum(done.tokens for done in provenance.healing),
+        healed_tokens=sum(done.tokens for done in provenance.healing if done.kept == "end"),
     )

@@ -36,6 +36,7 @@ def heal_command(
     lr: Annotated[float | None, typer.Option(help=_help("lr"))] = None,
     batch_size: Annotated[int | None, typer.Option(help=_help("batch_size"))] = None,
     window: Annotated[int | None, typer.Option(help=_help("window"))] = None,
+    keep: Annotated[str | None, typer.Option(help=_help("keep"))] = None,
     cache_teacher: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps the teacher's likeliest predictions for later runs."),
@@ -60,6 +61,7 @@ def heal_command(
         lr=lr,
         batch_size=batch_size,
         window=window,
+        keep=keep,
     )
     asked = Healing(
         checkpoint=checkpoint,

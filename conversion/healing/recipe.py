@@ -71,6 +71,11 @@ class HealingRecipe(BaseModel):
     held_out_tokens: int = Field(
         8192, ge=0, description="Tokens of the text never trained on: before and after."
     )
+    keep: Literal["better", "end"] = Field(
+        "better",
+        description="better: write the trained weights unless they do worse on held-out text than "
+        "those before the training, which are written then; end: write the trained weights.",
+    )
     save_steps: int = Field(
         100, ge=1, description="Every how many steps the state is saved, to go on from."
     )
@@ -86,6 +91,11 @@ class HealingRecipe(BaseModel):
         if self.stride >= self.window:
             raise ValueError("stride must be less than window, or nothing of a window is compared")
         return self
+
+    @property
+    def next_token_weight(self) -> float:
+        """Share of the next-token loss: 0 to 1."""
+        return {"distill": 0.0, "lm": 1.0, "mix": self.lm_weight}[self.objective]
 
     @property
     def distills(self) -> bool:

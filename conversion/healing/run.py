@@ -17,6 +17,7 @@ from conversion.errors import HealingError
 from conversion.healing.curve import LossCurve
 from conversion.healing.launch import check_launch, processes, sharded
 from conversion.healing.memory_estimate import memory_errors
+from conversion.healing.outcome import judge
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.resume import States
@@ -65,7 +66,8 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     2. Store the teacher's predictions if they are to be stored.
     3. Train, in transformers' Trainer; several devices under ``accelerate launch``. States are
        saved in ``.OUT.healing``, and the same call goes on from the last one.
-    4. Write: the learned weights, the others as they were, the provenance extended.
+    4. Write: the learned weights, the others as they were, the provenance extended. If held-out
+       text says that the learned weights are worse than those before, these are kept instead.
 
     Args:
         asked: what and how.
@@ -91,8 +93,9 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     logger.info("%d steps of %d tokens, %.1f times the text", steps, step_tokens, passes)
     pair.check_memory(stored)
     run = {
-        # A run may go on with another rate: the way out when its numbers ran away.
-        "recipe": recipe.model_dump(exclude={"lr", "save_steps", "save_minutes"}),
+        # A run may go on with another rate: the way out when its numbers ran away. Which weights
+        # are kept is decided at its end.
+        "recipe": recipe.model_dump(exclude={"lr", "keep", "save_steps", "save_minutes"}),
         "checkpoint": pair.checkpoint.fingerprint(),
         "teacher": pair.source.fingerprint(),
         "text": text.fingerprint,
@@ -119,11 +122,18 @@ def heal(asked: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         if arguments.should_save:
             tokens = steps * step_tokens
             before, after = training.before, training.after
-            provenance = healed_provenance(pair, recipe, text, tokens, stored, before, after)
+            outcome = judge(recipe, before, after)
+            if outcome.kept == "start":
+                learned = {}
+            provenance = healed_provenance(
+                pair, recipe, text, tokens, stored, before, after, outcome.kept
+            )
             write_healed(pair, learned, provenance, curve, asked.out, asked.overwrite)
             states.remove()
             for name, value in before.items():
                 logger.info("%s on held-out text: %.4f to %.4f", name, value, after[name])
+            if outcome.worse:
+                logger.warning(outcome.warning(asked.out))
         PartialState().wait_for_everyone()
 
 

@@ -70,13 +70,12 @@ class Training:
         # By all processes before the first of them notes it.
         self._known = states.before
         self._begun = False
-        weights = {"distill": 0.0, "lm": 1.0, "mix": recipe.lm_weight}
         windows = arguments.max_steps * arguments.gradient_accumulation_steps
         windows *= arguments.train_batch_size * arguments.world_size
         self._trainer = HealingTrainer(
             model=student,
             teacher=teacher,
-            lm_weight=weights[recipe.objective],
+            lm_weight=recipe.next_token_weight,
             hidden_weight=recipe.hidden_weight,
             stride=recipe.stride,
             args=arguments,

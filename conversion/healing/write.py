@@ -5,6 +5,7 @@ import platform
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ def healed_provenance(
     stored: bool,
     before: dict[str, float],
     after: dict[str, float],
+    kept: Literal["start", "end"],
 ) -> Provenance:
     """The checkpoint's provenance with one more healing, of so many tokens."""
     done = HealingInfo(
@@ -44,6 +46,7 @@ def healed_provenance(
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         before=before,
         after=after,
+        kept=kept,
     )
     known = pair.provenance
     return known.model_copy(update={"healing": [*known.healing, done]})

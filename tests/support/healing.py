@@ -1,8 +1,12 @@
 """The command ``mha2mla heal`` on tiny models, and what it leaves."""
 
 import csv
+import sys
 
 from transformers import LlamaForCausalLM
+
+from conversion.healing.callbacks import ShowProgress
+from tests.support.processes import free_port
 
 WINDOW = 64
 
@@ -23,3 +27,35 @@ def losses(out):
 
 def original(models):
     return LlamaForCausalLM.from_pretrained(models / "source").eval()
+
+
+def in_two_processes(models, out, *more):
+    """What accelerate launch runs for several processes; itself it starts only one on a CPU."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+        "--master_port", str(free_port()),
+        "-m", "conversion.cli", *arguments(models, out, *more),
+    ]  # fmt: skip
+
+
+def in_shards(models, out, *more, **options):
+    """The command of two processes that hold half of each model."""
+    return [
+        sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
+        "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "--main_process_port", str(free_port()),
+        "-m", "tests.support.sharded", *arguments(models, out, *more, **options),
+    ]  # fmt: skip
+
+
+def interrupt_at(number, monkeypatch):
+    """A Ctrl-C at the end of one step."""
+    step_end = ShowProgress.on_step_end
+
+    def stop(self, arguments, state, control, **kwargs):
+        step_end(self, arguments, state, control, **kwargs)
+        if state.global_step == number:
+            monkeypatch.setattr(ShowProgress, "on_step_end", step_end)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShowProgress, "on_step_end", stop)

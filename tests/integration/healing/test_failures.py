@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conversion.healing import memory_estimate as memory
-from conversion.healing.callbacks import ShowProgress
 from conversion.healing.trainer import HealingTrainer
 from tests.support.convert import convert_tiny
+from tests.support.healing import interrupt_at
 from tests.support.processes import environment, one_line
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
@@ -176,19 +176,6 @@ def test_numbers_that_run_away_keep_the_last_state(mha2mla, models, tmp_path):
     assert mha2mla(*asked, "--restart", "--lr", 1e-3).returncode == 0
     assert (tmp_path / "out" / "config.json").exists()
     assert not kept.exists()
-
-
-def interrupt_at(number, monkeypatch):
-    """A Ctrl-C at the end of one step."""
-    step_end = ShowProgress.on_step_end
-
-    def stop(self, arguments, state, control, **kwargs):
-        step_end(self, arguments, state, control, **kwargs)
-        if state.global_step == number:
-            monkeypatch.setattr(ShowProgress, "on_step_end", step_end)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ShowProgress, "on_step_end", stop)
 
 
 def test_interrupted_it_says_how_to_go_on(mha2mla, models, tmp_path, monkeypatch, caplog):

@@ -15,8 +15,8 @@ from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import packed_windows
 from tests.support.convert import convert_tiny, windows
 from tests.support.divergence import divergence
-from tests.support.healing import WINDOW, arguments, losses, original
-from tests.support.processes import environment, free_port, kill_with_children
+from tests.support.healing import WINDOW, arguments, in_two_processes, losses, original
+from tests.support.processes import environment, kill_with_children
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 from vllm_mha2mla.config import read_provenance
 from vllm_mha2mla.hf.llama import LlamaMLAForCausalLM
@@ -223,15 +223,6 @@ def test_a_bfloat16_checkpoint_in_shards_stays_one(models, tmp_path):
         changed |= {key for key in old if not torch.equal(old[key], new[key])}
     assert changed
     assert all(".self_attn." in name for name in changed)
-
-
-def in_two_processes(models, out, *more):
-    """What accelerate launch runs for several processes; itself it starts only one on a CPU."""
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-        "--master_port", str(free_port()),
-        "-m", "conversion.cli", *arguments(models, out, *more),
-    ]  # fmt: skip
 
 
 def test_two_processes_make_larger_steps_and_go_on_with_the_same_curve(models, tmp_path):

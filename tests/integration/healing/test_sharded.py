@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,8 +13,8 @@ from conversion.healing.teacher_cache import TeacherCache
 from conversion.healing.text import packed_windows
 from conversion.source import open_source
 from tests.support.convert import convert_tiny
-from tests.support.healing import WINDOW, arguments, losses, original
-from tests.support.processes import environment, free_port, kill_with_children
+from tests.support.healing import WINDOW, arguments, in_shards, losses, original
+from tests.support.processes import environment, kill_with_children
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
 STEPS = 8
@@ -40,16 +39,6 @@ def models(tmp_path_factory):
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "whole.yaml").write_text(RECIPE + "batch_size: 2\n")
     return folder
-
-
-def in_shards(models, out, *more, **options):
-    """The command of two processes that hold half of each model."""
-    return [
-        sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
-        "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--main_process_port", str(free_port()),
-        "-m", "tests.support.sharded", *arguments(models, out, *more, **options),
-    ]  # fmt: skip
 
 
 def heal_in_shards(models, out, *more, **options):
