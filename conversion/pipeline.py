@@ -16,6 +16,7 @@ from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.checkpoint.card import model_card
 from conversion.checkpoint.config import converted_config
+from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.staging import check_output, staged_folder
 from conversion.checkpoint.writer import CheckpointWriter
 from conversion.errors import OutputError
@@ -48,7 +49,8 @@ class Options:
 
     Attributes:
         device: where a layer is computed; only the current layer moves there.
-        dtype: of the written weights; the source's if ``None``.
+        dtype: of the written weights; ``None`` gives the source's if that has 16 bits, else
+            bfloat16 (``checkpoint.dtypes.written_dtype``).
         overwrite: whether an existing checkpoint may be replaced.
         offload: folder whose disk holds the calibration activations; ``None``: memory does.
     """
@@ -96,6 +98,7 @@ def convert(
     """
     return_freed_memory()
     check_output(out, options.overwrite, source.name)
+    dtype = written_dtype(source, options.dtype)
     config = source.config
     widths = cache_widths(recipe, config.num_key_value_heads, config.head_dim)
     q_lora_rank = query_rank(recipe, config.hidden_size)
@@ -110,7 +113,7 @@ def convert(
         shape = "x".join(map(str, windows.measured.shape))
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
         uniform = [widths] * config.num_hidden_layers
-        converted = converted_config(source, uniform, q_lora_rank, options.dtype, provenance)
+        converted = converted_config(source, uniform, q_lora_rank, dtype, provenance)
         device = torch.device(options.device)
         measured, tokens = windows.measured.shape
         source_layers = SourceLayers(source, tokens, device)
@@ -119,19 +122,17 @@ def convert(
             choices = choose(recipe, converter, windows, options.offload, progress)
             layer_widths = choices.layer_widths
             provenance = provenance.model_copy(update={"figures": choices.figures})
-            converted = converted_config(
-                source, layer_widths, q_lora_rank, options.dtype, provenance
-            )
+            converted = converted_config(source, layer_widths, q_lora_rank, dtype, provenance)
             streams = _streams(source, converted, recipe, windows, options, store)
             layers: Iterable[dict[str, Tensor]] = _converted_layers(
                 converter, choices, streams, progress
             )
             if to_refine is not None:
                 layers = refine(source, converted, list(layers), to_refine, recipe, progress)
-            _write_layers(source, writer, layers, options)
+            _write_layers(source, writer, layers, dtype)
             if statistics is None:
                 store.clear()
-            _write_rest(source, writer, options.dtype)
+            _write_rest(source, writer, dtype)
             source.write_assets(folder)
             card = model_card(provenance, latent_widths(converted), converted.dtype)
             writer.finish(converted, card)
@@ -201,7 +202,7 @@ def _write_layers(
     source: SourceCheckpoint,
     writer: CheckpointWriter,
     layers: Iterable[dict[str, Tensor]],
-    options: Options,
+    dtype: torch.dtype,
 ) -> None:
     for index, tensors in enumerate(layers):
         prefix = f"model.layers.{index}{ATTENTION}"
@@ -213,18 +214,16 @@ def _write_layers(
                     f"layer {index}: {name} came out NaN or infinite; the source's weights may be "
                     "damaged, or a recipe's refine_lr too high"
                 )
-            dtype = torch.float32 if name == ROPE_INV_FREQ else options.dtype or origin.dtype
+            kept = torch.float32 if name == ROPE_INV_FREQ else dtype
             shape = tuple(tensor.shape)
-            writer.write_pieces(prefix + name, (tensor,), shape, dtype, origin.shard)
+            writer.write_pieces(prefix + name, (tensor,), shape, kept, origin.shard)
 
 
-def _write_rest(
-    source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype | None
-) -> None:
+def _write_rest(source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype) -> None:
     for name, info in source.tensors.items():
         if ATTENTION not in name:
             pieces = source.pieces(name)
-            writer.write_pieces(name, pieces, info.shape, dtype or info.dtype, info.shard)
+            writer.write_pieces(name, pieces, info.shape, dtype, info.shard)
 
 
 def _shard_sizes(source: SourceCheckpoint) -> dict[str, int]:

@@ -13,7 +13,7 @@ def converted_config(
     source: SourceCheckpoint,
     layer_widths: Sequence[LatentWidths],
     q_lora_rank: int | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     provenance: Provenance,
 ) -> Any:
     """The converted model's config: the source's, with the keys of ``vllm_mha2mla.config``.
@@ -23,8 +23,8 @@ def converted_config(
     Args:
         source: the original.
         layer_widths: the widths of every layer.
-        q_lora_rank: of the queries; ``None``: not factorised.
-        dtype: of the written weights; ``None``: the source's.
+        q_lora_rank: rank of the queries' factorisation; ``None`` for none.
+        dtype: of the written weights.
         provenance: how the checkpoint came to be.
     """
     values = source.config.to_dict()
@@ -52,7 +52,7 @@ def converted_config(
         }
     )
     config.architectures = [source.family.converted_causal_lm.__name__]
-    config.dtype = dtype or source.dtype
+    config.dtype = dtype
     return config
 
 

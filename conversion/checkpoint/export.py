@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.staging import staged_folder
 from conversion.checkpoint.writer import CheckpointWriter
 from conversion.runtime.progress import Progress
@@ -23,7 +24,8 @@ def export(
     Args:
         source: the checkpoint.
         out: the folder to create.
-        dtype: of the written weights; the source's if ``None``.
+        dtype: of the written weights; ``None`` gives the source's if that has 16 bits, else
+            bfloat16.
         overwrite: whether an existing checkpoint may be replaced.
         progress: told about every tensor.
 
@@ -32,15 +34,16 @@ def export(
         SourceError: a tensor is damaged.
     """
     with staged_folder(out, overwrite, source.name) as folder:
+        written = written_dtype(source, dtype)
         shards = Counter(info.shard for info in source.tensors.values())
         with CheckpointWriter(folder, shards) as writer:
             with progress.task("Writing", len(source.tensors)) as advance:
                 for name, info in source.tensors.items():
                     pieces = source.pieces(name)
-                    writer.write_pieces(name, pieces, info.shape, dtype or info.dtype, info.shard)
+                    writer.write_pieces(name, pieces, info.shape, written, info.shard)
                     advance()
             config = type(source.config).from_dict(source.config.to_dict())
             config.architectures = [source.family.causal_lm.__name__]
-            config.dtype = dtype or next(iter(source.tensors.values())).dtype
+            config.dtype = written
             source.write_assets(folder)
             writer.finish(config, f"# {source.name}, as a Hugging Face folder\n")

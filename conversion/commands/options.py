@@ -28,7 +28,10 @@ Original = Annotated[str, typer.Option(help="The original, as the converter take
 Device = Annotated[str, typer.Option(help="Where a layer is computed: cpu, cuda, ...")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help=f"Of the written weights: {', '.join(DTYPES)}. Default: the source's."),
+    typer.Option(
+        help=f"Of the written weights: {', '.join(DTYPES)}. Default: the source's if that has 16 "
+        "bits, else bfloat16."
+    ),
 ]
 Offload = Annotated[
     Path | None,

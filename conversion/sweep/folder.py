@@ -68,7 +68,7 @@ class SweepFolder:
             made_by == recipe_key(recipe)
             and found.source.fingerprint == subject.source_fingerprint
             and found.calibration == calibration
-            and config.dtype == (dtype_named(subject.dtype) or source.dtype)
+            and config.dtype == dtype_named(subject.dtype)
             and found.versions.get("vllm-mha2mla") == subject.version
             and not found.healing
         )

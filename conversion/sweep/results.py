@@ -23,7 +23,7 @@ class Subject(BaseModel):
         held_out_fingerprint: of the part of it that splits are chosen on.
         text_fingerprint: of the tokens perplexity is measured on.
         text_window: how many of them make a window.
-        dtype: of the written weights; the source's if ``None``.
+        dtype: of the written weights; ``None`` in results of releases that did not choose one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

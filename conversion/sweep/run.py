@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.inspection import inspect
 from conversion.checkpoint.staging import locked
 from conversion.errors import first_line
@@ -68,6 +69,7 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
         CalibrationError: calibration or evaluation text cannot be used.
         OutputError, EvaluationError: the results cannot be read or written.
     """
+    options = replace(options, dtype=written_dtype(what.source, options.dtype))
     subject = _subject(what, options)
     make_folder(what.out)
     with locked(what.out, what.out):
@@ -160,5 +162,5 @@ def _subject(what: Sweep, options: Options) -> Subject:
         held_out_fingerprint=fingerprint(windows.held_out),
         text_fingerprint=fingerprint(text),
         text_window=text.shape[1],
-        dtype=str(options.dtype).removeprefix("torch.") if options.dtype else None,
+        dtype=str(options.dtype).removeprefix("torch."),
     )

@@ -13,11 +13,12 @@ from tests.support.tiny import TEXT, tiny_tokenizer
 
 
 def convert_tiny(source, out, **recipe):
-    """Convert a tiny model on the usual text; return it as transformers loads it."""
+    """Convert a tiny model on the usual text, in float32; return it as transformers loads it."""
     text = out.parent / "calibration.txt"
     text.write_text(TEXT)
     values = {"calibration": [str(text)], "calibration_tokens": 1024, "window": 128}
-    convert(open_source(str(source)), out, Recipe(**values | recipe), Options(), Progress())
+    options = Options(dtype=torch.float32)
+    convert(open_source(str(source)), out, Recipe(**values | recipe), options, Progress())
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
 
 

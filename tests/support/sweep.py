@@ -20,7 +20,8 @@ UNSEEN = "Something else entirely: whales, 1851, and the sea; nothing of it was 
 def single(folder, out, **recipe):
     """One conversion by itself."""
     values = CALIBRATION | {"calibration": [str(folder / "calibration.txt")]} | recipe
-    convert(open_source(str(folder / "source")), out, Recipe(**values), Options(), Progress())
+    options = Options(dtype=torch.float32)
+    convert(open_source(str(folder / "source")), out, Recipe(**values), options, Progress())
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
 
 

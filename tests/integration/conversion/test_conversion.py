@@ -1,20 +1,22 @@
 """Whole conversions of tiny models, against transformers' original."""
 
 import json
+import logging
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from conversion.calibration.store import StatisticsStore
+from conversion.checkpoint.export import export
 from conversion.pipeline import Options, calibration_text, convert
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from tests.support.convert import convert_tiny, windows
 from tests.support.divergence import divergence
-from tests.support.tiny import TEXT, VARIANTS, save_tiny
+from tests.support.tiny import TEXT, VARIANTS, save_tiny, tiny_llama, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -187,19 +189,40 @@ def test_shards_dtypes_and_everything_else_are_carried_over(tmp_path):
                 assert after[name].dtype == tensor.dtype
 
 
-def test_output_dtype(tmp_path):
-    source = save_tiny(tmp_path / "source")
+@pytest.mark.parametrize(
+    ("stored", "requested", "written"),
+    [
+        (torch.float32, None, torch.bfloat16),
+        (torch.bfloat16, None, torch.bfloat16),
+        (torch.float16, None, torch.float16),
+        (torch.float32, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_output_dtype(tmp_path, caplog, stored, requested, written):
+    source = tmp_path / "source"
+    model = tiny_llama().to(stored)
+    # As some exporters leave it: an engine serves all weights in one dtype.
+    model.model.norm.float()
+    model.save_pretrained(source)
+    tiny_tokenizer().save_pretrained(source)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     recipe = Recipe(calibration=[str(text)], calibration_tokens=256, window=128)
-    options = Options(dtype=torch.bfloat16)
-    convert(open_source(str(source)), tmp_path / "out", recipe, options, Progress())
-    tensors = load_file(tmp_path / "out" / "model.safetensors")
-    for name, tensor in tensors.items():
-        frequencies = name.endswith("rope_inv_freq")
-        assert tensor.dtype == (torch.float32 if frequencies else torch.bfloat16)
+    options = Options(dtype=requested)
+    with caplog.at_level(logging.INFO):
+        convert(open_source(str(source)), tmp_path / "out", recipe, options, Progress())
+        export(open_source(str(source)), tmp_path / "plain", requested, False, Progress())
+    for out in ("out", "plain"):
+        for name, tensor in load_file(tmp_path / out / "model.safetensors").items():
+            frequencies = name.endswith("rope_inv_freq")
+            assert tensor.dtype == (torch.float32 if frequencies else written)
+        assert AutoConfig.from_pretrained(tmp_path / out).dtype == written
+    # Of the conversion and of the export.
+    chosen = requested is None and stored is torch.float32
+    assert caplog.text.count("pass --dtype float32") == (2 if chosen else 0)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == written
     assert model.model.layers[0].self_attn.rope_inv_freq.dtype == torch.float32
 
 

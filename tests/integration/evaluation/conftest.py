@@ -25,7 +25,8 @@ def folder(tmp_path_factory):
         cache_fraction=0.34,
         rotary="high",
     )
-    convert(open_source(str(source)), folder / "out", recipe, Options(), Progress())
+    options = Options(dtype=torch.float32)
+    convert(open_source(str(source)), folder / "out", recipe, options, Progress())
     return folder
 
 

@@ -30,7 +30,8 @@ def run(folder, tmp_path, mha2mla):
     def run(*arguments, source=folder / "source"):
         return mha2mla(
             "sweep", source, "--out", tmp_path / "out", "--text", folder / "text.txt",
-            "--window", WINDOW, "--calibration", folder / "calibration.txt", *arguments,
+            "--window", WINDOW, "--calibration", folder / "calibration.txt",
+            "--dtype", "float32", *arguments,
         )  # fmt: skip
 
     return run
