@@ -1,10 +1,10 @@
-"""From a model to a converted and healed checkpoint, measured, in minutes on two cores.
+"""Convert a model, heal it, and measure it before and after.
 
     python examples/healing.py [--out FOLDER]
 
-Needs no text and no hub: the demo's model, calibrated and healed on the language reference that
-every Python carries, and measured on topics of it that neither saw. It prints the commands it runs;
-run again after an interruption, it goes on.
+Needs no text and no hub: it takes the demo's model, calibrates and heals it on the language
+reference that every Python carries, and measures it on topics of that text that neither step saw.
+It prints the commands it runs. The same command continues an interrupted run.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def run(*arguments: object) -> None:
-    """Run ``mha2mla``, saying so."""
+    """Print a command line of ``mha2mla`` and run it."""
     words = [str(argument) for argument in arguments]
     print(f"$ mha2mla {shlex.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", "conversion.cli", *words], check=True)

@@ -1,11 +1,11 @@
-"""Text of a task's kind to calibrate and heal on, from the documents that are not measured.
+"""Write text of a task's kind, to calibrate and heal on, from documents that are not measured.
 
     python examples/task_text.py piqa.jsonl arc_easy.jsonl --skip 200 --out questions.jsonl
 
 `mha2mla eval --tasks piqa.jsonl --limit 200` measures the first 200 documents of a file. This
-writes all the others as `mha2mla convert --calibration` and `mha2mla heal --text` read them,
-several files mixed. Of a question's choices one is drawn: the text is of the task's kind and does
-not tell which answer is right.
+script writes all the others in the form that `mha2mla convert --calibration` and `mha2mla heal
+--text` read, with the files mixed. It draws one of a question's choices at random: the text is of
+the task's kind and does not tell which answer is right.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def text_of(document: dict[str, Any], draw: random.Random) -> str:
-    """A document as the harness puts it together, with a choice that was drawn."""
+    """Join a document as the harness does, with one of its choices drawn at random."""
     if "choices" in document:
         return f"{document['text']} {draw.choice(document['choices'])}"
     return f"{document['text']}{document['target']}"

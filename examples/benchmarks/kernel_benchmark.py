@@ -1,11 +1,12 @@
-"""The latent attention kernel alone: against this machine's limits, and against vLLM's own kernel
-for grouped-query attention on the original's shapes.
+"""Time the latent attention kernel against this machine's limits and against vLLM's own kernel.
 
-Every call works on another layer's cache, as in a model: what is timed comes from memory. Kernels
-take turns, and the fastest of some rounds counts, because other programs only ever add time; with
-one thread, its own processor time is taken, for the same reason. The limit of a case is the longer
-of two times: to read its cache rows at the measured bandwidth, and to do its multiplications at
-the measured peak.
+vLLM's kernel computes grouped-query attention on the original's shapes.
+
+Every call works on another layer's cache, as in a model, so the data that is timed comes from
+memory and not from the processor's caches. Kernels take turns, and the fastest of several rounds
+counts, because other programs only ever add time. With one thread the clock is the thread's
+processor time, for the same reason. The limit of a case is the longer of two times: reading its
+cache rows at the measured bandwidth, and doing its multiplications at the measured peak.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What converting a model of Llama-3-8B's shape takes of memory.
+"""Measure the memory that the conversion of a model of Llama-3-8B's shape takes.
 
-Writes a checkpoint of that shape with random weights, in bfloat16 and in shards, converts it to
-half the cache and prints the peak of the resident memory beside what it consists of. Of a layer
-only the held-out text before it stays: 3 layers show what 32 need. A layer takes 0.4 GB of disk for
-the original, the embedding and the head 2.1 GB, the converted checkpoint as much again; all of it
-is deleted at the end.
+The script writes a checkpoint of that shape with random weights, in bfloat16 and in shards,
+converts it to half the cache, and prints the peak of the resident memory beside its parts. A
+finished layer leaves only the held-out text before it in memory, so 3 layers show what 32 need.
+Each layer takes 0.4 GB of disk for the original, the embedding and the head take 2.1 GB, and the
+converted checkpoint as much again. All of it is deleted at the end.
 """
 
 import argparse

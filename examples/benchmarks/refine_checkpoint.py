@@ -1,11 +1,11 @@
-"""What a refinement gives back: perplexity of a converted checkpoint before and after it.
+"""Measure how much perplexity a refinement of a converted checkpoint wins back.
 
-    python examples/refine_checkpoint.py ./converted --baseline ./llama \
+    python examples/benchmarks/refine_checkpoint.py ./converted --baseline ./llama \
         --calibration text.txt --text held-out.txt --steps 300
 
-`mha2mla convert --refine-steps N` does the same at the end of a conversion, and writes the result.
-This starts from a checkpoint that was converted without, so that one conversion serves several
-refinements, and prints what they reach and take.
+`mha2mla convert --refine-steps N` refines at the end of a conversion and writes the result. This
+script starts from a checkpoint that was converted without, so that one conversion serves several
+refinements. It prints the perplexity before and after and the time taken, and writes nothing.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The README's comparison: methods at the same bytes, before any training.
+# Compare the conversion methods at the same cache bytes, before any training.
 #
-#   examples/compare_methods.sh CALIBRATION_TEXT HELD_OUT_TEXT [OUT [OPTION...]]
+#   examples/benchmarks/compare_methods.sh CALIBRATION_TEXT HELD_OUT_TEXT [OUT [OPTION...]]
 #
-# METHODS and FRACTIONS name some of them, in the order they run; options go to `mha2mla sweep`.
-# Checkpoints stay in OUT/checkpoints, for examples/refine_checkpoint.py. Run again after an
-# interruption, it goes on where it stopped.
+# METHODS and FRACTIONS, environment variables, select some of them, in the order in which they run.
+# Options go to `mha2mla sweep`. Checkpoints stay in OUT/checkpoints, where refine_checkpoint.py
+# can start from them. The same command continues an interrupted comparison.
 set -euo pipefail
 calibration=${1:?a text to calibrate on, .txt or .jsonl}
 text=${2:?another text, to measure on}
