@@ -27,7 +27,7 @@ from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths, query_rank
 from conversion.runtime.memory import return_freed_memory
 from conversion.runtime.progress import Progress
-from conversion.source import ATTENTION, SourceCheckpoint
+from conversion.source import SourceCheckpoint
 from conversion.text.starts import start_tokens
 from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import Windows, calibration_windows
@@ -205,8 +205,8 @@ def _write_layers(
     dtype: torch.dtype,
 ) -> None:
     for index, tensors in enumerate(layers):
-        prefix = f"model.layers.{index}{ATTENTION}"
-        origin = source.tensors[f"{prefix}q_proj.weight"]
+        prefix = source.family.attention_prefix(index)
+        origin = source.attention(index)
         for name in list(tensors):
             tensor = tensors.pop(name)
             if not tensor.isfinite().all():
@@ -221,16 +221,15 @@ def _write_layers(
 
 def _write_rest(source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype) -> None:
     for name, info in source.tensors.items():
-        if ATTENTION not in name:
+        if not source.family.in_attention(name):
             pieces = source.pieces(name)
             writer.write_pieces(name, pieces, info.shape, dtype, info.shard)
 
 
 def _shard_sizes(source: SourceCheckpoint) -> dict[str, int]:
     sizes = Counter(info.shard for info in source.tensors.values())
-    for name, info in source.tensors.items():
-        if name.endswith(f"{ATTENTION}q_proj.weight"):
-            sizes[info.shard] += CONVERTED_TENSORS
+    for index in range(source.config.num_hidden_layers):
+        sizes[source.attention(index).shard] += CONVERTED_TENSORS
     return dict(sizes)
 
 

@@ -63,9 +63,9 @@ def backward_sweep(
         for index in reversed(range(layers)):
             layer = source_layers.load(index)
             attend = partial(source_layers.attend, layer)
-            found = attention_gradients(layer, attend, before.pop(), gradients)
+            found = attention_gradients(source.family, layer, attend, before.pop(), gradients)
             # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
-            layer.mlp = None
+            source.family.drop_mlp(layer)
             visit(index, layer, found)
             del layer, attend, found
             advance()

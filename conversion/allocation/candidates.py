@@ -48,14 +48,16 @@ def held_out_divergences(
     with progress.task("Choosing widths", layers) as advance:
         for index in range(layers):
             layer = source_layers.load(index)
-            attention = layer.self_attn
+            attention = source.family.attention(layer)
             converter.measure(layer, index, streams)
             source_layers.push(layer, original)
             for layer_widths, hidden in zip(candidates, converted, strict=True):
                 # One at a time: together they can be larger than the layer.
-                ((_, layer.self_attn),) = converter.candidates(layer, index, [layer_widths[index]])
+                ((_, candidate),) = converter.candidates(layer, index, [layer_widths[index]])
+                source.family.set_attention(layer, candidate)
+                del candidate
                 source_layers.push(layer, hidden)
-                layer.self_attn = attention
+                source.family.set_attention(layer, attention)
             del layer, attention
             advance()
     norm = final_norm(source)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.families import Family
 from conversion.runtime.precision import bfloat16_products
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
@@ -87,6 +88,7 @@ class AttentionGradients:
 
 
 def attention_gradients(
+    family: Family,
     layer: Any,
     attend: Callable[[Tensor], Tensor],
     windows: Iterable[Tensor],
@@ -95,7 +97,8 @@ def attention_gradients(
     """Carry gradients down past one layer.
 
     Args:
-        layer: the source's decoder layer, float32.
+        family: the source's.
+        layer: its decoder layer, float32.
         attend: its attention block, norm included  # [tokens, hidden] -> [tokens, hidden]
         windows: the source's hidden states before the layer  # each [tokens, hidden]
         gradients: per window and label set, at the layer's output; replaced by those at its input.
@@ -107,7 +110,7 @@ def attention_gradients(
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             middle = leaf + attend(leaf)
-            output = middle + layer.mlp(layer.post_attention_layernorm(middle))
+            output = family.past_mlp(layer, middle)
         at_attention = []
         for sample, g in enumerate(gradients[window]):
             here, below = torch.autograd.grad(
@@ -115,7 +118,7 @@ def attention_gradients(
             )
             at_attention.append(here.cpu())
             gradients[window][sample] = below.cpu()
-        found.inputs.append(layer.input_layernorm(leaf).detach().cpu())
+        found.inputs.append(family.attention_input(layer, leaf).detach().cpu())
         found.outputs.append((middle - x).detach().cpu())
         found.streams.append(middle.detach().cpu())
         found.gradients.append(at_attention)

@@ -16,31 +16,11 @@ from torch import Tensor
 
 from conversion.calibration.probes import head_gradients
 from conversion.calibration.turned_keys import TurnedKeys, TurnedKeysSum, are_small
+from conversion.families import AttentionWeights
 from conversion.text.windows import EVERY
 from vllm_mha2mla.rope import apply_rotary
 
 PROBE_SEED = 0
-
-
-@dataclass(frozen=True)
-class AttentionWeights:
-    """The source's attention weights of one layer, split by head; float32."""
-
-    query: Tensor  # [heads, d, hidden]
-    key: Tensor  # [kv_heads, d, hidden]
-    value: Tensor  # [kv_heads, d, hidden]
-    output: Tensor  # [heads, hidden, d]
-    query_bias: Tensor  # [heads, d]
-    key_bias: Tensor  # [kv_heads, d]
-    value_bias: Tensor  # [kv_heads, d]
-    output_bias: Tensor  # [hidden]
-    inv_freq: Tensor  # [d/2]
-    scale: float
-
-    @property
-    def group(self) -> int:
-        """Query heads per KV head."""
-        return int(self.query.shape[0] // self.key.shape[0])
 
 
 @dataclass
@@ -91,37 +71,6 @@ def as_pairs(x: Tensor) -> Tensor:
     """Rotary pairs ``(x[f], x[f + d/2])`` as complex numbers  # [..., d] -> [..., d/2]"""
     real, imaginary = x.chunk(2, dim=-1)
     return torch.complex(real.contiguous(), imaginary.contiguous())
-
-
-@torch.no_grad()
-def attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWeights:
-    """Split a transformers attention module's projections by head."""
-    heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    scaling = float(rotary.attention_scaling)
-
-    def split(name: str, count: int) -> tuple[Tensor, Tensor]:
-        linear = getattr(attention, name)
-        weight = linear.weight.float().view(count, d, -1)
-        bias = linear.bias
-        return weight, weight.new_zeros(count, d) if bias is None else bias.float().view(count, d)
-
-    query, query_bias = split("q_proj", heads)
-    key, key_bias = split("k_proj", kv_heads)
-    value, value_bias = split("v_proj", kv_heads)
-    output, output_bias = attention.o_proj.weight.float(), attention.o_proj.bias
-    return AttentionWeights(
-        query=query,
-        query_bias=query_bias,
-        key=key,
-        key_bias=key_bias,
-        value=value,
-        value_bias=value_bias,
-        output=output.view(-1, heads, d).transpose(0, 1),
-        output_bias=output.new_zeros(len(output)) if output_bias is None else output_bias.float(),
-        inv_freq=rotary.inv_freq.float(),
-        # YaRN multiplies cosine and sine, of queries and of keys.
-        scale=d**-0.5 * scaling**2,
-    )
 
 
 @torch.no_grad()

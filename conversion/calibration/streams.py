@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.activations import Activations
-from conversion.source import EMBEDDING, SourceCheckpoint
+from conversion.source import SourceCheckpoint
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def embedded_text(
     if starts is not None:
         ids = torch.cat((ids, starts[None]))
     windows, tokens = ids.shape
-    _, hidden = source.tensors[EMBEDDING].shape
+    _, hidden = source.tensors[source.family.embedding].shape
     original = Activations(windows, tokens, hidden, offload)
     refit = None
     if refit_width is not None:
@@ -90,10 +90,10 @@ def _embedding_rows(source: SourceCheckpoint, ids: Tensor) -> Tensor:
     Returns:
         the rows, in the same order  # [rows, hidden]
     """
-    info = source.tensors[EMBEDDING]
+    info = source.tensors[source.family.embedding]
     table = torch.empty(len(ids), info.shape[1], dtype=info.dtype)
     start = 0
-    for piece in source.pieces(EMBEDDING):
+    for piece in source.pieces(source.family.embedding):
         here = (ids >= start) & (ids < start + len(piece))
         table[here] = piece[ids[here] - start]
         start += len(piece)

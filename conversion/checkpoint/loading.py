@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES
-from conversion.source import HEAD, SourceCheckpoint, open_source
+from conversion.source import SourceCheckpoint, open_source
 from vllm_mha2mla.errors import CheckpointError, MHA2MLAError
 
 
@@ -59,9 +59,9 @@ def source_model(checkpoint: SourceCheckpoint, dtype: torch.dtype) -> Any:
         model = checkpoint.family.causal_lm(checkpoint.config)
     state = {name: checkpoint.tensor(name).to(dtype) for name in checkpoint.tensors}
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    if unexpected or set(missing) - {HEAD}:
+    if unexpected or set(missing) - {checkpoint.family.head}:
         raise SourceError(f"{checkpoint.name}: weights do not fit the config; download it again")
     # Buffers were made on the meta device: computed again, never stored.
-    model.model.rotary_emb = checkpoint.family.rotary_embedding(checkpoint.config)
+    checkpoint.family.set_rotary(model, checkpoint.family.rotary_embedding(checkpoint.config))
     model.tie_weights()
     return model.eval()

@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.families import family_of
+
 
 @torch.no_grad()
 def attention_outputs(model: Any, ids: Tensor) -> list[Tensor]:
     """Every attention block's output, after ``o_proj``, one per layer  # [tokens, hidden]
 
     Args:
-        model: a transformers causal language model with ``model.layers[i].self_attn``.
+        model: a transformers causal language model, original or converted.
         ids: token ids of one sequence  # [tokens]
     """
     outputs: list[Tensor] = []
@@ -19,7 +21,8 @@ def attention_outputs(model: Any, ids: Tensor) -> list[Tensor]:
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         outputs.append(output[0][0].float())
 
-    hooks = [layer.self_attn.register_forward_hook(keep) for layer in model.model.layers]
+    family = family_of(model.config)
+    hooks = [family.attention(layer).register_forward_hook(keep) for layer in family.layers(model)]
     try:
         model(ids.unsqueeze(0), use_cache=False, logits_to_keep=1)
     finally:

@@ -1,23 +1,78 @@
-"""What the converter must know about a family of decoder models."""
+"""The converter's knowledge of a family of decoder models: classes, names and limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor, nn
+
+from conversion.families.attention import AttentionWeights
+
+
+@dataclass(frozen=True)
+class ModuleNames:
+    """The names of a family's modules, which are the beginnings of its tensors' names.
+
+    Attributes:
+        embedding: the token embedding, in the causal language model.
+        head: its language-model head; the checkpoint lacks it where it is the embedding.
+        norm: the norm before the head.
+        rotary: the rotary embedding, whose buffers no checkpoint holds.
+        layers: the list of decoder layers.
+        attention: the attention, in a layer; conversion replaces it.
+        mlp: the MLP, in a layer.
+    """
+
+    embedding: str
+    head: str
+    norm: str
+    rotary: str
+    layers: str
+    attention: str
+    mlp: str
+
+
+@dataclass(frozen=True)
+class GgufNames:
+    """The names of a family's tensors in GGUF files.
+
+    Attributes:
+        architecture: ``general.architecture`` of the files.
+        model: GGUF module -> transformers module, for those outside the layers.
+        layer: the same within a layer.
+        interleaved: transformers modules within a layer whose rows llama.cpp reorders, so that
+            rotary pairs are neighbours, with the config key of their number of heads.
+    """
+
+    architecture: str
+    model: Mapping[str, str]
+    layer: Mapping[str, str]
+    interleaved: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Family:
     """A source architecture whose attention the converter understands.
 
+    A converted model has the source's modules and names, but for the inside of its attention: what
+    is said here of models holds for both.
+
     Attributes:
         model_type: ``model_type`` of the source's config.
         config_class: config class of the converted model.
         causal_lm: the source's transformers model, for expected tensor names and evaluation.
         converted_causal_lm: the converted transformers model; vLLM's architecture has its name.
-        decoder_layer: its decoder layer, to push calibration activations on.
-        rotary_embedding: its rotary embedding, for frequencies.
-        gguf_architecture: ``general.architecture`` of its GGUF files, if the converter reads them.
-        refuse: returns why a config of the family cannot be converted, or ``None``.
+        decoder_layer: makes a decoder layer of the source, from its config and the layer's index.
+        rotary_embedding: makes a rotary embedding, from a source's config or a converted one's.
+        names: its modules.
+        attention_weights: the projections of a source's attention module, split by head, from
+            the module, the source's config and its rotary embedding.
+        attention_input: the normed hidden states that a layer's attention reads, from the layer
+            and its input  # [..., hidden] -> [..., hidden]
+        past_mlp: the output of a layer, from the layer and its input with the attention's output
+            added  # [..., hidden] -> [..., hidden]
+        unsupported_reason: why a config of the family cannot be converted; ``None`` if it can.
+        gguf: names in GGUF files; ``None``: its GGUF files are not read.
     """
 
     model_type: str
@@ -26,5 +81,59 @@ class Family:
     converted_causal_lm: type[Any]
     decoder_layer: Callable[[Any, int], Any]
     rotary_embedding: Callable[[Any], Any]
-    gguf_architecture: str | None
-    refuse: Callable[[Any], str | None]
+    names: ModuleNames
+    attention_weights: Callable[[Any, Any, Any], AttentionWeights]
+    attention_input: Callable[[Any, Tensor], Tensor]
+    past_mlp: Callable[[Any, Tensor], Tensor]
+    unsupported_reason: Callable[[Any], str | None]
+    gguf: GgufNames | None = None
+
+    @property
+    def embedding(self) -> str:
+        """Name of the token embedding's tensor  # [vocabulary, hidden]"""
+        return f"{self.names.embedding}.weight"
+
+    @property
+    def head(self) -> str:
+        """Name of the language-model head's tensor  # [vocabulary, hidden]"""
+        return f"{self.names.head}.weight"
+
+    def layer_prefix(self, index: int) -> str:
+        """The part of a layer's tensor names before their names within the layer."""
+        return f"{self.names.layers}.{index}."
+
+    def attention_prefix(self, index: int) -> str:
+        """The part of a layer's attention tensor names before their names within the attention."""
+        return f"{self.layer_prefix(index)}{self.names.attention}."
+
+    def in_attention(self, name: str) -> bool:
+        """Tell whether a tensor of this name belongs to the attention of a layer."""
+        return name.startswith(f"{self.names.layers}.") and f".{self.names.attention}." in name
+
+    def layers(self, model: nn.Module) -> list[Any]:
+        """The decoder layers of a causal language model."""
+        return list(model.get_submodule(self.names.layers).children())
+
+    def norm(self, model: nn.Module) -> nn.Module:
+        """The norm before the head of a causal language model."""
+        return model.get_submodule(self.names.norm)
+
+    def rotary(self, model: nn.Module) -> nn.Module:
+        """The rotary embedding of a causal language model."""
+        return model.get_submodule(self.names.rotary)
+
+    def set_rotary(self, model: nn.Module, rotary: nn.Module) -> None:
+        """Give a causal language model this rotary embedding."""
+        model.set_submodule(self.names.rotary, rotary)
+
+    def attention(self, layer: nn.Module) -> Any:
+        """The attention of a layer."""
+        return layer.get_submodule(self.names.attention)
+
+    def set_attention(self, layer: nn.Module, attention: nn.Module) -> None:
+        """Give a layer this attention."""
+        layer.set_submodule(self.names.attention, attention)
+
+    def drop_mlp(self, layer: nn.Module) -> None:
+        """Free the memory of a layer's MLP, without which ``past_mlp`` is of no use."""
+        setattr(layer, self.names.mlp, None)

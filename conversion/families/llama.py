@@ -2,23 +2,41 @@
 
 from typing import Any
 
+from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from conversion.families.family import Family
+from conversion.families.attention import AttentionWeights, split_by_head
+from conversion.families.family import Family, GgufNames, ModuleNames
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
 
 # These frequencies do not change with the length of the input, so they can be stored.
 STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
 
 
-def _refuse(config: Any) -> str | None:
+def _unsupported_reason(config: Any) -> str | None:
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in STATIC_ROPE_TYPES:
         return f"rope_type {rope!r} changes with the input's length"
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act!r} is not what vLLM's Llama computes (silu)"
     return None
+
+
+def _attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWeights:
+    return split_by_head(
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, config, rotary
+    )
+
+
+def _attention_input(layer: Any, x: Tensor) -> Tensor:
+    normed: Tensor = layer.input_layernorm(x)
+    return normed
+
+
+def _past_mlp(layer: Any, x: Tensor) -> Tensor:
+    output: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+    return output
 
 
 LLAMA = Family(
@@ -28,6 +46,40 @@ LLAMA = Family(
     converted_causal_lm=LlamaMLAForCausalLM,
     decoder_layer=LlamaDecoderLayer,
     rotary_embedding=LlamaRotaryEmbedding,
-    gguf_architecture="llama",
-    refuse=_refuse,
+    names=ModuleNames(
+        embedding="model.embed_tokens",
+        head="lm_head",
+        norm="model.norm",
+        rotary="model.rotary_emb",
+        layers="model.layers",
+        attention="self_attn",
+        mlp="mlp",
+    ),
+    attention_weights=_attention_weights,
+    attention_input=_attention_input,
+    past_mlp=_past_mlp,
+    unsupported_reason=_unsupported_reason,
+    gguf=GgufNames(
+        architecture="llama",
+        model={
+            "token_embd": "model.embed_tokens",
+            "output_norm": "model.norm",
+            "output": "lm_head",
+        },
+        layer={
+            "attn_norm": "input_layernorm",
+            "attn_q": "self_attn.q_proj",
+            "attn_k": "self_attn.k_proj",
+            "attn_v": "self_attn.v_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_norm": "post_attention_layernorm",
+            "ffn_gate": "mlp.gate_proj",
+            "ffn_up": "mlp.up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+        interleaved={
+            "self_attn.q_proj": "num_attention_heads",
+            "self_attn.k_proj": "num_key_value_heads",
+        },
+    ),
 )

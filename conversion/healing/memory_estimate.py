@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from conversion.errors import HealingError, first_line
+from conversion.families import family_of
 from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
 from vllm_mha2mla.config import latent_widths
@@ -72,7 +73,7 @@ def _gathered(model: Any) -> int:
         # A gradient is there twice while it is summed over devices.
         return sum(p.numel() * (3 if p.requires_grad else 1) for p in module.parameters())
 
-    layers = [numbers(layer) for layer in model.model.layers]
+    layers = [numbers(layer) for layer in family_of(model.config).layers(model)]
     return (numbers(model) - sum(layers) + 2 * max(layers)) * FLOAT32
 
 

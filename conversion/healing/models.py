@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conversion.families import family_of
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
-from conversion.source import ATTENTION
 from vllm_mha2mla.config import ROPE_INV_FREQ
 
 
@@ -15,15 +15,15 @@ def set_attention(model: Any, device: str) -> None:
     model.config._attn_implementation = DENSE_ATTENTION if device == "cpu" else "sdpa"
 
 
-def choose_trainable(student: nn.Module, everything: bool) -> dict[str, nn.Parameter]:
+def choose_trainable(student: Any, everything: bool) -> dict[str, nn.Parameter]:
     """Let the converted attention learn, or everything, but never the rotary frequencies.
 
     Returns:
         what learns, by name.
     """
-    chosen = {}
+    family, chosen = family_of(student.config), {}
     for name, parameter in student.named_parameters():
-        learns = (everything or ATTENTION in name) and not name.endswith(ROPE_INV_FREQ)
+        learns = (everything or family.in_attention(name)) and not name.endswith(ROPE_INV_FREQ)
         parameter.requires_grad_(learns)
         if learns:
             chosen[name] = parameter
@@ -40,13 +40,14 @@ def share_frozen(student: nn.Module, teacher: nn.Module) -> None:
         parameter.data = other.data
 
 
-def round_frozen(model: nn.Module) -> None:
+def round_frozen(model: Any) -> None:
     """Weights of linear layers that do not learn, in the dtype their products run in: bfloat16.
 
     An embedding stays as it is: it may be the head's weight too.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and "lm_head" not in name:
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
             for parameter in module.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import HealingError
-from conversion.families import FAMILIES, Family
+from conversion.families import Family, family_of
 from conversion.healing.launch import processes, processes_here, sharded
 from conversion.healing.memory_estimate import asking_bytes, check_memory, healing_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
@@ -58,8 +58,9 @@ class Pair:
         return read_provenance(self.config)
 
     @property
-    def _family(self) -> Family:
-        return next(f for f in FAMILIES.values() if isinstance(self.config, f.config_class))
+    def family(self) -> Family:
+        """The checkpoint's family."""
+        return family_of(self.config)
 
     def _check(self) -> None:
         theirs, ours = self.source.config, self.config
@@ -91,7 +92,7 @@ class Pair:
             HealingError: more than there is.
         """
         with torch.device("meta"):
-            student = self._family.converted_causal_lm(self.config)
+            student = self.family.converted_causal_lm(self.config)
             original = self.source.family.causal_lm(self.source.config).requires_grad_(False)
         teacher = original if self._recipe.needs_teacher and not stored_teacher else None
         shards = processes() if sharded() else 1
@@ -134,7 +135,7 @@ class Pair:
         if sharded():
             with torch.device("meta"):
                 # A copy: Trainer changes a model's, and this one is written.
-                student = self._family.converted_causal_lm(copy.deepcopy(self.config))
+                student = self.family.converted_causal_lm(copy.deepcopy(self.config))
         else:
             student, _ = load_converted(self.folder, torch.float32)
             # Its file is carried over as it is; of one that transformers calls invalid no state
@@ -145,7 +146,7 @@ class Pair:
         if sharded():
             if rounds_products():
                 round_frozen(student)
-            rotary = self._family.rotary_embedding(self.config)
+            rotary = self.family.rotary_embedding(self.config)
             return shard(student, self.checkpoint, rotary, device)
         student.to(device)
         if rounds_products():

@@ -20,7 +20,7 @@ from conversion.recipes.recipe import Recipe
 from conversion.runtime.memory import keep_freed_memory
 from conversion.runtime.precision import bfloat16_is_fast
 from conversion.runtime.progress import Progress
-from conversion.source import ATTENTION, SourceCheckpoint
+from conversion.source import SourceCheckpoint
 from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import calibration_windows
 
@@ -109,15 +109,11 @@ def refine(
         trainer.train()
     return [
         {
-            name: learning.get(f"{_prefix(index)}{name}", tensor).detach()
+            name: learning.get(f"{source.family.attention_prefix(index)}{name}", tensor).detach()
             for name, tensor in tensors.items()
         }
         for index, tensors in enumerate(layers)
     ]
-
-
-def _prefix(index: int) -> str:
-    return f"model.layers.{index}{ATTENTION}"
 
 
 def _student(
@@ -127,10 +123,16 @@ def _student(
     with torch.device("meta"):
         student = source.family.converted_causal_lm(copy.deepcopy(config))
     set_attention(student, CPU)
-    state = {name: tensor for name, tensor in teacher.state_dict().items() if ATTENTION not in name}
+    family = source.family
+    state = {
+        name: tensor
+        for name, tensor in teacher.state_dict().items()
+        if not family.in_attention(name)
+    }
     for index, tensors in enumerate(layers):
-        state |= {_prefix(index) + name: tensor.float().clone() for name, tensor in tensors.items()}
+        prefix = family.attention_prefix(index)
+        state |= {prefix + name: tensor.float().clone() for name, tensor in tensors.items()}
     student.load_state_dict(state, strict=False, assign=True)
-    student.model.rotary_emb = teacher.model.rotary_emb
+    family.set_rotary(student, family.rotary(teacher))
     student.tie_weights()
     return student

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from conversion.errors import SourceError
+from conversion.families import family_of
 from conversion.healing.launch import processes
 from conversion.source import SourceCheckpoint
 
@@ -37,9 +38,10 @@ def shard(model: Any, checkpoint: SourceCheckpoint, rotary: nn.Module, device: t
     # Hidden states that are compared are such views, and nothing writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (processes(),))
-    model.model.rotary_emb = rotary.to(device)
-    for index, layer in enumerate(model.model.layers):
-        _fill(layer, f"model.layers.{index}.", checkpoint, device)
+    family = family_of(model.config)
+    family.set_rotary(model, rotary.to(device))
+    for index, layer in enumerate(family.layers(model)):
+        _fill(layer, family.layer_prefix(index), checkpoint, device)
         fully_shard(layer, mesh=mesh)
     _fill(model, "", checkpoint, device)
     model.tie_weights()

@@ -16,7 +16,6 @@ from conversion.healing.curve import PLOT, LossCurve, plot_curve
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import Packed
-from conversion.source import EMBEDDING, HEAD
 from vllm_mha2mla.config import HealingInfo, Provenance, latent_widths
 from vllm_mha2mla.version import __version__
 
@@ -75,9 +74,10 @@ def write_healed(
     """
     before = pair.checkpoint
     config = pair.config
-    if config.tie_word_embeddings and EMBEDDING in learned:
+    embedding, head = pair.family.embedding, pair.family.head
+    if config.tie_word_embeddings and embedding in learned:
         # Where it is stored once more, it would be the old one.
-        learned = learned | {HEAD: learned[EMBEDDING]}
+        learned = learned | {head: learned[embedding]}
     config.mha2mla = provenance.model_dump(mode="json")
     with staged_folder(out, overwrite, pair.source.name, str(pair.folder)) as folder:
         shards = Counter(info.shard for info in before.tensors.values())

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
+from conversion.families import AttentionWeights
 from conversion.rotary.selection import RotarySelection
 
 

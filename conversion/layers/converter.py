@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.activations import Activations
-from conversion.calibration.statistics import (
-    AttentionWeights,
-    LayerStatistics,
-    attention_weights,
-    layer_statistics,
-)
+from conversion.calibration.statistics import LayerStatistics, layer_statistics
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import RefitStreams, Streams
+from conversion.families import AttentionWeights
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.layers.assemble import assemble
 from conversion.layers.balance import balanced
@@ -92,7 +88,7 @@ class LayerConverter:
     @torch.no_grad()
     def measure(self, layer: Any, index: int, streams: Streams | None) -> None:
         """Put the layer's statistics in the store; moves ``streams`` past the layer."""
-        weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
+        weights = self.layers.attention_weights(layer)
         self._statistics(layer, index, weights, streams)
         if streams is not None:
             self.layers.push(layer, streams.original, rounded=True)
@@ -134,7 +130,7 @@ class LayerConverter:
 
         Once the next are asked for, nothing here holds the last ones.
         """
-        weights = attention_weights(layer.self_attn, self._config, self.layers.rotary)
+        weights = self.layers.attention_weights(layer)
         statistics = self._statistics(layer, index, weights, streams)
         for widths, selection, factors in self._factors(weights, statistics, layer_widths):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.activations import Activations
+from conversion.families import AttentionWeights
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from conversion.runtime.precision import bfloat16_products
-from conversion.source import EMBEDDING, HEAD, SourceCheckpoint
+from conversion.source import SourceCheckpoint
 from vllm_mha2mla.hf.attention import LatentAttention
 
 
@@ -26,6 +27,7 @@ class SourceLayers:
 
     Attributes:
         source: the original.
+        family: its family.
         config: the source's, with attention as calibration computes it.
         device: where a layer is computed.
         rotary: the source's rotary embedding, on the device.
@@ -35,14 +37,15 @@ class SourceLayers:
         self.source = source
         self.device = device
         self.config = for_calibration(source.config)
-        self.rotary = source.family.rotary_embedding(self.config).to(device)
+        self.family = source.family
+        self.rotary = self.family.rotary_embedding(self.config).to(device)
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
         self._angles = self.rotary(torch.zeros(1, device=device), self._positions)
 
     def load(self, index: int) -> Any:
         """One of the source's layers, float32, on the device."""
         with torch.device("meta"):
-            layer = self.source.family.decoder_layer(self.config, index)
+            layer = self.family.decoder_layer(self.config, index)
         layer.load_state_dict(self.source.layer(index, torch.float32), assign=True)
         return layer.to(self.device).eval()
 
@@ -57,10 +60,14 @@ class SourceLayers:
             with bfloat16_products(rounded):
                 hidden[window] = self.past_mlp(layer, x + self.attend(layer, x))
 
+    def attention_weights(self, layer: Any) -> AttentionWeights:
+        """The projections of a layer's attention, split by head."""
+        attention = self.family.attention(layer)
+        return self.family.attention_weights(attention, self.config, self.rotary)
+
     def normed(self, layer: Any, x: Tensor) -> Tensor:
         """What a layer's attention reads of one window  # [tokens, hidden]"""
-        normed: Tensor = layer.input_layernorm(x)
-        return normed
+        return self.family.attention_input(layer, x)
 
     def attend(self, layer: Any, x: Tensor, alone: bool = False) -> Tensor:
         """What a layer's attention adds to one window, or to tokens that see only themselves.
@@ -70,7 +77,7 @@ class SourceLayers:
         batch = _texts(self.normed(layer, x), alone)
         tokens = batch.shape[1]
         cos, sin = self._angles
-        output: Tensor = layer.self_attn(
+        output: Tensor = self.family.attention(layer)(
             batch,
             position_embeddings=(cos[:, :tokens], sin[:, :tokens]),
             position_ids=self._positions[:, :tokens],
@@ -86,8 +93,7 @@ class SourceLayers:
 
     def past_mlp(self, layer: Any, x: Tensor) -> Tensor:
         """One window, its attention output added, past the rest of the layer  # [tokens, hidden]"""
-        pushed: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-        return pushed
+        return self.family.past_mlp(layer, x)
 
 
 def for_calibration(config: Any) -> Any:
@@ -105,12 +111,14 @@ def _texts(x: Tensor, alone: bool) -> Tensor:
 def output_projection(source: SourceCheckpoint) -> Iterable[Tensor]:
     """The map from normed states to logits, in blocks of rows  # each [rows, hidden]"""
     tied = source.config.tie_word_embeddings
-    return source.pieces(EMBEDDING if tied else HEAD)
+    return source.pieces(source.family.embedding if tied else source.family.head)
 
 
 def final_norm(source: SourceCheckpoint) -> Any:
     """The norm between the last layer and the output projection, float32, on the CPU."""
     with torch.device("meta"):
-        norm = source.family.causal_lm(source.config).model.norm
-    norm.load_state_dict({"weight": source.tensor("model.norm.weight").float()}, assign=True)
+        norm = source.family.norm(source.family.causal_lm(source.config))
+    prefix = source.family.names.norm
+    weights = {name: source.tensor(f"{prefix}.{name}").float() for name in norm.state_dict()}
+    norm.load_state_dict(weights, assign=True)
     return norm

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
+from conversion.families import AttentionWeights
 from conversion.runtime.linalg import cholesky, with_floor
 from vllm_mha2mla.config import ROPE_INV_FREQ, LatentWidths
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
 from conversion.calibration.turned_keys import TurnedKeys
+from conversion.families import AttentionWeights
 from conversion.rotary.components import keep_costliest
 from conversion.rotary.mean_rotation import mean_rotation
 from conversion.rotary.selection import RotaryMethod, RotarySelection, pair_power

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights
+from conversion.families import AttentionWeights
 from conversion.rotary.selection import complex_rows
 
 # Floor of a head's cost, relative to the largest: keeps D_f invertible.

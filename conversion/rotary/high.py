@@ -1,6 +1,7 @@
 """MHA2MLA's high-frequency choice: the pairs that turn fastest stay rotary."""
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
+from conversion.families import AttentionWeights
 from conversion.rotary.per_head import pairs_per_head, same_in_every_head, select_pairs
 from conversion.rotary.selection import RotaryMethod, RotarySelection
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
+from conversion.families import AttentionWeights
 from conversion.rotary.components import keep_costliest
 from conversion.rotary.selection import RotaryMethod, RotarySelection, complex_rows, pair_power
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights
 from conversion.errors import RecipeError
+from conversion.families import AttentionWeights
 from conversion.rotary.removal import plain_removal
 from conversion.rotary.selection import RotarySelection, complex_rows
 

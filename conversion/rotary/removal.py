@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights
+from conversion.families import AttentionWeights
 from conversion.rotary.selection import RotarySelection
 
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
 from conversion.errors import RecipeError
+from conversion.families import AttentionWeights
 from conversion.rotary.removal import plain_removal
 from conversion.rotary.selection import RotaryMethod, RotarySelection, complex_rows, pair_power
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from conversion.calibration.statistics import AttentionWeights, LayerStatistics
+from conversion.calibration.statistics import LayerStatistics
+from conversion.families import AttentionWeights
 from conversion.rotary.per_head import pairs_per_head, same_in_every_head, select_pairs
 from conversion.rotary.selection import RotaryMethod, RotarySelection
 

@@ -15,8 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-ATTENTION = ".self_attn."
 # Buffers that old exporters saved; transformers and vLLM compute them.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 ALL_ROWS = slice(None)
@@ -67,8 +65,17 @@ class SourceCheckpoint(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the stored attention weights."""
-        return self.tensors["model.layers.0.self_attn.q_proj.weight"].dtype
+        """The dtype of the stored attention weights."""
+        return self.attention(0).dtype
+
+    def attention(self, index: int) -> TensorInfo:
+        """The first weight matrix of a layer's attention; the others are taken to be like it."""
+        prefix = self.family.attention_prefix(index)
+        return next(
+            info
+            for name, info in self.tensors.items()
+            if name.startswith(prefix) and len(info.shape) == 2
+        )
 
     def window(self, wanted: int) -> int:
         """So many tokens, or as many as the model takes at once."""
@@ -88,7 +95,7 @@ class SourceCheckpoint(ABC):
                 f"{self.name}: model family {self.config.model_type!r} is not supported; "
                 f"convert a decoder of one of: {known}"
             )
-        reason = family.refuse(self.config)
+        reason = family.unsupported_reason(self.config)
         if reason:
             raise SourceError(f"{self.name}: {reason}; this model cannot be converted")
         return family
@@ -118,7 +125,7 @@ class SourceCheckpoint(ABC):
 
     def layer(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """All tensors of one decoder layer, named relative to it."""
-        prefix = f"model.layers.{index}."
+        prefix = self.family.layer_prefix(index)
         return {
             name.removeprefix(prefix): self.tensor(name).to(dtype)
             for name in self.tensors
@@ -133,10 +140,11 @@ class SourceCheckpoint(ABC):
         """
         with torch.device("meta"):
             model = self.family.causal_lm(self.config)
+        head = self.family.head
         expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        missing = [n for n in expected if n not in self.tensors and n != HEAD]
-        if HEAD not in self.tensors and not self.config.tie_word_embeddings:
-            missing.append(HEAD)
+        missing = [n for n in expected if n not in self.tensors and n != head]
+        if head not in self.tensors and not self.config.tie_word_embeddings:
+            missing.append(head)
         if missing:
             raise SourceError(
                 f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}; "

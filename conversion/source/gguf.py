@@ -12,25 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES
-from conversion.source.checkpoint import ALL_ROWS, EMBEDDING, HEAD, SourceCheckpoint, TensorInfo
+from conversion.source.checkpoint import ALL_ROWS, SourceCheckpoint, TensorInfo
 from conversion.source.folder import FINGERPRINT_BYTES, SINGLE
-
-TOP_LEVEL = {
-    "token_embd.weight": EMBEDDING,
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": HEAD,
-}
-PER_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 class GgufCheckpoint(SourceCheckpoint):
@@ -51,26 +34,31 @@ class GgufCheckpoint(SourceCheckpoint):
             ) from error
         field = self._reader.get_field("general.architecture")
         architecture = field.contents() if field else None
-        if architecture not in {family.gguf_architecture for family in FAMILIES.values()}:
+        names = [family.gguf for family in FAMILIES.values() if family.gguf is not None]
+        known = {one.architecture: one for one in names}
+        if architecture not in known:
             raise SourceError(
                 f"{self.name}: GGUF architecture {architecture!r} is not supported; "
                 "convert from the model's Hugging Face folder"
             )
+        self._names = known[architecture]
         self.config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         self._stored = {self._rename(t.name): t for t in self._reader.tensors}
         self.tensors = {
             name: TensorInfo(tuple(int(n) for n in reversed(t.shape)), torch.float32, SINGLE)
             for name, t in self._stored.items()
         }
-        # Llama GGUF files leave the head out when it is the embedding.
-        self.config.tie_word_embeddings = HEAD not in self.tensors
+        # GGUF files leave the head out when it is the embedding.
+        self.config.tie_word_embeddings = self.family.head not in self.tensors
 
     def _rename(self, name: str) -> str:
-        if name in TOP_LEVEL:
-            return TOP_LEVEL[name]
-        parts = name.split(".")
-        if len(parts) == 4 and parts[0] == "blk" and parts[2] in PER_LAYER:
-            return f"model.layers.{parts[1]}.{PER_LAYER[parts[2]]}.{parts[3]}"
+        module, _, kind = name.rpartition(".")
+        if module in self._names.model:
+            return f"{self._names.model[module]}.{kind}"
+        parts = module.split(".")
+        if len(parts) == 3 and parts[0] == "blk" and parts[2] in self._names.layer:
+            prefix = self.family.layer_prefix(int(parts[1]))
+            return f"{prefix}{self._names.layer[parts[2]]}.{kind}"
         raise SourceError(
             f"{self.name}: GGUF tensor {name} has no counterpart; convert from the model's "
             "Hugging Face folder"
@@ -84,14 +72,10 @@ class GgufCheckpoint(SourceCheckpoint):
         """
         stored = self._stored[name]
         data = np.memmap(self.path, stored.data.dtype, "r", stored.data_offset, stored.data.shape)
-        if ".q_proj." in name:
-            return _pairs_to_halves(_dequantised(data, stored), self.config.num_attention_heads)[
-                rows
-            ]
-        if ".k_proj." in name:
-            return _pairs_to_halves(_dequantised(data, stored), self.config.num_key_value_heads)[
-                rows
-            ]
+        for module, heads in self._names.interleaved.items():
+            if f".{module}." in name:
+                paired = _dequantised(data, stored)
+                return _pairs_to_halves(paired, getattr(self.config, heads))[rows]
         return _dequantised(data[rows], stored)
 
     def fingerprint(self) -> str:

@@ -45,15 +45,16 @@ def main() -> None:
         **({} if arguments.lr is None else {"refine_lr": arguments.lr}),
     )
     ids = refinement_windows(source, arguments.calibration, recipe)
+    family = source.family
     layers = [
-        {name: tensor.detach() for name, tensor in layer.self_attn.state_dict().items()}
-        for layer in model.model.layers
+        {name: tensor.detach() for name, tensor in family.attention(layer).state_dict().items()}
+        for layer in family.layers(model)
     ]
     started = time.monotonic()
     refined = refine(source, model.config, layers, ids, recipe, progress)
     seconds = time.monotonic() - started
-    for layer, tensors in zip(model.model.layers, refined, strict=True):
-        layer.self_attn.load_state_dict(tensors)
+    for layer, tensors in zip(family.layers(model), refined, strict=True):
+        family.attention(layer).load_state_dict(tensors)
     after = perplexity(model, windows, progress, "Measuring")
     print(
         f"{arguments.checkpoint.name}: original {original:.3f}, converted {before:.3f} "

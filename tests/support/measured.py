@@ -3,7 +3,8 @@
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.calibration.statistics import attention_weights, layer_statistics
+from conversion.calibration.statistics import layer_statistics
+from conversion.families.llama import LLAMA
 from tests.support.tiny import tiny_llama
 
 
@@ -11,7 +12,7 @@ def measure(variant, **changes):
     model = tiny_llama(variant, **changes)
     model.requires_grad_(False)
     attention = model.model.layers[0].self_attn
-    weights = attention_weights(attention, model.config, LlamaRotaryEmbedding(model.config))
+    weights = LLAMA.attention_weights(attention, model.config, LlamaRotaryEmbedding(model.config))
     torch.manual_seed(3)
     # A mean far from zero, so that centring would show.
     inputs = torch.randn(3, 40, 64) + torch.linspace(-1, 1, 64)

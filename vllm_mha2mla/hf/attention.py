@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from vllm_mha2mla.config import LatentWidths
+from vllm_mha2mla.hf.eager import eager_attention
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 
@@ -117,7 +117,7 @@ class LatentAttention(nn.Module):
         # and the rotary columns of the result are dropped.
         rows = torch.cat((c, k_rope), dim=-1)  # [batch, 1, context, rank + rope]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation, eager_attention
         )
         out, weights = attend(
             self,

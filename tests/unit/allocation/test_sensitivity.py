@@ -5,6 +5,7 @@ import torch
 from conversion.allocation import sensitivity
 from conversion.allocation.per_layer import width_grid
 from conversion.allocation.sensitivity import attention_gradients, label_gradients, layer_costs
+from conversion.families.llama import LLAMA
 from tests.support.tiny import tiny_llama
 from vllm_mha2mla.config import LatentWidths
 
@@ -57,7 +58,7 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
 
         error = torch.randn(64, 64, generator=generator) * 0.004
         converted = Perturbed(original, angles, error)
-        found = attention_gradients(layer, attend, states[index], gradients)
+        found = attention_gradients(LLAMA, layer, attend, states[index], gradients)
         costs = layer_costs(found, [(widths, converted)])
 
         hook = original.register_forward_hook(

@@ -5,7 +5,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from conversion.calibration.probes import head_gradients
-from conversion.calibration.statistics import attention_weights, layer_statistics
+from conversion.calibration.statistics import layer_statistics
+from conversion.families.llama import LLAMA
 from conversion.latent.factors import latent_target
 from conversion.rotary import ROTARY
 from tests.support.tiny import VARIANTS, tiny_llama
@@ -33,7 +34,7 @@ def test_the_metric_is_the_squared_jacobian_of_the_attention_output(variant):
     model = tiny_llama(variant)
     model.requires_grad_(False)
     rotary = LlamaRotaryEmbedding(model.config)
-    weights = attention_weights(model.model.layers[0].self_attn, model.config, rotary)
+    weights = LLAMA.attention_weights(model.model.layers[0].self_attn, model.config, rotary)
     torch.manual_seed(3)
     x = torch.randn(TOKENS, weights.query.shape[2])
     statistics = layer_statistics(weights, [x] * 1500)

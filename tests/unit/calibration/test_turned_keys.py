@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.calibration.statistics import as_pairs, attention_weights, layer_statistics
+from conversion.calibration.statistics import as_pairs, layer_statistics
 from conversion.calibration.turned_keys import are_small
+from conversion.families.llama import LLAMA
 from conversion.rotary import ROTARY
 from conversion.rotary.calibrated import RIDGE
 from conversion.text.windows import EVERY
@@ -21,7 +22,7 @@ TOKENS = 24
 def measured(request):
     model = tiny_llama(request.param)
     model.requires_grad_(False)
-    weights = attention_weights(
+    weights = LLAMA.attention_weights(
         model.model.layers[0].self_attn, model.config, LlamaRotaryEmbedding(model.config)
     )
     torch.manual_seed(3)
@@ -150,7 +151,7 @@ def test_a_layer_with_too_many_kv_heads_takes_the_mean_rotation():
     assert not are_small(heads=32, kv_heads=32, d=128, hidden=4096)  # Llama-2-7B
     model = tiny_llama("mha", num_attention_heads=8, num_key_value_heads=8, head_dim=16)
     model.requires_grad_(False)
-    weights = attention_weights(
+    weights = LLAMA.attention_weights(
         model.model.layers[0].self_attn, model.config, LlamaRotaryEmbedding(model.config)
     )
     torch.manual_seed(3)

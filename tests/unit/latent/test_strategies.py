@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.calibration.statistics import as_pairs, attention_weights, layer_statistics
+from conversion.calibration.statistics import as_pairs, layer_statistics
 from conversion.errors import RecipeError
+from conversion.families.llama import LLAMA
 from conversion.latent import LATENT
 from conversion.latent.factors import latent_target
 from conversion.rotary import ROTARY
@@ -19,7 +20,7 @@ def measured(request):
     model = tiny_llama(request.param)
     rotary = LlamaRotaryEmbedding(model.config)
     model.requires_grad_(False)
-    weights = attention_weights(model.model.layers[0].self_attn, model.config, rotary)
+    weights = LLAMA.attention_weights(model.model.layers[0].self_attn, model.config, rotary)
     torch.manual_seed(3)
     inputs = torch.randn(3, 40, 64)
     return weights, layer_statistics(weights, inputs), inputs

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from conversion.calibration.statistics import attention_weights, layer_statistics
+from conversion.calibration.statistics import layer_statistics
+from conversion.families.llama import LLAMA
 from conversion.latent import LATENT
 from conversion.latent.factors import latent_target
 from conversion.layers.assemble import assemble
@@ -24,7 +25,7 @@ def layer(request):
     model = tiny_llama("gqa" if bias else request.param, attention_bias=bias)
     model.requires_grad_(False)
     rotary = LlamaRotaryEmbedding(model.config)
-    weights = attention_weights(model.model.layers[0].self_attn, model.config, rotary)
+    weights = LLAMA.attention_weights(model.model.layers[0].self_attn, model.config, rotary)
     torch.manual_seed(3)
     # Some directions matter more than others, and the mean is not zero.
     inputs = torch.randn(3, 40, HIDDEN) * torch.linspace(0.2, 2, HIDDEN) + 0.5
