@@ -6,16 +6,29 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo
+.PHONY: help setup test test-slow test-engine test-all lint format demo
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with exact versions of everything (PYTHON=python3.11 or newer)
 	@PYTHON="$(PYTHON)" bash requirements/setup.sh
 
-test: setup ## Run the tests (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+# Two processes side by side, each with whole files (tests/conftest.py).
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -q --durations=15 -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: setup ## Run the quick tests: unit, integration, one engine start (ARGS="-k name" for some)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup ## Run the tests that start processes or measure memory
+	$(PYTEST) -m "slow and not engine" $(ARGS)
+
+test-engine: setup ## Run the tests of the real vLLM engine
+	$(PYTEST) -m engine $(ARGS)
+
+test-all: setup ## Run every test
+	$(PYTEST) $(ARGS)
 
 lint: setup ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from conversion.checkpoint.loading import load_converted, source_model
 from conversion.source import SourceCheckpoint, open_source
 from conversion.text.documents import builtin_text
-from tests.support.engine import DEMO, PROMPT_LENGTHS, convert
+from tests.support import conversion_cache
+from tests.support.engine import DEMO, PROMPT_LENGTHS, Greedy, greedy
 from tests.support.tiny_converted import save_tiny_converted
+from tests.support.tiny_engine import LENGTHS, NEW_TOKENS
 
 TEXT_CHARACTERS = 20_000  # enough for all prompts
 # Past the headline the text begins with.
@@ -18,13 +21,16 @@ FIRST_PROMPT = 50
 CONVERSIONS = {"full_width": "1.0", "half_cache": "0.5"}  # share of the original's cache
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For the reason given at ``harness.ONE_THREAD``."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+HERE = Path(__file__).parent
+NO_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for test in items:
+        if HERE in test.path.parents:
+            test.add_marker(pytest.mark.engine)
+            test.add_marker(NO_VLLM)
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +56,13 @@ def original(source) -> Any:
 
 
 @pytest.fixture(scope="session")
-def conversions(request, tmp_path_factory) -> Iterator[dict[str, "Future[Path]"]]:
-    """Converted float32 checkpoints that tests ask for, by fixture, made side by side."""
-    folder = tmp_path_factory.mktemp("converted")
+def conversions(request) -> Iterator[dict[str, "Future[Path]"]]:
+    """Converted float32 checkpoints that tests ask for, by fixture, made or found side by side."""
     # Any other would take a core from a server that has to start in time.
     asked = {name for test in request.session.items for name in test.fixturenames}
     with ThreadPoolExecutor() as pool:
         yield {
-            name: pool.submit(convert, DEMO, folder / name, fraction)
+            name: pool.submit(conversion_cache.converted, name, fraction)
             for name, fraction in CONVERSIONS.items()
             if name in asked
         }
@@ -96,3 +101,14 @@ def tiny_query_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint) -> Any:
     return load_converted(tiny_checkpoint, torch.float32)[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(256, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="session")
+def tiny_references(tiny_model, tiny_prompts) -> list[Greedy]:
+    return [greedy(tiny_model, prompt, NEW_TOKENS) for prompt in tiny_prompts]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.bench import KEYS
-from tests.support.engine import DEMO, ENGINE, ONE_THREAD
+from tests.support.engine import DEMO, ONE_THREAD
 from tests.support.tiny import save_tiny
 from tests.support.tiny_converted import save_tiny_converted
 
-pytestmark = ENGINE
+pytestmark = pytest.mark.slow
 
 TIMEOUT = 500
 CACHE_BYTES = 16 << 20

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.engine import (
-    ENGINE,
     NEW_TOKENS,
     PROMPT_LENGTHS,
     assert_same_greedy,
@@ -16,7 +15,7 @@ from tests.support.engine import (
     text_logprobs,
 )
 
-pytestmark = ENGINE
+pytestmark = pytest.mark.slow
 
 TEXT = PROMPT_LENGTHS.index(300)
 CHUNK = 256

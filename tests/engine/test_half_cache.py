@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.engine import (
-    ENGINE,
     NEW_TOKENS,
     PROMPT_LENGTHS,
     assert_same_greedy,
@@ -14,7 +13,7 @@ from tests.support.engine import (
     run_engines,
 )
 
-pytestmark = ENGINE
+pytestmark = pytest.mark.slow
 
 SOME = slice(3, None, 2)  # three prompts, the longest among them
 BLOCK = 128  # vLLM's default on CPUs

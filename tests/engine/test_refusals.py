@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.engine import ENGINE, refusals
+from tests.support.engine import refusals
 from vllm_mha2mla.config import FORMAT_VERSION
 
-pytestmark = ENGINE
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

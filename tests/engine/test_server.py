@@ -13,7 +13,6 @@ import openai
 import pytest
 
 from tests.support.engine import (
-    ENGINE,
     LOG_TAIL,
     PROMPT_LENGTHS,
     assert_same_text_in_bfloat16,
@@ -21,7 +20,7 @@ from tests.support.engine import (
 )
 from tests.support.processes import free_port
 
-pytestmark = ENGINE
+pytestmark = pytest.mark.slow
 
 # Whether it hangs: compiling and warming up alone take 130 s on two slow cores.
 START_TIMEOUT = 600

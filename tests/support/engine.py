@@ -1,6 +1,5 @@
 """Running engines in processes of their own, and greedy decoding in transformers to compare."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,12 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-
-# ``pytestmark`` of every file here.
-ENGINE = [
-    pytest.mark.engine,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
 
 DEMO = "demo:smollm2-135m"
 # One token to many chunks; 128 is exactly a block.
@@ -53,19 +46,6 @@ ENGINE_ENVIRONMENT = ONE_THREAD | {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# A window, fewer than by default: conversions need not be good here, only repeatable.
-TOKENS = "1024"
-
-
-def convert(source: str, out: Path, cache_fraction: str) -> Path:
-    """A float32 checkpoint, made by the command line."""
-    command = [
-        str(Path(sys.executable).with_name("mha2mla")),
-        *("convert", source, str(out), "--cache-fraction", cache_fraction),
-        *("--calibration-tokens", TOKENS, "--held-out-tokens", TOKENS, "--dtype", "float32"),
-    ]
-    _checked(command, ONE_THREAD)
-    return out
 
 
 def run_engines(*specifications: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,11 +66,12 @@ def _run(specifications: Sequence[dict[str, Any]], environment: dict[str, str]) 
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         command = [sys.executable, str(RUNNER), str(results)]
-        _checked(command, ENGINE_ENVIRONMENT | environment, json.dumps(specifications))
+        run_checked(command, ENGINE_ENVIRONMENT | environment, json.dumps(specifications))
         return json.loads(results.read_text())
 
 
-def _checked(command: Sequence[str], environment: dict[str, str], text: str = "") -> None:
+def run_checked(command: Sequence[str], environment: dict[str, str], text: str = "") -> None:
+    """Run a command with the environment added to ours; show its end if it fails."""
     done = subprocess.run(
         command,
         input=text,

@@ -1,5 +1,7 @@
 """A tiny model's first layer with its statistics, and RoPE as a matrix."""
 
+from functools import cache
+
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -8,7 +10,12 @@ from conversion.families.llama import LLAMA
 from tests.support.tiny import tiny_llama
 
 
+@cache
 def measure(variant, **changes):
+    """Return the layer's weights, its statistics and the inputs they are of.
+
+    Hundreds of tests ask for the same six results; none of them writes into one.
+    """
     model = tiny_llama(variant, **changes)
     model.requires_grad_(False)
     attention = model.model.layers[0].self_attn
