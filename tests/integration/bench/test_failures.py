@@ -133,6 +133,7 @@ def hear_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interruption_stops_the_servers(stub, tmp_path, number):
     script = stub(STUCK)

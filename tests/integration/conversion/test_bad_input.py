@@ -222,6 +222,7 @@ def test_overwrite_replaces_a_checkpoint(source, mha2mla):
     assert sorted(p.name for p in source.parent.iterdir()) == ["out", "source", "text.txt"]
 
 
+@pytest.mark.slow
 def test_full_disk(source):
     # A limit on the size of a file stands in for a full disk: the same write fails.
     def limit():
@@ -249,6 +250,7 @@ def conversion(source, out, text, *arguments):
     return [*map(str, command), *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(source, mha2mla, number):
     out, text = source.parent / "out", source.parent / "text.txt"

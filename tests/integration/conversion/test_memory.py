@@ -81,6 +81,7 @@ def peak(source, out, refit=False, spread=False, offload=None, keep=False):
     return int(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refit", "spread"), [(False, False), (True, True)], ids=["plain", "as by default"]
 )
@@ -89,12 +90,14 @@ def test_memory_is_the_activations_and_three_layers(source, tmp_path, refit, spr
     assert peak(source, tmp_path / "out", refit, spread) <= bound
 
 
+@pytest.mark.slow
 def test_offloaded_activations_need_no_memory(source, tmp_path):
     found = peak(source, tmp_path / "out", refit=True, offload=tmp_path)
     assert found <= 3 * layer_bytes(source) + HEAP
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_the_bound_is_broken_when_layers_stay(source, tmp_path):
     bound = activation_bytes(False) + 3 * layer_bytes(source) + HEAP
     assert peak(source, tmp_path / "out", keep=True) > bound

@@ -51,6 +51,7 @@ def command(source, out, disk, *arguments):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_conversion_leaves_no_activations(source, tmp_path, number):
     disk = tmp_path / "disk"
@@ -72,6 +73,7 @@ def maps(process, disk):
     return str(disk) in Path(f"/proc/{process.pid}/maps").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk(source, tmp_path):
     # A limit on the size of a file stands in for a full disk.
     def limit():

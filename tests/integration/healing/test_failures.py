@@ -209,6 +209,7 @@ def test_interrupted_it_says_how_to_go_on(mha2mla, models, tmp_path, monkeypatch
     assert max(rates[4:]) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 300_000])
 def test_a_disk_that_fills_up(models, tmp_path, limit):
     # A limit on the size of a file stands in for a full disk: the same write fails. The smaller

@@ -33,14 +33,21 @@ def models(tmp_path_factory):
     return folder
 
 
-def heal(models, out, *more, **options):
-    command = [sys.executable, "-m", "conversion.cli", *arguments(models, out, *more, **options)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr
-    return LlamaMLAForCausalLM.from_pretrained(out).eval()
+@pytest.fixture
+def heal(mha2mla):
+    """A healing that must succeed, in this process; the healed model."""
+
+    def run(models, out, *more, **options):
+        done = mha2mla(*arguments(models, out, *more, **options))
+        assert done.returncode == 0, done.stderr
+        return LlamaMLAForCausalLM.from_pretrained(out).eval()
+
+    return run
 
 
-def test_distillation_follows_the_teacher_and_trains_attention_only(models, tmp_path):
+def test_distillation_follows_the_teacher_and_trains_attention_only(
+    models, tmp_path, heal, mha2mla
+):
     before = LlamaMLAForCausalLM.from_pretrained(models / "converted").eval()
     after = heal(models, tmp_path / "healed")
     teacher = original(models)
@@ -78,12 +85,12 @@ def test_distillation_follows_the_teacher_and_trains_attention_only(models, tmp_
     # A healed checkpoint can be healed again, and remembers both.
     again = arguments(models, tmp_path / "twice", tokens=2 * WINDOW)
     again[1] = str(tmp_path / "healed")
-    subprocess.run([sys.executable, "-m", "conversion.cli", *again], check=True, env=environment())
+    assert mha2mla(*again).returncode == 0
     config = json.loads((tmp_path / "twice" / "config.json").read_text())
     assert len(config["mha2mla"]["healing"]) == 2
 
 
-def test_next_tokens_of_all_weights(models, tmp_path):
+def test_next_tokens_of_all_weights(models, tmp_path, heal):
     after = heal(models, tmp_path / "healed", "--objective", "lm", "--train", "all")
     before = LlamaMLAForCausalLM.from_pretrained(models / "converted").eval()
     ids = windows()
@@ -100,18 +107,20 @@ def test_next_tokens_of_all_weights(models, tmp_path):
     assert "divergence" not in healing.after
 
 
-def test_generation_options_that_transformers_calls_invalid_are_carried_over(models, tmp_path):
+def test_generation_options_that_transformers_calls_invalid_are_carried_over(
+    models, tmp_path, mha2mla
+):
     shutil.copytree(models / "converted", tmp_path / "converted")
     # Trainer saves states with transformers, which refuses this without do_sample.
     options = '{"temperature": 0.25}'
     (tmp_path / "converted" / "generation_config.json").write_text(options)
     asked = arguments(models, tmp_path / "healed", tokens=2 * WINDOW)
     asked[1] = str(tmp_path / "converted")
-    subprocess.run([sys.executable, "-m", "conversion.cli", *asked], check=True, env=environment())
+    assert mha2mla(*asked).returncode == 0
     assert (tmp_path / "healed" / "generation_config.json").read_text() == options
 
 
-def test_a_tied_head_that_is_stored_too_stays_the_embedding(tmp_path):
+def test_a_tied_head_that_is_stored_too_stays_the_embedding(tmp_path, heal):
     source = save_tiny(tmp_path / "source", tie_word_embeddings=True)
     tensors = load_file(source / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
@@ -126,7 +135,7 @@ def test_a_tied_head_that_is_stored_too_stays_the_embedding(tmp_path):
     assert torch.equal(healed["lm_head.weight"], healed["model.embed_tokens.weight"])
 
 
-def test_a_mix_with_hidden_states_and_a_stored_teacher(models, tmp_path):
+def test_a_mix_with_hidden_states_and_a_stored_teacher(models, tmp_path, heal):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("objective: mix\nhidden_weight: 0.5\naccumulation: 2\n")
     heal(models, tmp_path / "mixed", "--recipe", recipe)
@@ -149,7 +158,8 @@ def test_a_mix_with_hidden_states_and_a_stored_teacher(models, tmp_path):
     }
 
 
-def test_killed_it_goes_on_with_the_same_curve(models, tmp_path):
+@pytest.mark.slow
+def test_killed_it_goes_on_with_the_same_curve(models, tmp_path, heal):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("save_steps: 4\naccumulation: 2\n")
     # So short that it is passed more than twice.
@@ -182,7 +192,8 @@ def test_killed_it_goes_on_with_the_same_curve(models, tmp_path):
     assert first == second
 
 
-def test_slow_steps_are_saved_in_time(models, tmp_path):
+@pytest.mark.slow
+def test_slow_steps_are_saved_in_time(models, tmp_path, heal):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("save_minutes: 0.00001\n")
     out = tmp_path / "healed"
@@ -201,19 +212,15 @@ def test_slow_steps_are_saved_in_time(models, tmp_path):
     assert losses(out) == losses(tmp_path / "whole")
 
 
-def test_a_bfloat16_checkpoint_in_shards_stays_one(models, tmp_path):
-    command = [sys.executable, "-m", "conversion.cli"]
+def test_a_bfloat16_checkpoint_in_shards_stays_one(models, tmp_path, mha2mla):
     source = save_tiny(tmp_path / "source", shard_size="60KB")
     converted = tmp_path / "converted"
     options = ["--cache-fraction", "0.3", "--no-refit", "--dtype", "bfloat16"]
     calibration = ["--calibration", str(models / "text.txt")]
-    subprocess.run(
-        [*command, "convert", str(source), str(converted), *options, *calibration],
-        check=True, env=environment(),
-    )  # fmt: skip
+    assert mha2mla("convert", source, converted, *options, *calibration).returncode == 0
     asked = arguments(models, tmp_path / "healed", tokens=8 * WINDOW)
     asked[1] = str(converted)
-    subprocess.run([*command, *asked], check=True, env=environment())
+    assert mha2mla(*asked).returncode == 0
     names = sorted(path.name for path in converted.glob("*.safetensors"))
     assert len(names) > 1
     changed = set()
@@ -225,6 +232,7 @@ def test_a_bfloat16_checkpoint_in_shards_stays_one(models, tmp_path):
     assert all(".self_attn." in name for name in changed)
 
 
+@pytest.mark.slow
 def test_two_processes_make_larger_steps_and_go_on_with_the_same_curve(models, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("save_steps: 4\n")

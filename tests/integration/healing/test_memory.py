@@ -9,6 +9,8 @@ import pytest
 from tests.support import healing_memory
 from tests.support.processes import environment, free_port
 
+pytestmark = pytest.mark.slow
+
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 

@@ -17,6 +17,8 @@ from tests.support.healing import WINDOW, arguments, in_shards, losses, original
 from tests.support.processes import environment, kill_with_children
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 TOKENS = STEPS * 2 * 2 * WINDOW
 # All losses and gradients, whole and in shards: what learns beside what does not, a head that is

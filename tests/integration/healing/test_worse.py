@@ -87,6 +87,7 @@ def test_an_interrupted_healing_still_knows_its_start(models, tmp_path, mha2mla,
     assert same_weights(models, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launched", [in_two_processes, in_shards], ids=["parallel", "sharded"])
 def test_several_processes_keep_the_start(models, tmp_path, launched):
     out = tmp_path / "out"

@@ -166,6 +166,7 @@ def test_one_thread_pool_for_torch_and_the_kernel():
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_address_sanitizer(tmp_path):
     compiler = build.compiler()
     runtime = subprocess.run(
