@@ -1,4 +1,4 @@
-"""What is watched while a model trains: progress, the loss curve, numbers that run away."""
+"""Trainer callbacks: progress, the loss curve, saving in time, and stopping at NaN."""
 
 import math
 import time
@@ -12,28 +12,40 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from conversion.errors import HealingError
 from conversion.healing.curve import LossCurve
-from conversion.healing.sharding import part
+from conversion.healing.private_apis import set_learning_rate
+from conversion.healing.sharding import local_part
 from conversion.runtime.progress import Advance
 
 
+class CallAtStart(TrainerCallback):
+    """Calls a function once, before the first step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Call it."""
+        self._action()
+
+
 class ShowProgress(TrainerCallback):
-    """Advances a bar by every step, with the loss and the speed.
+    """Advances a progress bar at every step, with the loss and the speed.
 
     Args:
-        advance: the bar's.
-        tokens: per step, on all devices.
+        advance: advances the bar by one step.
+        tokens: tokens per step, on all devices.
     """
 
     def __init__(self, advance: Advance, tokens: int) -> None:
         self._advance = advance
         self._tokens = tokens
         self._loss = math.nan
-        self._started = self._first = 0.0
+        self._start_time, self._first_step = 0.0, 0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock; steps of an interrupted run are done already."""
+        """Start the clock; steps done before an interruption count as done."""
         state: TrainerState = args[1]
-        self._started, self._first = time.monotonic(), state.global_step
+        self._start_time, self._first_step = time.monotonic(), state.global_step
         for _ in range(state.global_step):
             self._advance()
 
@@ -42,19 +54,19 @@ class ShowProgress(TrainerCallback):
         self._loss = logs.get("loss", self._loss)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """One more step."""
+        """Advance the bar."""
         state: TrainerState = args[1]
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        speed = (state.global_step - self._first) * self._tokens / seconds
+        seconds = max(time.monotonic() - self._start_time, 1e-9)
+        speed = (state.global_step - self._first_step) * self._tokens / seconds
         loss = f"loss {self._loss:.4f}, " if math.isfinite(self._loss) else ""
         self._advance(f"{loss}{speed:.0f} tokens/s")
 
 
 class RecordCurve(TrainerCallback):
-    """Keeps the loss curve on disk up to date.
+    """Keeps the loss curve on disk up to date, from the first process.
 
     Args:
-        curve: where it is kept.
+        curve: the file.
     """
 
     def __init__(self, curve: LossCurve) -> None:
@@ -63,53 +75,54 @@ class RecordCurve(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What an interrupted run logged after its last saved state is trained again."""
+        """Drop points logged after the training checkpoint: those steps are trained again."""
         if state.is_world_process_zero:
             self._curve.rewrite(state.log_history)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One more point."""
+        """Append the newest point."""
         if state.is_world_process_zero:
             self._curve.append(state.log_history[-1])
 
 
 class SaveInTime(TrainerCallback):
-    """Saves a state when the last one is long ago, however few steps that is, and every so many.
+    """Saves every ``save_steps`` steps, and whenever the last save is older than ``minutes``.
 
     Args:
-        minutes: that an interruption may cost, beside a point of the loss curve.
+        minutes: the most training time an interruption may lose, rounded up to the next logged
+            step.
     """
 
     def __init__(self, minutes: float) -> None:
         self._seconds = 60 * minutes
-        self._saved = 0.0
+        self._last_save = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock; a saved state has the steps of before."""
+        """Start the clock, and use today's ``save_steps`` where a checkpoint has another."""
         state.save_steps = int(args.save_steps)
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
-        """Start it again, whyever the state was saved."""
-        self._saved = time.monotonic()
+        """Restart the clock, whatever asked for the save."""
+        self._last_save = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for a state where the curve has a point, in all processes if it is time in one."""
+        """Ask for a save at a logged step, in all processes if it is time in any of them."""
         if state.global_step % args.logging_steps:
             return
-        late = torch.tensor(int(time.monotonic() - self._saved > self._seconds), device=args.device)
-        if int(reduce(late, "sum")):
+        late = int(time.monotonic() - self._last_save > self._seconds)
+        if int(reduce(torch.tensor(late, device=args.device), "sum")):
             control.should_save = True
 
 
-class UseRate(TrainerCallback):
-    """Goes on with the learning rate of now, where a saved state has that of before."""
+class UseLearningRate(TrainerCallback):
+    """Resumes with the learning rate of this run where a training checkpoint has another."""
 
     def on_train_begin(
         self,
@@ -120,26 +133,21 @@ class UseRate(TrainerCallback):
         lr_scheduler: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Change it if it differs."""
-        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
-        for index, base in enumerate(schedule.base_lrs):
-            group = optimizer.param_groups[index]
-            group["lr"] *= args.learning_rate / base
-            group["initial_lr"] = schedule.base_lrs[index] = args.learning_rate
-            schedule._last_lr[index] = group["lr"]
+        """Rescale the schedule; without an interruption this changes nothing."""
+        set_learning_rate(optimizer, lr_scheduler, args.learning_rate)
 
 
 class StopWhenNotFinite(TrainerCallback):
-    """Stops before NaN or infinite numbers get into the weights, or from there into a state.
+    """Stops before NaN or infinity reaches the weights, or a training checkpoint.
 
-    Added after what asks for states.
+    Add it after the callbacks that ask for saves: it looks at ``control.should_save``.
 
     Args:
-        kept: says what is kept and the way out, for the message.
+        way_out: makes the end of the message: what was saved, and what to do.
     """
 
-    def __init__(self, kept: Callable[[], str]) -> None:
-        self._kept = kept
+    def __init__(self, way_out: Callable[[], str]) -> None:
+        self._way_out = way_out
 
     def on_pre_optimizer_step(
         self,
@@ -149,12 +157,12 @@ class StopWhenNotFinite(TrainerCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Look at every gradient: a loss that is not finite gives such gradients too."""
+        """Check every gradient; a loss that is not finite makes such gradients too."""
         gradients = (parameter.grad for parameter in model.parameters())
         if not all_finite(gradient for gradient in gradients if gradient is not None):
             raise HealingError(
                 f"step {state.global_step + 1}: loss or gradients are NaN or infinite; "
-                f"{self._kept()}"
+                f"{self._way_out()}"
             )
 
     def on_step_end(
@@ -165,15 +173,15 @@ class StopWhenNotFinite(TrainerCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Look at what is about to be saved: finite gradients can make a step too long."""
+        """Check weights that are about to be saved: a finite gradient can make a step too long."""
         if control.should_save and not all_finite(p for p in model.parameters() if p.requires_grad):
             raise HealingError(
-                f"step {state.global_step}: weights are NaN or infinite; {self._kept()}"
+                f"step {state.global_step}: weights are NaN or infinite; {self._way_out()}"
             )
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether there is no NaN and no infinite number, in any process's part of the tensors."""
-    parts = [part(tensor) for tensor in tensors]
-    bad = sum(int(not tensor.isfinite().all()) for tensor in parts)
+    """True if no process's part of the tensors has NaN or infinity. All processes call it."""
+    parts = [local_part(tensor) for tensor in tensors]
+    bad = sum(int(not part.isfinite().all()) for part in parts)
     return int(reduce(torch.tensor(bad, device=parts[0].device), "sum")) == 0

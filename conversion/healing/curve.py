@@ -14,11 +14,11 @@ COLUMNS = ("step", "tokens", "loss", "learning_rate", "grad_norm")
 
 
 class LossCurve:
-    """The curve on disk.
+    """The file ``healing.csv``, one row per logged step.
 
     Args:
-        folder: where ``healing.csv`` is.
-        tokens: per step, on all devices.
+        folder: the folder it is written to.
+        tokens: tokens per step, on all devices.
     """
 
     def __init__(self, folder: Path, tokens: int) -> None:
@@ -26,14 +26,14 @@ class LossCurve:
         self._tokens = tokens
 
     def rewrite(self, logged: Sequence[dict[str, Any]]) -> None:
-        """Begin the file with what Trainer logged so far."""
+        """Start the file anew with the entries that Trainer has logged so far."""
         with self.path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(COLUMNS)
         for entry in logged:
             self.append(entry)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one of Trainer's log entries, if it is of a step."""
+        """Append one of Trainer's log entries, if it has a loss."""
         if "loss" not in entry:
             return
         row = entry | {"tokens": entry["step"] * self._tokens}
@@ -42,7 +42,13 @@ class LossCurve:
 
 
 def plot_curve(csv_file: Path, png: Path, title: str) -> None:
-    """Loss over tokens, each value and their running mean; without matplotlib nothing is drawn."""
+    """Plot loss over tokens, with its running mean; without matplotlib log a hint instead.
+
+    Args:
+        csv_file: the curve, as :class:`LossCurve` writes it.
+        png: the image to write.
+        title: title of the plot.
+    """
     if find_spec("matplotlib") is None:
         logger.warning('%s: not drawn; for plots: pip install "vllm-mha2mla[eval]"', png.name)
         return

@@ -1,4 +1,4 @@
-"""How ``accelerate launch`` started this process: alone, in data parallel, or as one of a shard."""
+"""The way ``accelerate launch`` started this process: alone, data-parallel, or sharded."""
 
 import os
 
@@ -8,7 +8,7 @@ from conversion.errors import HealingError
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
 WITH_FSDP = "launch with --use_fsdp --fsdp_version 2, or with plain data parallelism (--multi_gpu)"
-# What accelerate launch sets, the value that is refused, and the way out.
+# A variable that accelerate launch sets, the value that is refused, and the way out.
 REFUSED = (
     ("ACCELERATE_USE_DEEPSPEED", "true", f"DeepSpeed is not supported; {WITH_FSDP}"),
     ("ACCELERATE_USE_MEGATRON_LM", "true", f"Megatron-LM is not supported; {WITH_FSDP}"),
@@ -41,49 +41,49 @@ REFUSED_WITH_FSDP = (
 )
 
 
-def processes() -> int:
-    """How many processes there are, on all machines."""
+def world_size() -> int:
+    """Number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def processes_here() -> int:
-    """How many of them share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+def local_world_size() -> int:
+    """Number of processes that share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
-def sharded() -> bool:
-    """Whether every process is to hold a part of the models instead of the whole."""
+def is_sharded() -> bool:
+    """True if every process is to hold a part of the models instead of the whole."""
     return _is_set(USE_FSDP, "true")
 
 
 def check_launch() -> None:
-    """Whether healing can run as it was launched.
+    """Refuse launches that healing does not support.
 
     Raises:
-        HealingError: it cannot.
+        HealingError: such a launch, with the options that work.
     """
-    asked = (*REFUSED, *REFUSED_WITH_FSDP) if sharded() else REFUSED
-    for name, value, why in asked:
-        # Without a version accelerate takes the first.
+    refused = (*REFUSED, *REFUSED_WITH_FSDP) if is_sharded() else REFUSED
+    for name, value, reason in refused:
+        # accelerate launch takes FSDP 1 where no version is given.
         if _is_set(name, value, "1" if name == "FSDP_VERSION" else ""):
-            raise HealingError(f"accelerate launch: {why}")
-    if sharded() and processes() < 2:
+            raise HealingError(f"accelerate launch: {reason}")
+    if is_sharded() and world_size() < 2:
         raise HealingError(
             "accelerate launch: FSDP shards over several processes, and this is one; add "
             "--num_processes, or leave out --use_fsdp"
         )
 
 
-def check_chosen(chosen: DistributedType) -> None:
-    """Whether accelerate does what it was asked for: on CPUs it ignores ``--use_fsdp``.
+def check_distributed_type(distributed_type: DistributedType) -> None:
+    """Refuse ``--use_fsdp`` on CPUs, where accelerate silently ignores it.
 
     Args:
-        chosen: accelerate's, before it looks at plugins.
+        distributed_type: accelerate's, before it looks at plugins.
 
     Raises:
-        HealingError: it does not.
+        HealingError: accelerate would not shard.
     """
-    if sharded() and chosen in (DistributedType.NO, DistributedType.MULTI_CPU):
+    if is_sharded() and distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise HealingError(
             "accelerate launch: FSDP needs GPUs, and none is usable here; leave out --use_fsdp"
         )

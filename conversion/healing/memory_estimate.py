@@ -1,4 +1,4 @@
-"""How much memory a healing takes, worked out before it starts; and when it runs out."""
+"""An estimate of the memory that a healing takes, before it starts; and memory that runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,70 +14,70 @@ from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
 from vllm_mha2mla.config import latent_widths
 
-FLOAT32 = 4
-# Weight, gradient and Adam's two moments.
-LEARNING = 4 * FLOAT32
+FLOAT32, BFLOAT16 = 4, 2
+# Bytes per trained parameter: weight, gradient and Adam's two moments.
+TRAINED_BYTES = 4 * FLOAT32
 # Copies of the compared positions' logits: student's and teacher's, rounded and not, logarithms,
 # gradients.
-LOGITS = 7
-# Kept for the backward pass per token and layer, in bytes per number of each width: norms and
-# residuals; gate, up, their product; queries and outputs in the latent; scores before and after
-# softmax.
+LOGIT_COPIES = 7
+# Bytes kept for the backward pass per token and layer, for each number of a width: norms and
+# residuals (hidden size); gate, up and their product (intermediate size); queries and outputs in
+# the latent (heads * width); scores before and after softmax (heads * window).
 HIDDEN, INTERMEDIATE, LATENT, SCORES = 30, 12, 10, 10
-LESS = (
+WAY_OUT = (
     "lower window or batch_size in the recipe, set gradient_checkpointing, or store the teacher's "
     "predictions with --cache-teacher"
 )
 
 
 def healing_bytes(
-    student: Any, teacher: Any, recipe: HealingRecipe, rounded: bool, shards: int = 1
+    student: Any, teacher: Any, recipe: HealingRecipe, bf16_frozen: bool, shards: int = 1
 ) -> int:
-    """About how much a device needs at most, at the start or in a step.
+    """Estimate the most memory that a device needs, at the start or in a step.
 
     Args:
-        student: the converted model; on the meta device it will do.
-        teacher: the original, if it is asked in training; likewise.
-        recipe: what is trained, and how large a batch is.
-        rounded: whether frozen weights are bfloat16 in training.
-        shards: over how many devices both are cut.
+        student: the converted model; it may be on the meta device.
+        teacher: the original if it runs during training, else ``None``; likewise.
+        recipe: trained parameters, batch size and window.
+        bf16_frozen: whether frozen weights are converted to bfloat16.
+        shards: number of devices that both models are sharded over.
     """
-    learning = sum(p.numel() for p in choose_trainable(student, recipe.train == "all").values())
-    frozen = _numbers(student) - learning
+    trained = sum(p.numel() for p in choose_trainable(student, recipe.train == "all").values())
+    frozen = _num_parameters(student) - trained
+    frozen_bytes = BFLOAT16 if bf16_frozen else FLOAT32
     if shards > 1:
-        frozen += 0 if teacher is None else _numbers(teacher)
-        parts = (learning * LEARNING + frozen * (2 if rounded else FLOAT32)) // shards
-        gathered = _gathered(student) + (0 if teacher is None else _gathered(teacher))
-        # What products in bfloat16 keep of weights that learn, for the backward pass.
-        kept = 2 * learning if rounded and not recipe.gradient_checkpointing else 0
-        return parts + gathered + kept + _activations(student.config, recipe)
-    # The teacher shares what the student does not learn: of it only the rest is new.
-    other = 0 if teacher is None else max(0, _numbers(teacher) - frozen)
-    per_number = 2 if rounded else FLOAT32
-    held = learning * LEARNING + (frozen + other) * per_number
-    whole = (_numbers(student) + (0 if teacher is None else _numbers(teacher))) * FLOAT32
-    return max(whole, held + _activations(student.config, recipe))
+        frozen += 0 if teacher is None else _num_parameters(teacher)
+        parts = (trained * TRAINED_BYTES + frozen * frozen_bytes) // shards
+        gathered = _gathered_bytes(student) + (0 if teacher is None else _gathered_bytes(teacher))
+        # Autocast keeps a bfloat16 copy of every trained weight for the backward pass.
+        copies = BFLOAT16 * trained if bf16_frozen and not recipe.gradient_checkpointing else 0
+        return parts + gathered + copies + _activation_bytes(student.config, recipe)
+    # The student shares its frozen weights with the teacher, which adds only what differs.
+    added = 0 if teacher is None else max(0, _num_parameters(teacher) - frozen)
+    held = trained * TRAINED_BYTES + (frozen + added) * frozen_bytes
+    num_loaded = _num_parameters(student) + (0 if teacher is None else _num_parameters(teacher))
+    return max(num_loaded * FLOAT32, held + _activation_bytes(student.config, recipe))
 
 
-def asking_bytes(teacher: Any, window: int, shards: int = 1) -> int:
-    """About how much a device needs to store a teacher's predictions, a window at a time."""
-    logits = LOGITS * window * int(teacher.config.vocab_size) * FLOAT32
-    weights = _numbers(teacher) * FLOAT32
-    return logits + (weights if shards == 1 else weights // shards + _gathered(teacher))
+def prediction_bytes(teacher: Any, window: int, shards: int = 1) -> int:
+    """Estimate the memory a device needs to store a teacher's predictions, window by window."""
+    logits = LOGIT_COPIES * window * int(teacher.config.vocab_size) * FLOAT32
+    weights = _num_parameters(teacher) * FLOAT32
+    return logits + (weights if shards == 1 else weights // shards + _gathered_bytes(teacher))
 
 
-def _gathered(model: Any) -> int:
-    """What is whole at once of a model that is cut: all that is no layer, and two of the layers."""
+def _gathered_bytes(model: Any) -> int:
+    """Bytes of a sharded model gathered at once: all but the layers, and two of these."""
 
-    def numbers(module: nn.Module) -> int:
+    def num_gathered(module: nn.Module) -> int:
         # A gradient is there twice while it is summed over devices.
         return sum(p.numel() * (3 if p.requires_grad else 1) for p in module.parameters())
 
-    layers = [numbers(layer) for layer in family_of(model.config).layers(model)]
-    return (numbers(model) - sum(layers) + 2 * max(layers)) * FLOAT32
+    layers = [num_gathered(layer) for layer in family_of(model.config).layers(model)]
+    return (num_gathered(model) - sum(layers) + 2 * max(layers)) * FLOAT32
 
 
-def _activations(config: Any, recipe: HealingRecipe) -> int:
+def _activation_bytes(config: Any, recipe: HealingRecipe) -> int:
     tokens = recipe.batch_size * recipe.window
     widest = max(widths.width for widths in latent_widths(config))
     layer = tokens * (
@@ -85,16 +85,16 @@ def _activations(config: Any, recipe: HealingRecipe) -> int:
         + INTERMEDIATE * config.intermediate_size
         + config.num_attention_heads * (LATENT * widest + SCORES * recipe.window)
     )
-    layers = config.num_hidden_layers
+    num_layers = config.num_hidden_layers
     if recipe.gradient_checkpointing:
-        kept = layers * tokens * config.hidden_size * FLOAT32 + layer
+        kept = num_layers * tokens * config.hidden_size * FLOAT32 + layer
     else:
-        kept = layers * layer
+        kept = num_layers * layer
     compared = tokens // recipe.stride
-    return int(kept + LOGITS * compared * config.vocab_size * FLOAT32)
+    return int(kept + LOGIT_COPIES * compared * config.vocab_size * FLOAT32)
 
 
-def _numbers(model: nn.Module) -> int:
+def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -106,35 +106,36 @@ def available_bytes() -> int:
 
 
 def check_memory(needed: int) -> None:
-    """Whether it fits.
+    """Refuse to start with too little free memory.
 
     Raises:
-        HealingError: it does not.
+        HealingError: fewer than ``needed`` bytes are free.
     """
     free = available_bytes()
     if needed > free:
         raise HealingError(
-            f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; {LESS}"
+            f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+            f"{WAY_OUT}"
         )
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Memory that runs out all the same, as an error of ours.
+    """Turn out-of-memory errors of the block into ours.
 
     Raises:
-        HealingError: it did.
+        HealingError: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise HealingError(f"memory ran out ({first_line(error)}); {LESS}") from error
+        raise HealingError(f"memory ran out ({first_line(error)}); {WAY_OUT}") from error
 
 
-def is_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on a device or in the process."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an error says that no memory was left, on a device or in the process."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # On the CPU PyTorch has no error of its own for it.

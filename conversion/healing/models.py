@@ -11,19 +11,21 @@ from vllm_mha2mla.config import ROPE_INV_FREQ
 
 
 def set_attention(model: Any, device: str) -> None:
-    """The attention that trains fastest: our dense one on a CPU, the fused one elsewhere."""
-    model.config._attn_implementation = DENSE_ATTENTION if device == "cpu" else "sdpa"
+    """Choose the attention that trains fastest: our dense one on a CPU, the fused one elsewhere."""
+    model.set_attn_implementation(DENSE_ATTENTION if device == "cpu" else "sdpa")
 
 
-def choose_trainable(student: Any, everything: bool) -> dict[str, nn.Parameter]:
-    """Let the converted attention learn, or everything, but never the rotary frequencies.
+def choose_trainable(student: Any, train_all: bool) -> dict[str, nn.Parameter]:
+    """Set ``requires_grad`` of every parameter, and return those that learn, by name.
 
-    Returns:
-        what learns, by name.
+    Args:
+        student: the converted model.
+        train_all: let everything learn; otherwise only the converted attention. Rotary frequencies
+            never learn.
     """
     family, chosen = family_of(student.config), {}
     for name, parameter in student.named_parameters():
-        learns = (everything or family.in_attention(name)) and not name.endswith(ROPE_INV_FREQ)
+        learns = (train_all or family.in_attention(name)) and not name.endswith(ROPE_INV_FREQ)
         parameter.requires_grad_(learns)
         if learns:
             chosen[name] = parameter
@@ -31,19 +33,19 @@ def choose_trainable(student: Any, everything: bool) -> dict[str, nn.Parameter]:
 
 
 def share_frozen(student: nn.Module, teacher: nn.Module) -> None:
-    """Let the student use the teacher's tensors where it has the same and does not learn them."""
-    theirs = dict(teacher.named_parameters())
+    """Point the student's frozen parameters at the teacher's memory where the values are equal."""
+    teacher_parameters = dict(teacher.named_parameters())
     for name, parameter in student.named_parameters():
-        other = theirs.get(name)
+        other = teacher_parameters.get(name)
         if other is None or parameter.requires_grad or not _same(parameter, other):
             continue
         parameter.data = other.data
 
 
 def round_frozen(model: Any) -> None:
-    """Weights of linear layers that do not learn, in the dtype their products run in: bfloat16.
+    """Convert frozen weights of linear layers to bfloat16, the dtype their products run in.
 
-    An embedding stays as it is: it may be the head's weight too.
+    Embeddings keep their dtype: an embedding may also be the weight of the language-model head.
     """
     head = model.get_output_embeddings()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The outcome of a healing: which weights it writes, the trained ones or those it began with."""
+"""The outcome of a healing: write the trained weights, or those it began with."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         kept: the weights to write.
-        judged_by: name of the figure that was compared.
-        before: its value at the start; NaN: nothing was held out.
-        after: its value at the end.
+        figure: name of the figure that was compared.
+        before: its value at the start; NaN if nothing was held out.
+        after: its value at the end; likewise.
     """
 
     kept: Literal["start", "end"]
-    judged_by: str
+    figure: str
     before: float
     after: float
 
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
     def warning(self, out: Path) -> str:
         """The last line of a healing that ended worse, with the way out."""
-        change = f"{self.judged_by} on held-out text {self.before:.4f} to {self.after:.4f}"
+        change = f"{self.figure} on held-out text {self.before:.4f} to {self.after:.4f}"
         if self.kept == "end":
             return f"worse than before: {change}; {out} has the trained weights (keep: end)"
         return (

@@ -13,12 +13,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import HealingError
 from conversion.families import Family, family_of
-from conversion.healing.launch import processes, processes_here, sharded
-from conversion.healing.memory_estimate import asking_bytes, check_memory, healing_bytes
+from conversion.healing.launch import is_sharded, local_world_size, world_size
+from conversion.healing.memory_estimate import check_memory, healing_bytes, prediction_bytes
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import shard
-from conversion.healing.trainer_arguments import rounds_products
+from conversion.healing.trainer_arguments import uses_bf16_autocast
 from conversion.source import open_source
 from conversion.source.folder import FolderCheckpoint
 from vllm_mha2mla.config import Provenance, read_provenance
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 
 class Pair:
-    """Student and teacher.
+    """The converted checkpoint and its original, read but not loaded.
 
     Args:
-        folder: of the converted checkpoint.
+        folder: folder of the converted checkpoint.
         teacher: the original, as the converter takes it.
-        recipe: how they are used.
+        recipe: window, losses and trained parameters.
 
     Raises:
         CheckpointError, SourceError: one of them cannot be read.
-        HealingError: they do not belong together.
+        HealingError: they do not fit each other or the recipe.
     """
 
     def __init__(self, folder: Path, teacher: str, recipe: HealingRecipe) -> None:
@@ -54,7 +54,7 @@ class Pair:
 
     @property
     def provenance(self) -> Provenance:
-        """How the checkpoint came to be."""
+        """The checkpoint's record of how it was made."""
         return read_provenance(self.config)
 
     @property
@@ -63,93 +63,93 @@ class Pair:
         return family_of(self.config)
 
     def _check(self) -> None:
-        theirs, ours = self.source.config, self.config
+        original, converted = self.source.config, self.config
         same_tokens = self.source.tokenizer().get_vocab() == self.tokenizer.get_vocab()
-        if theirs.vocab_size != ours.vocab_size or not same_tokens:
+        if original.vocab_size != converted.vocab_size or not same_tokens:
             raise HealingError(
                 f"{self.source.name}: its vocabulary is not the checkpoint's; give the model "
                 f"it was made from, {self.provenance.source.name}"
             )
         shape = ("hidden_size", "num_hidden_layers")
         if self._recipe.hidden_weight and any(
-            getattr(theirs, k) != getattr(ours, k) for k in shape
+            getattr(original, key) != getattr(converted, key) for key in shape
         ):
             raise HealingError(
                 f"{self.source.name}: its hidden states have another shape than the checkpoint's; "
                 "leave hidden_weight at 0"
             )
-        limit = min(theirs.max_position_embeddings, ours.max_position_embeddings)
+        limit = min(original.max_position_embeddings, converted.max_position_embeddings)
         if self._recipe.window > limit:
             raise HealingError(f"window {self._recipe.window}: the models take {limit} tokens")
 
     def check_memory(self, stored_teacher: bool) -> None:
-        """Say how much memory it takes.
+        """Log how much memory the healing takes, and refuse to start with less.
 
         Args:
-            stored_teacher: whether the teacher is only asked before the training.
+            stored_teacher: the teacher runs only before the training, to store its predictions.
 
         Raises:
-            HealingError: more than there is.
+            HealingError: too little memory is free.
         """
         with torch.device("meta"):
             student = self.family.converted_causal_lm(self.config)
             original = self.source.family.causal_lm(self.source.config).requires_grad_(False)
         teacher = original if self._recipe.needs_teacher and not stored_teacher else None
-        shards = processes() if sharded() else 1
-        needed = healing_bytes(student, teacher, self._recipe, rounds_products(), shards)
+        shards = world_size() if is_sharded() else 1
+        needed = healing_bytes(student, teacher, self._recipe, uses_bf16_autocast(), shards)
         if stored_teacher:
-            needed = max(needed, asking_bytes(original, self._recipe.window, shards))
-        # On a CPU all share its memory.
-        needed *= 1 if torch.cuda.is_available() else processes_here()
+            needed = max(needed, prediction_bytes(original, self._recipe.window, shards))
+        # On a CPU all processes share its memory.
+        needed *= 1 if torch.cuda.is_available() else local_world_size()
         logger.info("about %.1f GiB of memory are needed", needed / 2**30)
         check_memory(needed)
 
-    def products(self) -> AbstractContextManager[None]:
-        """Products in bfloat16 where they are in training."""
+    def autocast(self) -> AbstractContextManager[None]:
+        """Make a context in which products run in bfloat16, if they do so in training."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.autocast(device, torch.bfloat16, enabled=rounds_products())
+        return torch.autocast(device, torch.bfloat16, enabled=uses_bf16_autocast())
 
     def load_teacher(self, device: torch.device) -> Any:
-        """The original on the device, or this device's part of it, where models are sharded."""
-        if sharded():
+        """Load the original, frozen; where models are sharded, this process's part of it."""
+        if is_sharded():
             with torch.device("meta"):
                 teacher = self.source.family.causal_lm(self.source.config)
         else:
             teacher = source_model(self.source, torch.float32)
         teacher.eval().requires_grad_(False)
         set_attention(teacher, device.type)
-        if rounds_products():
+        if uses_bf16_autocast():
             round_frozen(teacher)
-        if sharded():
+        if is_sharded():
             rotary = self.source.family.rotary_embedding(self.source.config)
             return shard(teacher, self.source, rotary, device)
         return teacher.to(device)
 
     def load_student(self, device: torch.device, teacher: Any | None) -> Any:
-        """The converted model, ready to learn, or this device's part of it.
+        """Load the converted model, ready to learn; or this process's part of it.
 
         Args:
-            device: where it trains.
-            teacher: shares what does not learn, unless models are sharded.
+            device: the device to train on.
+            teacher: the loaded original, to share frozen weights with unless models are sharded.
         """
-        if sharded():
+        if is_sharded():
             with torch.device("meta"):
-                # A copy: Trainer changes a model's, and this one is written.
+                # A copy: Trainer changes the model's config, and self.config is written.
                 student = self.family.converted_causal_lm(copy.deepcopy(self.config))
         else:
             student, _ = load_converted(self.folder, torch.float32)
-            # Its file is carried over as it is; of one that transformers calls invalid no state
-            # could be saved.
+            # transformers saves no training checkpoint with generation options that it calls
+            # invalid. The output gets the original file, whatever is in it.
             student.generation_config = GenerationConfig()
         set_attention(student, device.type)
         choose_trainable(student, self._recipe.train == "all")
-        if sharded():
-            if rounds_products():
+        if is_sharded():
+            if uses_bf16_autocast():
                 round_frozen(student)
             rotary = self.family.rotary_embedding(self.config)
             return shard(student, self.checkpoint, rotary, device)
         student.to(device)
-        if rounds_products():
+        if uses_bf16_autocast():
             round_frozen(student)
         if teacher is not None:
             share_frozen(student, teacher)

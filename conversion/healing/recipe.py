@@ -1,4 +1,4 @@
-"""How a checkpoint is healed: the typed recipe, written into every checkpoint it makes."""
+"""The typed recipe of a healing, written into every checkpoint it makes."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,80 +9,88 @@ from conversion.runtime.typed_yaml import read_yaml, validated
 
 
 class HealingRecipe(BaseModel):
-    """How a checkpoint is healed."""
+    """Settings of a healing that decide its result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective: Literal["distill", "lm", "mix"] = Field(
         "distill",
-        description="distill: divergence from the teacher's predictions; lm: next tokens of the "
-        "text, as MHA2MLA; mix: both.",
+        description="Loss to train. distill: divergence from the teacher's predictions; lm: next "
+        "tokens of the text, as in MHA2MLA; mix: both.",
     )
     lm_weight: float = Field(
-        0.5, gt=0, lt=1, description="Share of the next-token loss in a mix; the rest distils."
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the next-token loss with objective mix; the rest is the divergence.",
     )
     hidden_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of the relative squared error of hidden states, the mean over layers "
-        "and tokens, beside the divergence.",
+        description="Weight of the hidden states' relative squared error, the mean over layers and "
+        "tokens. 0 leaves it out.",
     )
     train: Literal["attention", "all"] = Field(
-        "attention", description="attention: only the converted attention learns; all: everything."
+        "attention",
+        description="Weights to train. attention: the converted attention; all: everything.",
     )
     tokens: int = Field(
         500_000,
         ge=2,
-        description="Tokens to train on. Of a longer text as many are taken, of a shorter one all "
-        "of them, several times.",
+        description="Tokens to train on. A shorter text is repeated; from a longer one, windows "
+        "are taken evenly.",
     )
     window: int = Field(512, ge=2, description="Tokens per window.")
     repeats: float = Field(
         0.25,
         ge=0,
         le=1,
-        description="Share of the windows whose second half repeats the first, to train attention "
-        "to certain earlier tokens.",
+        description="Share of the windows whose second half repeats the first. They train "
+        "attention to one particular earlier token.",
     )
-    batch_size: int = Field(1, ge=1, description="Windows at once on each device.")
-    accumulation: int = Field(1, ge=1, description="Batches whose gradients make one step.")
+    batch_size: int = Field(1, ge=1, description="Windows per batch on each device.")
+    accumulation: int = Field(1, ge=1, description="Batches per optimiser step.")
     stride: int = Field(
         2,
         ge=1,
-        description="Every how manieth position is compared, in turn: of a small model the "
-        "language-model head is a quarter of the work, and neighbours tell nearly the same.",
+        description="Compare every stride-th position, with an offset that rotates from step to "
+        "step. The language-model head is a quarter of a small model's cost, and neighbouring "
+        "positions carry nearly the same signal.",
     )
-    lr: float = Field(1e-4, gt=0, description="Learning rate between warm-up and decay.")
-    warmup: float = Field(0.02, ge=0, le=1, description="Share of the steps that warm up.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate, between warm-up and decay.")
+    warmup: float = Field(0.02, ge=0, le=1, description="Share of the steps for the warm-up.")
     decay: float = Field(
-        0.9, ge=0, le=1, description="Share of the steps, the last, that decay as 1 - sqrt."
+        0.9, ge=0, le=1, description="Share of the steps for the 1 - sqrt decay at the end."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm that gradients are clipped to.")
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations twice instead of keeping them."
+        False, description="Save memory: recompute activations in the backward pass."
     )
     teacher_top_k: int = Field(
         64,
         ge=1,
-        description="With --cache-teacher: predictions kept per position, beside the remaining "
-        "mass.",
+        description="Likeliest tokens stored per position with --cache-teacher; the mass of the "
+        "others is stored as one number.",
     )
     held_out_tokens: int = Field(
-        8192, ge=0, description="Tokens of the text never trained on: before and after."
+        8192,
+        ge=0,
+        description="Tokens held out from training, to measure before and after it; at most a "
+        "fifth of the text.",
     )
     keep: Literal["better", "end"] = Field(
         "better",
-        description="better: write the trained weights unless they do worse on held-out text than "
-        "those before the training, which are written then; end: write the trained weights.",
+        description="Weights to write. better: the trained ones, or those from before the training "
+        "if they do better on held-out text; end: always the trained ones.",
     )
     save_steps: int = Field(
-        100, ge=1, description="Every how many steps the state is saved, to go on from."
+        100, ge=1, description="Save a training checkpoint, to resume from, every so many steps."
     )
     save_minutes: float = Field(
-        5.0, gt=0, description="It is also saved when the last state is so many minutes old."
+        5.0, gt=0, description="Save one also when the last is older than this many minutes."
     )
-    seed: int = Field(0, ge=0, description="Of the order of the windows.")
+    seed: int = Field(0, ge=0, description="Seed of the order of the windows.")
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "HealingRecipe":
@@ -99,23 +107,27 @@ class HealingRecipe(BaseModel):
 
     @property
     def distills(self) -> bool:
-        """Whether a teacher's predictions are compared."""
+        """True if the divergence from a teacher is trained."""
         return self.objective != "lm"
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is asked anything in training."""
+        """True if training compares anything with a teacher."""
         return self.distills or self.hidden_weight > 0
 
 
 def make_healing_recipe(file: Path | None, **options: Any) -> HealingRecipe:
-    """A recipe from a YAML file, with options that were given on top.
+    """Make a recipe from a YAML file and options, which win over the file.
+
+    Args:
+        file: the YAML file; ``None``: the defaults.
+        options: values by key; ``None`` leaves a key as it is.
 
     Raises:
         RecipeError: unreadable file, unknown key, or a value out of range.
     """
     given = {key: value for key, value in options.items() if value is not None}
     values = read_yaml(file)
-    # An option's mistake is not the file's.
+    # First the file alone: a mistake in an option must not be reported as the file's.
     validated(HealingRecipe, values, file)
     return validated(HealingRecipe, values | given, None)

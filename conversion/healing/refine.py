@@ -24,21 +24,26 @@ from conversion.source import SourceCheckpoint
 from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import calibration_windows
 
-# Every second position is compared: half the work of the language-model head, which is a
-# quarter of a small model's, at nearly the same signal.
+# Compare every second position: half the work of the language-model head, which is a quarter of a
+# small model's, at nearly the same signal.
 STRIDE = 2
 WARMUP_STEPS = 10
 CPU = "cpu"
 
 
 def refinement_windows(source: SourceCheckpoint, files: Sequence[Path], recipe: Recipe) -> Tensor:
-    """The text to refine on: as many windows as there are steps, if the texts have that many.
+    """Read the text to refine on: one window per step, or fewer if the texts are shorter.
+
+    Args:
+        source: the original; its tokenizer and context length are used.
+        files: the calibration texts.
+        recipe: ``refine_steps`` and ``refine_window``.
 
     Returns:
         token ids  # [windows, tokens]
 
     Raises:
-        CalibrationError: it cannot be used, or the tokenizer is not this model's.
+        CalibrationError: a text cannot be used, or the tokenizer is not this model's.
     """
     window = source.window(recipe.refine_window)
     ids = calibration_windows(source.tokenizer(), files, recipe.refine_steps * window, window).ids
@@ -54,22 +59,21 @@ def refine(
     recipe: Recipe,
     progress: Progress,
 ) -> list[dict[str, Tensor]]:
-    """Train the converted attention of all layers at once towards the original's predictions.
+    """Train the converted attention of all layers together towards the original's predictions.
 
         min  mean_t KL(p_original(. | x_<=t) || p_converted(. | x_<=t))
 
-    over the attention's weights only, with Adam, a linear decay and ``recipe.refine_lr``:
-    embeddings, norms and MLPs are shared with the teacher and stay as they are, and so do the
-    rotary frequencies. The matrix products run in bfloat16 where the processor has it, weights,
-    residual stream and losses in float32.
+    Adam with a linear decay changes the attention's weights only. Embeddings, norms and MLPs are
+    shared with the teacher and stay as they are, and so do the rotary frequencies. Matrix products
+    run in bfloat16 where the processor has it; weights, residual stream and losses are float32.
 
     Args:
         source: the original; it is loaded whole, once for teacher and student.
         config: the converted model's config.
         layers: the ``self_attn`` tensors of every converted layer.
         ids: token windows, cycled through if there are fewer than steps  # [windows, tokens]
-        recipe: ``refine_steps``, one window each, and ``refine_lr``.
-        progress: told about every step.
+        recipe: ``refine_steps``, one window each, and the peak rate ``refine_lr``.
+        progress: shows one step of the training at a time.
 
     Returns:
         the refined tensors of every layer, float32.
@@ -80,7 +84,7 @@ def refine(
     if bfloat16_is_fast():
         round_frozen(teacher)
     student = _student(source, config, teacher, layers)
-    learning = choose_trainable(student, everything=False)
+    trained = choose_trainable(student, train_all=False)
     with (
         tempfile.TemporaryDirectory() as folder,
         progress.task("Refining", recipe.refine_steps) as advance,
@@ -109,7 +113,7 @@ def refine(
         trainer.train()
     return [
         {
-            name: learning.get(f"{source.family.attention_prefix(index)}{name}", tensor).detach()
+            name: trained.get(f"{source.family.attention_prefix(index)}{name}", tensor).detach()
             for name, tensor in tensors.items()
         }
         for index, tensors in enumerate(layers)
@@ -119,7 +123,7 @@ def refine(
 def _student(
     source: SourceCheckpoint, config: Any, teacher: Any, layers: list[dict[str, Tensor]]
 ) -> Any:
-    """The converted model on the teacher's own tensors, with copies of the converted ones."""
+    """Build the converted model: the teacher's own tensors, and copies of the converted ones."""
     with torch.device("meta"):
         student = source.family.converted_causal_lm(copy.deepcopy(config))
     set_attention(student, CPU)

@@ -1,4 +1,4 @@
-"""States of a healing that is under way, to go on from after any end."""
+"""Training checkpoints of a healing under way, so that it can resume after any interruption."""
 
 import json
 import logging
@@ -19,11 +19,14 @@ logger = logging.getLogger(__name__)
 RUN = "run.json"
 
 
-class States:
-    """``.OUT.healing`` beside ``OUT``: what is being done, and Trainer's saved states.
+class TrainingCheckpoints:
+    """The folder ``.OUT.healing`` beside ``OUT``: ``run.json`` and Trainer's ``checkpoint-N``.
+
+    ``run.json`` has two keys: ``run``, all that decides the result, and ``before``, the figures
+    measured before the training.
 
     Args:
-        out: the checkpoint that is being made.
+        out: the converted checkpoint that is being made.
     """
 
     def __init__(self, out: Path) -> None:
@@ -32,27 +35,27 @@ class States:
 
     @contextmanager
     def claimed(self, run: dict[str, Any], restart: bool) -> Iterator[None]:
-        """Make the folder this run's, or go on with it; other processes are kept out.
+        """Start this run in the folder or resume it; other processes are locked out meanwhile.
 
-        What ends the block before anything was saved leaves no folder.
+        If the block fails before anything was saved, the folder is removed.
 
         Args:
-            run: all that decides what comes out.
-            restart: whether another run's states may go.
+            run: all that decides the result, by names that fit an error message.
+            restart: drop what another run left.
 
         Raises:
-            HealingError: another run's states are there.
-            OutputError: another process is at it.
+            HealingError: another run left training checkpoints, and ``restart`` is False.
+            OutputError: another process uses the folder.
         """
-        with self._errors():
+        with self._write_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, self._out):
-            noted = self._noted()
-            if restart or noted is None:
-                with self._errors():
-                    self._begin(run)
-            elif noted["run"] != run:
-                changed = ", ".join(key for key in run if noted["run"].get(key) != run[key])
+            record = self._read_record()
+            if restart or record is None:
+                with self._write_errors():
+                    self._start(run)
+            elif record["run"] != run:
+                changed = ", ".join(key for key in run if record["run"].get(key) != run[key])
                 raise HealingError(
                     f"{self.folder}: holds an interrupted healing with another {changed}; go on "
                     "with the same options, or drop it with --restart"
@@ -64,34 +67,36 @@ class States:
                 if last is None:
                     self.remove()
                 else:
-                    logger.info("%s: kept; the same command goes on from step %d", last, step(last))
+                    logger.info(
+                        "%s: kept; the same command goes on from step %d", last, step_of(last)
+                    )
                 raise
 
     @property
     def before(self) -> dict[str, float] | None:
-        """What was measured before training; ``None``: not yet."""
-        return (self._noted() or {}).get("before")
+        """Figures measured before the training; ``None``: not measured yet."""
+        return (self._read_record() or {}).get("before")
 
-    def note_before(self, figures: dict[str, float]) -> None:
-        """Keep what was measured before training, for when it goes on after an interruption."""
-        self._note((self._noted() or {}) | {"before": figures})
+    def record_before(self, figures: dict[str, float]) -> None:
+        """Keep the figures measured before the training, for a resumed run."""
+        self._write_record((self._read_record() or {}) | {"before": figures})
 
     def last(self) -> Path | None:
-        """The last state that was saved whole; what a killed process left half-written goes."""
-        for folder in self._saved():
-            if _is_whole(folder):
+        """The newest complete training checkpoint; incomplete ones are deleted on the way."""
+        for folder in self._newest_first():
+            if _is_complete(folder):
                 return folder
             shutil.rmtree(folder, ignore_errors=True)
         return None
 
     def remove(self) -> None:
-        """All is done."""
-        # First what makes it a run: half a folder must not look like one.
+        """Delete the folder."""
+        # First the file that makes it a run: half a folder must not look like one.
         (self.folder / RUN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -100,35 +105,35 @@ class States:
                 "another folder"
             ) from error
 
-    def _begin(self, run: dict[str, Any]) -> None:
-        self._empty()
+    def _start(self, run: dict[str, Any]) -> None:
+        self._clear()
         try:
-            self._note({"run": run})
+            self._write_record({"run": run})
         except OSError:
             self.remove()
             raise
 
-    def _saved(self) -> list[Path]:
-        found = [
+    def _newest_first(self) -> list[Path]:
+        folders = [
             folder
             for folder in self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
             if folder.name.rpartition("-")[2].isdecimal()
         ]
-        return sorted(found, key=step, reverse=True)
+        return sorted(folders, key=step_of, reverse=True)
 
-    def _noted(self) -> dict[str, Any] | None:
+    def _read_record(self) -> dict[str, Any] | None:
         try:
-            noted = json.loads((self.folder / RUN).read_text("utf-8"))
+            record = json.loads((self.folder / RUN).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return noted if isinstance(noted, dict) else None
+        return record if isinstance(record, dict) else None
 
-    def _note(self, noted: dict[str, Any]) -> None:
+    def _write_record(self, record: dict[str, Any]) -> None:
         staged = self.folder / f"{RUN}.partial"
-        staged.write_text(json.dumps(noted, indent=2) + "\n", "utf-8")
+        staged.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         staged.replace(self.folder / RUN)
 
-    def _empty(self) -> None:
+    def _clear(self) -> None:
         (self.folder / RUN).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -137,15 +142,15 @@ class States:
                 path.unlink()
 
 
-def step(folder: Path) -> int:
-    """After which step a state was saved."""
+def step_of(folder: Path) -> int:
+    """The step after which a training checkpoint was saved."""
     return int(folder.name.rpartition("-")[2])
 
 
-def _is_whole(folder: Path) -> bool:
-    # Trainer writes it last.
+def _is_complete(folder: Path) -> bool:
+    # Trainer writes this file last.
     try:
         state = json.loads((folder / TRAINER_STATE_NAME).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(state.get("global_step") == step(folder))
+    return bool(state.get("global_step") == step_of(folder))

@@ -1,4 +1,4 @@
-"""A model cut over all devices: FSDP 2, read from its files layer by layer."""
+"""A model sharded over all devices: FSDP 2, read from its files layer by layer."""
 
 import warnings
 from typing import Any
@@ -11,49 +11,49 @@ from torch.distributed.tensor import DTensor
 
 from conversion.errors import SourceError
 from conversion.families import family_of
-from conversion.healing.launch import processes
+from conversion.healing.launch import world_size
 from conversion.source import SourceCheckpoint
 
-# For accelerate, which finds the models cut already and saves and restores states. Every process
-# writes its own part.
+# For accelerate: the models are sharded already (NO_WRAP), and every process saves its own part.
 FSDP_CONFIG = {"version": 2, "auto_wrap_policy": "NO_WRAP", "state_dict_type": "SHARDED_STATE_DICT"}
 
 
 def shard(model: Any, checkpoint: SourceCheckpoint, rotary: nn.Module, device: torch.device) -> Any:
-    """Fill a model with this process's part of its weights; no process ever holds the whole.
+    """Load this process's part of a model's weights; no process ever holds the whole.
 
-    A decoder layer is gathered when it is computed, the rest with the first of them. Each tensor
-    is cut, gathered and reduced in its own dtype, where accelerate would round all of a layer, the
-    rotary frequencies too: products in bfloat16 are autocast's, as without shards.
+    Every decoder layer is a unit of its own, gathered while it is computed; the rest of the model
+    is one more unit. Tensors are sharded, gathered and reduced in their own dtype. accelerate's
+    own wrapping would convert a layer to one dtype, the rotary frequencies with it; here only
+    autocast rounds products to bfloat16, as without shards.
 
     Args:
         model: on the meta device, each parameter in the dtype it is to have.
         checkpoint: its weights.
-        rotary: its rotary embedding, whose buffers no checkpoint has.
+        rotary: its rotary embedding, whose buffers are in no checkpoint.
         device: this process's.
 
     Raises:
-        SourceError: the weights are not the model's.
+        SourceError: the weights do not fit the model.
     """
     # Hidden states that are compared are such views, and nothing writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    mesh = init_device_mesh(device.type, (processes(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     family = family_of(model.config)
     family.set_rotary(model, rotary.to(device))
     for index, layer in enumerate(family.layers(model)):
-        _fill(layer, family.layer_prefix(index), checkpoint, device)
+        _load_weights(layer, family.layer_prefix(index), checkpoint, device)
         fully_shard(layer, mesh=mesh)
-    _fill(model, "", checkpoint, device)
+    _load_weights(model, "", checkpoint, device)
     model.tie_weights()
     fully_shard(model, mesh=mesh)
     return model
 
 
-def _fill(
+def _load_weights(
     module: nn.Module, prefix: str, checkpoint: SourceCheckpoint, device: torch.device
 ) -> None:
     weights = {}
-    # A tied head comes up under its first name only.
+    # named_parameters() lists a tied head under its first name only.
     for name, parameter in module.named_parameters():
         if not parameter.is_meta:
             continue
@@ -67,11 +67,11 @@ def _fill(
     module.load_state_dict(weights, strict=False, assign=True)
 
 
-def part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, the same memory; all of one that is not cut."""
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds, as a view; else the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; of one that is cut, only together with all other processes."""
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor; else the tensor itself. All processes call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

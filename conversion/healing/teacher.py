@@ -1,4 +1,4 @@
-"""The teacher a student is held against: the original in memory, or its stored predictions."""
+"""The teacher that a student follows: the original in memory, or its stored predictions."""
 
 from typing import Any, Protocol
 
@@ -10,28 +10,32 @@ from conversion.healing.teacher_cache import TeacherCache
 
 
 class Teacher(Protocol):
-    """Says how far a student's output is from its own."""
+    """Compares a student's output with its own."""
 
     wants_hidden: bool
-    """Whether the student's hidden states are compared too."""
+    """True if the student's hidden states are compared too."""
 
     def loss(self, student: Any, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Divergence of the predictions, and error of the hidden states.
+        """Compute the divergence of the predictions and the error of the hidden states.
 
         Args:
-            student: the student's output, logits at ``positions``.
-            ids: what it was given  # [batch, tokens]
-            positions: which are compared  # [positions]
+            student: the student's output, with logits at ``positions``.
+            ids: the student's input  # [batch, tokens]
+            positions: the positions to compare  # [positions]
+
+        Returns:
+            the divergence in nats, and the relative error; zero where hidden states are not
+            compared.
         """
         ...
 
 
 class LiveTeacher:
-    """A model in memory, asked at every step.
+    """A model in memory that runs at every step.
 
     Args:
-        model: the original, whose weights do not learn.
-        hidden: whether hidden states are compared.
+        model: the original; its weights are frozen here.
+        hidden: compare hidden states too.
     """
 
     def __init__(self, model: Any, hidden: bool = False) -> None:
@@ -39,7 +43,7 @@ class LiveTeacher:
         self.wants_hidden = hidden
 
     @torch.no_grad()
-    def _ask(self, ids: Tensor, positions: Tensor) -> Any:
+    def _predict(self, ids: Tensor, positions: Tensor) -> Any:
         return self.model(
             input_ids=ids,
             logits_to_keep=positions,
@@ -48,19 +52,19 @@ class LiveTeacher:
         )
 
     def loss(self, student: Any, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`Teacher.loss`."""
-        teacher = self._ask(ids, positions)
-        apart = divergence(student.logits.flatten(0, 1), teacher.logits.flatten(0, 1))
+        """Compute both losses; see :meth:`Teacher.loss`."""
+        teacher = self._predict(ids, positions)
+        kl = divergence(student.logits.flatten(0, 1), teacher.logits.flatten(0, 1))
         if not self.wants_hidden:
-            return apart, apart.new_zeros(())
-        return apart, hidden_error(student.hidden_states[1:], teacher.hidden_states[1:])
+            return kl, kl.new_zeros(())
+        return kl, hidden_error(student.hidden_states[1:], teacher.hidden_states[1:])
 
 
 class StoredTeacher:
     """Predictions on disk: the likeliest tokens of every position, and the remaining mass.
 
     Args:
-        cache: holds every window that will be asked for.
+        cache: holds every window that will be trained on or measured.
     """
 
     wants_hidden = False
@@ -69,12 +73,12 @@ class StoredTeacher:
         self._cache = cache
 
     def loss(self, student: Any, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`Teacher.loss`; hidden states are not stored."""
+        """Compute the divergence; hidden states are not stored, so their error is zero."""
         at = positions.cpu()  # [positions]
-        rows = [self._cache.read(row) for row in ids.cpu()]
+        windows = [self._cache.read(row) for row in ids.cpu()]
         tokens, log_p, rest = (
-            torch.cat([part[at] for part in parts]).to(ids.device)
-            for parts in zip(*rows, strict=True)
+            torch.cat([window[at] for window in column]).to(ids.device)
+            for column in zip(*windows, strict=True)
         )  # [batch * positions, k] twice, [batch * positions]
-        apart = top_divergence(student.logits.flatten(0, 1), tokens, log_p, rest)
-        return apart, apart.new_zeros(())
+        kl = top_divergence(student.logits.flatten(0, 1), tokens, log_p, rest)
+        return kl, kl.new_zeros(())

@@ -1,4 +1,4 @@
-"""A teacher's predictions on disk, so that repeated runs don't pay for them twice."""
+"""A teacher's predictions on disk, so that repeated healings compute them once."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from conversion.runtime.progress import Progress
 from conversion.text.tokens import fingerprint
 
 TOKENS, LOG_P, REST = "tokens", "log_p", "rest"
-# An int32 and a float16 per kept prediction, a float32 per position.
+# Per kept prediction an int32 and a float16; per position a float32.
 PREDICTION_BYTES, POSITION_BYTES = 6, 4
 
 
 class TeacherCache:
-    """One file per window: its ``k`` likeliest tokens at every position, and what is left.
+    """One file per window: the ``k`` likeliest tokens at every position and the remaining mass.
 
     Args:
-        folder: where; made if it is not there. Several teachers may share it.
+        folder: the folder of the cache, created if missing; several teachers may share it.
         fingerprint: the teacher's.
-        k: predictions per position.
+        k: predictions kept per position.
 
     Raises:
-        HealingError: the folder cannot be made.
+        HealingError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, fingerprint: str, k: int) -> None:
@@ -40,12 +40,19 @@ class TeacherCache:
             raise HealingError(f"--cache-teacher {folder}: {error.strerror}") from error
 
     def missing(self, windows: Tensor) -> list[Tensor]:
-        """Those of ``windows``, [windows, window], that are not there yet, each once."""
-        unknown = {path.name: row for row in windows if not (path := self._path(row)).exists()}
-        return list(unknown.values())
+        """List the windows that are not stored yet, each once.
+
+        Args:
+            windows: token ids  # [windows, window]
+
+        Returns:
+            token ids, each  # [window]
+        """
+        missing = {path.name: row for row in windows if not (path := self._path(row)).exists()}
+        return list(missing.values())
 
     def bytes_of(self, windows: Sequence[Tensor]) -> int:
-        """What so many windows take on disk."""
+        """Size of these windows' predictions on disk."""
         return sum(row.numel() * (self.k * PREDICTION_BYTES + POSITION_BYTES) for row in windows)
 
     @torch.no_grad()
@@ -53,20 +60,23 @@ class TeacherCache:
         self,
         windows: Sequence[Tensor],
         teacher: Any,
-        products: Callable[[], Any],
+        autocast: Callable[[], Any],
         progress: Progress,
     ) -> None:
-        """Ask the teacher about windows that are missing; an interrupted run keeps what it has.
+        """Compute and store predictions of windows; an interruption keeps those stored so far.
 
         Args:
             windows: token ids, each  # [window]
             teacher: the original as a model.
-            products: context of the teacher's matrix products.
-            progress: told about every window.
+            autocast: makes the context that the teacher runs in.
+            progress: shows one step per window.
+
+        Raises:
+            HealingError: a file cannot be written.
         """
-        with progress.task("Asking the teacher", len(windows)) as advance:
+        with progress.task("Storing the teacher's predictions", len(windows)) as advance:
             for row in windows:
-                with products():
+                with autocast():
                     logits = teacher(input_ids=row[None].to(teacher.device), use_cache=False).logits
                 p = logits[0].float().log_softmax(-1)  # [window, vocabulary]
                 log_p, tokens = p.topk(min(self.k, p.shape[-1]), dim=-1)  # [window, k]
@@ -89,16 +99,17 @@ class TeacherCache:
             staged.unlink(missing_ok=True)
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A window's predictions.
+        """Read a window's predictions.
 
         Args:
             row: token ids  # [window]
 
         Returns:
-            tokens and log-probabilities  # [window, k], the others' mass  # [window]
+            tokens and their log-probabilities  # [window, k] each
+            probability of all other tokens  # [window]
 
         Raises:
-            HealingError: not there, or not readable.
+            HealingError: the file is missing or not readable.
         """
         path = self._path(row)
         try:

@@ -17,14 +17,14 @@ from conversion.text.tokens import fingerprint, tokenize
 
 
 @dataclass(frozen=True)
-class Packed:
+class HealingText:
     """Token windows of equal length.
 
     Attributes:
-        ids: to train on  # [windows, window], int64
-        held_out: of the same texts, never trained on  # [held-out windows, window], int64
+        ids: windows to train on  # [windows, window], int64
+        held_out: windows of the same texts, never trained on  # [held-out windows, window], int64
         files: names of the texts.
-        fingerprint: of both.
+        fingerprint: fingerprint of both kinds of windows.
     """
 
     ids: Tensor
@@ -35,18 +35,20 @@ class Packed:
 
 def packed_windows(
     tokenizer: PreTrainedTokenizerBase, files: Sequence[Path], recipe: HealingRecipe
-) -> Packed:
-    """Files end to end, cut into windows; of more windows than asked for, evenly spread ones.
+) -> HealingText:
+    """Join files end to end, cut them into windows, and hold some of these out.
+
+    Held-out windows come from all parts of the text and are at most a fifth of it. If more windows
+    are left than ``recipe.tokens`` asks for, evenly spread ones are taken.
 
     Args:
         tokenizer: the model's.
-        files: texts, ``.txt`` or ``.jsonl``; records with ``messages`` go through the model's chat
-            template. None means the built-in one.
-        recipe: how many tokens to train on, at most, in windows of how many; how many to hold out,
-            of all parts of the text and at most a fifth of it; which share of the others repeats.
+        files: ``.txt`` or ``.jsonl``; records with ``messages`` go through the model's chat
+            template. An empty sequence means the built-in text.
+        recipe: ``tokens``, ``window``, ``held_out_tokens`` and ``repeats``.
 
     Raises:
-        CalibrationError: a file cannot be used, or together they have not one window.
+        CalibrationError: a file cannot be used, or together they are shorter than one window.
     """
     end, window = tokenizer.eos_token_id, recipe.window
     names, texts = read_texts(files, tokenizer)
@@ -63,32 +65,32 @@ def packed_windows(
             "more text"
         )
     windows = ids[: count * window].view(count, window)  # [windows, window]
-    apart = -(-recipe.held_out_tokens // window)
-    held = evenly(count, min(apart, count // 5))
+    held_out_count = -(-recipe.held_out_tokens // window)
+    held = evenly(count, min(held_out_count, count // 5))
     others = torch.ones(count, dtype=torch.bool)  # [windows]
     others[held] = False
     train = windows[others]
     train = train[evenly(len(train), max(1, recipe.tokens // window))]
     train = with_repeats(train, round(recipe.repeats * len(train)))
     held_out = windows[held]
-    return Packed(train, held_out, names, fingerprint(train, held_out))
+    return HealingText(train, held_out, names, fingerprint(train, held_out))
 
 
-def in_order(ids: Tensor, wanted: int, seed: int) -> Tensor:
-    """So many windows in the order they are trained on: all in a random order, then all again.
+def training_order(ids: Tensor, count: int, seed: int) -> Tensor:
+    """Order ``count`` windows for training: all in a random order, then all in another.
 
-    One sequence for the whole training, whatever a step takes of it: every step is whole, and a
-    step that is done is done whatever comes after an interruption.
+    The order is fixed for the whole training, however many windows a step takes. A resumed run
+    therefore goes on with exactly the windows that the interrupted one had left.
 
     Args:
         ids: windows  # [windows, window]
-        wanted: how many.
-        seed: of the order.
+        count: number of windows to train on, repeats included.
+        seed: seed of the orders.
 
     Returns:
-        numbers of windows  # [wanted]
+        indices of windows  # [count]
     """
     generator = torch.Generator().manual_seed(seed)
-    passes = -(-wanted // len(ids))
+    passes = -(-count // len(ids))
     orders = [torch.randperm(len(ids), generator=generator) for _ in range(passes)]
-    return torch.cat(orders)[:wanted]
+    return torch.cat(orders)[:count]

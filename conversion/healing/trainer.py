@@ -5,24 +5,26 @@ from typing import Any
 import torch
 from accelerate.utils import AutocastKwargs, convert_to_fp32
 from torch import Tensor
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from conversion.healing.losses import next_token
+from conversion.healing.private_apis import CompleteCheckpoints
 from conversion.healing.teacher import Teacher
 
-# Every weight is used once: rounded copies of all layers would only stay.
-ONE_USE = AutocastKwargs(cache_enabled=False)
+# Every weight is used once per pass: a cache of rounded copies would only take memory.
+NO_WEIGHT_CACHE = AutocastKwargs(cache_enabled=False)
 
 
-class HealingTrainer(Trainer):
+class HealingTrainer(CompleteCheckpoints):
     """Trains a student on token windows towards a teacher, the text, or both.
 
+        (1 - lm_weight) divergence + lm_weight next-token loss + hidden_weight hidden-state error
+
     Args:
-        teacher: what the student is held against; ``None``: only the text.
-        lm_weight: share of the next-token loss: 0 to 1.
-        hidden_weight: of the hidden states' error, beside the divergence.
-        stride: every how manieth position is compared.
+        teacher: the model to follow; ``None``: train on the text only.
+        lm_weight: share of the next-token loss, 0 to 1.
+        hidden_weight: weight of the hidden states' error.
+        stride: compare every ``stride``-th position.
         kwargs: Trainer's.
     """
 
@@ -36,7 +38,7 @@ class HealingTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # It prints what the caller's own progress says.
+        # It prints what our own progress shows.
         self.remove_callback(PrinterCallback)
         self._teacher = teacher
         self._lm_weight = lm_weight
@@ -46,16 +48,17 @@ class HealingTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss of one batch of windows, ``input_ids``  # [batch, tokens]"""
+        """Compute the loss of one batch of windows, ``input_ids``  # [batch, tokens]"""
         ids = inputs["input_ids"]
-        # The last position predicts what is not there.
+        # The offset rotates from step to step, so that every position has its turn. The last
+        # position is left out: its next token is not in the window.
         offset = self.state.global_step % self._stride
         last = ids.shape[1] - 1
         positions = torch.arange(offset, last, self._stride, device=ids.device)  # [positions]
-        apart, hidden, text = self._losses(model, ids, positions)
+        kl, hidden, text = self._losses(model, ids, positions)
         loss = torch.zeros((), device=ids.device)
         if self._lm_weight < 1:
-            loss = loss + (1 - self._lm_weight) * apart
+            loss = loss + (1 - self._lm_weight) * kl
         if self._lm_weight > 0:
             loss = loss + self._lm_weight * text
         if self._hidden_weight > 0:
@@ -63,44 +66,37 @@ class HealingTrainer(Trainer):
         return loss
 
     def _losses(
-        self, model: Any, ids: Tensor, positions: Tensor, everything: bool = False
+        self, model: Any, ids: Tensor, positions: Tensor, need_text: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Divergence, hidden states' error and next-token loss; zero where not asked for."""
+        """Divergence, hidden states' error and next-token loss; zero where not needed."""
         teacher = self._teacher
         zero = torch.zeros((), device=ids.device)
-        # Trainer has only the student's forward pass in mixed precision.
-        with self.accelerator.autocast(ONE_USE):
+        # Trainer's own autocast covers only the student's forward pass.
+        with self.accelerator.autocast(NO_WEIGHT_CACHE):
             student = model(
                 input_ids=ids,
                 logits_to_keep=positions,
                 use_cache=False,
                 output_hidden_states=teacher is not None and teacher.wants_hidden,
             )
-            # As accelerate does for a model that is not sharded: several losses would else add up
-            # their gradients in bfloat16.
+            # accelerate does this for models that are not sharded. Without it the gradients of
+            # several losses would add up in bfloat16.
             student = convert_to_fp32(student)
-            apart, hidden = (
-                (zero, zero) if teacher is None else teacher.loss(student, ids, positions)
-            )
+            kl, hidden = (zero, zero) if teacher is None else teacher.loss(student, ids, positions)
         text = zero
-        if everything or self._lm_weight > 0:
+        if need_text or self._lm_weight > 0:
             text = next_token(student.logits.flatten(0, 1), ids[:, positions + 1].flatten())
-        return apart, hidden, text
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The last that other processes write of a state, before the first one declares it whole.
-        self.accelerator.wait_for_everyone()
+        return kl, hidden, text
 
     @torch.no_grad()
     def measure(self, windows: Tensor) -> dict[str, float]:
-        """Figures of the student as it is, over whole windows.
+        """Measure the student as it is, at every position of whole windows.
 
         Args:
             windows: token ids  # [windows, window]
 
         Returns:
-            ``perplexity``, and ``divergence`` if there is a teacher; nothing without windows.
+            ``perplexity``, and ``divergence`` in nats if there is a teacher; empty without windows.
         """
         if not len(windows):
             return {}
@@ -111,10 +107,10 @@ class HealingTrainer(Trainer):
         for row in windows:
             ids = row[None].to(self.args.device)  # [1, window]
             positions = torch.arange(ids.shape[1] - 1, device=ids.device)  # [window - 1]
-            apart, _, text = self._losses(model, ids, positions, everything=True)
-            sums += torch.stack((apart, text)).double().cpu()
+            kl, _, text = self._losses(model, ids, positions, need_text=True)
+            sums += torch.stack((kl, text)).double().cpu()
         model.train(training)
-        apart, text = (sums / len(windows)).tolist()
+        mean_kl, mean_loss = (sums / len(windows)).tolist()
         # Not math.exp, which raises where this is infinite.
-        figures = {"perplexity": float(torch.tensor(text).exp())}
-        return figures if self._teacher is None else figures | {"divergence": apart}
+        figures = {"perplexity": float(torch.tensor(mean_loss).exp())}
+        return figures if self._teacher is None else figures | {"divergence": mean_kl}

@@ -1,4 +1,4 @@
-"""Trainer's arguments for a healing, and the distillation within a conversion."""
+"""Trainer's arguments for a healing, and for the refinement within a conversion."""
 
 from pathlib import Path
 from typing import Any
@@ -6,31 +6,32 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from conversion.healing.launch import check_chosen, sharded
+from conversion.healing.launch import check_distributed_type, is_sharded
+from conversion.healing.private_apis import use_one_device
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import FSDP_CONFIG
 from conversion.runtime.precision import bfloat16_is_fast
 
 BETAS = (0.9, 0.98)
-# Points of a loss curve, at most about so many.
-POINTS = 500
+# Upper bound of the number of points of a loss curve, roughly.
+CURVE_POINTS = 500
 
 
-def rounds_products() -> bool:
-    """Whether matrix products run in bfloat16 on the device that Trainer will use."""
+def uses_bf16_autocast() -> bool:
+    """True if matrix products run in bfloat16 on the device that Trainer will use."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
     return bfloat16_is_fast()
 
 
 def common_arguments(folder: Path, steps: int) -> dict[str, Any]:
-    """What every training of ours has: AdamW, mixed precision, no reports but our own."""
+    """Arguments that every training shares: AdamW, mixed precision, no reports but our own."""
     return {
         "output_dir": str(folder),
         "max_steps": steps,
         "adam_beta1": BETAS[0],
         "adam_beta2": BETAS[1],
-        "bf16": rounds_products(),
+        "bf16": uses_bf16_autocast(),
         "use_cpu": not torch.cuda.is_available(),
         "report_to": [],
         "disable_tqdm": True,
@@ -42,17 +43,17 @@ def common_arguments(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> TrainingArguments:
-    """Warm-up, constant, 1 - sqrt decay, as MHA2MLA; states to go on from in ``folder``.
+    """Make the arguments of a healing: warm-up, constant rate, 1 - sqrt decay, as MHA2MLA.
 
     Args:
-        recipe: what to do.
-        folder: where the states are saved.
-        steps: how many.
+        recipe: batch size, learning rate, schedule and how often to save.
+        folder: the folder for training checkpoints.
+        steps: number of optimiser steps.
 
     Raises:
         HealingError: accelerate does not do here what it was launched for.
     """
-    logging_steps = max(1, steps // POINTS)
+    logging_steps = max(1, steps // CURVE_POINTS)
     arguments = TrainingArguments(
         **common_arguments(folder, steps),
         per_device_train_batch_size=recipe.batch_size,
@@ -71,16 +72,16 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         logging_strategy="steps",
         logging_steps=logging_steps,
         save_strategy="steps",
-        # Where the curve has a point: a mean of losses begins anew after an interruption.
+        # A multiple of logging_steps: the mean loss of a point of the curve begins anew after an
+        # interruption, so it must not span one.
         save_steps=-(-recipe.save_steps // logging_steps) * logging_steps,
         save_total_limit=2,
         train_sampling_strategy="sequential",
         seed=recipe.seed,
-        **(_sharding() if sharded() else {}),
+        **(_sharding() if is_sharded() else {}),
     )
-    check_chosen(arguments.distributed_state.distributed_type)
-    # One process has one device: several devices are several processes.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    check_distributed_type(arguments.distributed_state.distributed_type)
+    use_one_device(arguments)
     return arguments
 
 

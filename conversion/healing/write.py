@@ -1,4 +1,4 @@
-"""Writing a healed checkpoint: what was learned, the rest as it was."""
+"""Writing a healed checkpoint: the trained tensors new, all others as they were."""
 
 import importlib.metadata
 import platform
@@ -15,7 +15,7 @@ from conversion.checkpoint.writer import CheckpointWriter
 from conversion.healing.curve import PLOT, LossCurve, plot_curve
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
-from conversion.healing.text import Packed
+from conversion.healing.text import HealingText
 from vllm_mha2mla.config import HealingInfo, Provenance, latent_widths
 from vllm_mha2mla.version import __version__
 
@@ -25,15 +25,26 @@ PACKAGES = ("torch", "transformers", "accelerate")
 def healed_provenance(
     pair: Pair,
     recipe: HealingRecipe,
-    text: Packed,
+    text: HealingText,
     tokens: int,
     stored: bool,
     before: dict[str, float],
     after: dict[str, float],
     kept: Literal["start", "end"],
 ) -> Provenance:
-    """The checkpoint's provenance with one more healing, of so many tokens."""
-    done = HealingInfo(
+    """Add a healing to the checkpoint's provenance.
+
+    Args:
+        pair: the checkpoint and its teacher.
+        recipe: the healing's recipe.
+        text: the text it trained on.
+        tokens: number of tokens it trained on, repeats included.
+        stored: the teacher's predictions were stored.
+        before: figures on held-out text before the training.
+        after: the same after it.
+        kept: the weights that are written.
+    """
+    healing = HealingInfo(
         recipe=recipe.model_dump(),
         teacher=pair.source.name,
         teacher_fingerprint=pair.source.fingerprint(),
@@ -47,27 +58,27 @@ def healed_provenance(
         after=after,
         kept=kept,
     )
-    known = pair.provenance
-    return known.model_copy(update={"healing": [*known.healing, done]})
+    provenance = pair.provenance
+    return provenance.model_copy(update={"healing": [*provenance.healing, healing]})
 
 
 def write_healed(
     pair: Pair,
-    learned: dict[str, Tensor],
+    trained: dict[str, Tensor],
     provenance: Provenance,
     curve: LossCurve,
     out: Path,
     overwrite: bool,
 ) -> None:
-    """Write the checkpoint, each tensor in its dtype before, and the loss curve beside it.
+    """Write the checkpoint, every tensor in the dtype it had, and the loss curve beside it.
 
     Args:
-        pair: the checkpoint as it was.
-        learned: tensors that changed, by name.
-        provenance: of the new checkpoint.
-        curve: of the training.
+        pair: the checkpoint before the training.
+        trained: tensors to replace, by name; empty: write the weights as they were.
+        provenance: the new checkpoint's.
+        curve: the training's loss curve.
         out: the folder to create.
-        overwrite: whether it may exist.
+        overwrite: replace an existing folder.
 
     Raises:
         OutputError: it cannot be written.
@@ -75,22 +86,22 @@ def write_healed(
     before = pair.checkpoint
     config = pair.config
     embedding, head = pair.family.embedding, pair.family.head
-    if config.tie_word_embeddings and embedding in learned:
-        # Where it is stored once more, it would be the old one.
-        learned = learned | {head: learned[embedding]}
+    if config.tie_word_embeddings and embedding in trained:
+        # A checkpoint may store the tied head too: it must not stay the old embedding.
+        trained = trained | {head: trained[embedding]}
     config.mha2mla = provenance.model_dump(mode="json")
     with staged_folder(out, overwrite, pair.source.name, str(pair.folder)) as folder:
         shards = Counter(info.shard for info in before.tensors.values())
         with CheckpointWriter(folder, shards) as writer:
             for name, info in before.tensors.items():
-                if name in learned:
-                    writer.write(name, learned[name].to(info.dtype), info.shard)
+                if name in trained:
+                    writer.write(name, trained[name].to(info.dtype), info.shard)
                 else:
                     pieces = before.pieces(name)
                     writer.write_pieces(name, pieces, info.shape, info.dtype, info.shard)
             before.write_assets(folder)
             shutil.copyfile(curve.path, folder / curve.path.name)
-            # Of a healing before, which assets carry over.
+            # An earlier healing's plot is among the assets.
             (folder / PLOT).unlink(missing_ok=True)
             plot_curve(curve.path, folder / PLOT, f"healing of {pair.folder.name}")
             card = model_card(provenance, latent_widths(config), config.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conversion.healing import Healing, HealingRecipe, heal, pair
 from conversion.healing import memory_estimate as memory
-from conversion.healing.launch import sharded
+from conversion.healing.launch import is_sharded
 from conversion.runtime import memory as freed
 from conversion.runtime.progress import Progress
 from tests.support.convert import convert_tiny
@@ -58,7 +58,7 @@ def main(folder, out, options):
         options: ``model``, ``stored`` (the teacher's predictions), and the recipe's.
     """
     model, stored = options.pop("model"), options.pop("stored", False)
-    if sharded():
+    if is_sharded():
         allow_cpus()
     # As small beside real ones as these models' layers are.
     freed.THRESHOLD_BYTES = 1 << 18

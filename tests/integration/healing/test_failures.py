@@ -140,7 +140,7 @@ def test_memory_that_runs_out(refused, monkeypatch):
     assert "lower window or batch_size" in line
 
 
-def test_memory_that_runs_out_on_the_way_back_leaves_the_state(
+def test_memory_that_runs_out_on_the_way_back_leaves_the_checkpoint(
     mha2mla, models, tmp_path, monkeypatch
 ):
     recipe = tmp_path / "recipe.yaml"
@@ -158,7 +158,7 @@ def test_memory_that_runs_out_on_the_way_back_leaves_the_state(
     assert (tmp_path / ".out.healing" / "checkpoint-2" / "model.safetensors").exists()
 
 
-def test_numbers_that_run_away_keep_the_last_state(mha2mla, models, tmp_path):
+def test_numbers_that_run_away_keep_the_last_checkpoint(mha2mla, models, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("save_steps: 1\nwarmup: 1\ndecay: 0\n")
     # The first step of a warm-up has no length, the second is far too long.
@@ -171,7 +171,7 @@ def test_numbers_that_run_away_keep_the_last_state(mha2mla, models, tmp_path):
     kept = tmp_path / ".out.healing"
     assert str(kept) in line
     last = max(int(path.name.rpartition("-")[2]) for path in kept.glob("checkpoint-*"))
-    assert f"the state of step {last} is kept" in line
+    assert f"the training checkpoint of step {last} is kept" in line
     # What is lost is lost: from the beginning, with what the message says.
     assert mha2mla(*asked, "--restart", "--lr", 1e-3).returncode == 0
     assert (tmp_path / "out" / "config.json").exists()
@@ -226,7 +226,7 @@ def test_a_disk_that_fills_up(models, tmp_path, limit):
         command, capture_output=True, text=True, env=environment(), preexec_fn=limited
     )
     assert result.returncode == 2, result.stderr
-    assert "a state cannot be saved" in result.stderr.strip().splitlines()[-1]
+    assert "a training checkpoint cannot be saved" in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
@@ -249,7 +249,7 @@ def test_messages_that_do_not_fit_the_template(tmp_path, models, mha2mla):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--objective", "lm", "--cache-teacher", "cache"), "asks no teacher"),
+        (("--objective", "lm", "--cache-teacher", "cache"), "uses no teacher"),
         (("--window", 1024), "the models take 512 tokens"),
         (("--window", 2), "stride must be less than window"),
         (("--lr", -1), "error: --lr"),

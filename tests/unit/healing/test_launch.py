@@ -4,7 +4,13 @@ import pytest
 from accelerate.utils import DistributedType
 
 from conversion.errors import HealingError
-from conversion.healing.launch import check_chosen, check_launch, processes, processes_here, sharded
+from conversion.healing.launch import (
+    check_distributed_type,
+    check_launch,
+    is_sharded,
+    local_world_size,
+    world_size,
+)
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}
 
@@ -45,17 +51,17 @@ def test_refusals(launched, variables, message):
 
 def test_what_runs(launched):
     check_launch()
-    assert not sharded()
-    assert processes() == processes_here() == 1
+    assert not is_sharded()
+    assert world_size() == local_world_size() == 1
     launched(FSDP | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"})
     check_launch()
-    assert sharded()
-    assert (processes(), processes_here()) == (4, 2)
+    assert is_sharded()
+    assert (world_size(), local_world_size()) == (4, 2)
 
 
 def test_accelerate_has_to_shard_where_it_is_asked_to(launched):
-    check_chosen(DistributedType.MULTI_CPU)
+    check_distributed_type(DistributedType.MULTI_CPU)
     launched(FSDP)
-    check_chosen(DistributedType.MULTI_GPU)
+    check_distributed_type(DistributedType.MULTI_GPU)
     with pytest.raises(HealingError, match="FSDP needs GPUs"):
-        check_chosen(DistributedType.MULTI_CPU)
+        check_distributed_type(DistributedType.MULTI_CPU)

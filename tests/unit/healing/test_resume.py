@@ -1,4 +1,4 @@
-"""States of an interrupted healing: what is gone on from, and what is refused."""
+"""Training checkpoints of an interrupted healing: which one is resumed, and what is refused."""
 
 import errno
 import json
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from conversion.errors import HealingError, OutputError
-from conversion.healing.resume import States
+from conversion.healing.resume import TrainingCheckpoints
 
 
-def save(states, step, whole=True):
-    folder = states.folder / f"checkpoint-{step}"
+def save(checkpoints, step, whole=True):
+    folder = checkpoints.folder / f"checkpoint-{step}"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     state = json.dumps({"global_step": step})
@@ -19,63 +19,63 @@ def save(states, step, whole=True):
     return folder
 
 
-def test_goes_on_from_the_last_whole_state(tmp_path):
-    states = States(tmp_path / "out")
-    with states.claimed({"text": "a"}, restart=False):
-        assert states.last() is None
-        save(states, 9)
-        expected = save(states, 100)
-        torn = save(states, 200, whole=False)
-        bare = states.folder / "checkpoint-300"
+def test_it_resumes_from_the_last_complete_checkpoint(tmp_path):
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
+    with checkpoints.claimed({"text": "a"}, restart=False):
+        assert checkpoints.last() is None
+        save(checkpoints, 9)
+        expected = save(checkpoints, 100)
+        torn = save(checkpoints, 200, whole=False)
+        bare = checkpoints.folder / "checkpoint-300"
         bare.mkdir()
-    with states.claimed({"text": "a"}, restart=False):
-        assert states.last() == expected
+    with checkpoints.claimed({"text": "a"}, restart=False):
+        assert checkpoints.last() == expected
         assert not torn.exists()
         assert not bare.exists()
 
 
 def test_another_run_is_refused_by_what_differs_and_dropped_when_told(tmp_path):
-    states = States(tmp_path / "out")
-    with states.claimed({"text": "a", "teacher": "t"}, restart=False):
-        save(states, 5)
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
+    with checkpoints.claimed({"text": "a", "teacher": "t"}, restart=False):
+        save(checkpoints, 5)
     with (
         pytest.raises(HealingError, match=r"with another text;.*--restart"),
-        states.claimed({"text": "b", "teacher": "t"}, restart=False),
+        checkpoints.claimed({"text": "b", "teacher": "t"}, restart=False),
     ):
         pass
-    with states.claimed({"text": "b", "teacher": "t"}, restart=True):
-        assert states.last() is None
+    with checkpoints.claimed({"text": "b", "teacher": "t"}, restart=True):
+        assert checkpoints.last() is None
 
 
 def test_two_at_once_are_refused(tmp_path):
-    states = States(tmp_path / "out")
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
     with (
-        states.claimed({}, restart=False),
+        checkpoints.claimed({}, restart=False),
         pytest.raises(OutputError, match="another process is writing it"),
-        States(tmp_path / "out").claimed({}, restart=False),
+        TrainingCheckpoints(tmp_path / "out").claimed({}, restart=False),
     ):
         pass
 
 
 def test_failing_before_anything_was_saved_leaves_nothing(tmp_path):
-    states = States(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt), states.claimed({}, restart=False):
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt), checkpoints.claimed({}, restart=False):
         raise KeyboardInterrupt
-    assert not states.folder.exists()
-    with pytest.raises(KeyboardInterrupt), states.claimed({}, restart=False):
-        save(states, 5)
+    assert not checkpoints.folder.exists()
+    with pytest.raises(KeyboardInterrupt), checkpoints.claimed({}, restart=False):
+        save(checkpoints, 5)
         raise KeyboardInterrupt
-    assert states.last() is not None
+    assert checkpoints.last() is not None
 
 
 def test_figures_before_training_are_kept(tmp_path):
-    states = States(tmp_path / "out")
-    with states.claimed({"text": "a"}, restart=False):
-        assert states.before is None
-        states.note_before({"perplexity": 3.0})
-        save(states, 5)
-    with states.claimed({"text": "a"}, restart=False):
-        assert states.before == {"perplexity": 3.0}
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
+    with checkpoints.claimed({"text": "a"}, restart=False):
+        assert checkpoints.before is None
+        checkpoints.record_before({"perplexity": 3.0})
+        save(checkpoints, 5)
+    with checkpoints.claimed({"text": "a"}, restart=False):
+        assert checkpoints.before == {"perplexity": 3.0}
 
 
 def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
@@ -83,10 +83,10 @@ def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    states = States(tmp_path / "out")
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
     with (
         pytest.raises(HealingError, match=r"No space left on device\); free some space"),
-        states.claimed({}, restart=False),
+        checkpoints.claimed({}, restart=False),
     ):
         pass
-    assert not states.folder.exists()
+    assert not checkpoints.folder.exists()

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from conversion.errors import SourceError
-from conversion.healing.sharding import part, shard, whole
+from conversion.healing.sharding import gathered, local_part, shard
 from conversion.source.folder import FolderCheckpoint
 from tests.support.tiny import save_tiny, tiny_llama
 
@@ -41,12 +41,12 @@ def test_the_same_model(alone, tmp_path, tied):
         assert isinstance(parameter, DTensor)
         assert parameter.requires_grad == name.startswith("model.layers.0.self_attn.")
         rounded = torch.bfloat16 if name.startswith("model.layers.1.mlp.") else torch.float32
-        assert torch.equal(whole(parameter), stored[name].to(rounded)), name
+        assert torch.equal(gathered(parameter), stored[name].to(rounded)), name
         with torch.no_grad():
-            part(parameter).add_(1)
-        assert torch.equal(whole(parameter), stored[name].to(rounded) + 1), name
+            local_part(parameter).add_(1)
+        assert torch.equal(gathered(parameter), stored[name].to(rounded) + 1), name
         with torch.no_grad():
-            part(parameter).copy_(stored[name])
+            local_part(parameter).copy_(stored[name])
     expected = tiny_llama(tie_word_embeddings=tied)
     expected.model.layers[1].mlp.bfloat16()
     ids = torch.arange(12)[None]

@@ -6,7 +6,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from conversion.healing.callbacks import SaveInTime
 from conversion.healing.teacher import LiveTeacher
-from conversion.healing.text import in_order
+from conversion.healing.text import training_order
 from conversion.healing.trainer import HealingTrainer
 from tests.support.tiny import tiny_llama
 
@@ -67,12 +67,12 @@ def test_figures_are_of_every_position(tmp_path):
 
 def test_every_window_comes_once_before_one_comes_again():
     ids = torch.arange(7)[:, None]
-    order = in_order(ids, 17, seed=3).tolist()
+    order = training_order(ids, 17, seed=3).tolist()
     assert len(order) == 17
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
     assert order[:7] != order[7:14]
-    assert order == in_order(ids, 17, seed=3).tolist()
-    assert order != in_order(ids, 17, seed=4).tolist()
+    assert order == training_order(ids, 17, seed=3).tolist()
+    assert order != training_order(ids, 17, seed=4).tolist()
 
 
 def test_a_state_is_asked_for_in_time_and_where_the_curve_has_a_point(tmp_path):
