@@ -14,6 +14,7 @@ from conversion.commands.eval import eval_command
 from conversion.commands.export import export_command
 from conversion.commands.heal import heal_command
 from conversion.commands.inspect import inspect_command
+from conversion.commands.methods import methods_command
 from conversion.commands.sweep import sweep_command
 from conversion.runtime.interruption import interruption
 from vllm_mha2mla.errors import MHA2MLAError
@@ -37,6 +38,7 @@ app.command("sweep")(sweep_command)
 app.command("bench")(bench_command)
 app.command("heal")(heal_command)
 app.command("export")(export_command)
+app.command("methods")(methods_command)
 
 
 def main() -> None:

@@ -10,20 +10,20 @@ NOTHING = 1e-6
 
 
 def balanced_pca(target: LatentTarget, rank: int) -> LatentFactors:
-    """Uncentred PCA of the activations ``[k_nope / alpha; v]``.
+    """Uncentred PCA of the activations, keys scaled to the size of values.
 
     Balanced key-value PCA (BKV) of TransMLA (arXiv:2502.07864): unrotated keys are
     larger than values and would take the principal components, so they are divided by
 
         alpha = E||k_nope|| / E||v||
 
-    first and multiplied after. With ``W = [W_k / alpha; W_v]`` and the token second moment
-    ``C = E[x x^T]``, the top eigenvectors ``R`` of ``W C W^T`` give the latent ``R^T W x`` and
-    the up-projections ``[alpha R_k; R_v]``.
+    before the PCA of ``[k_nope / alpha; v]`` and multiplied after it. With
+    ``W = [W_k / alpha; W_v]`` and the token second moment ``C = E[x x^T]``, the top eigenvectors
+    ``R`` of ``W C W^T`` give the latent ``R^T W x`` and the up-projections ``[alpha R_k; R_v]``.
 
     Norms are root mean squares, so that alpha follows from ``C`` and does not depend on the basis
-    of the keys; the release averages norms of single dimensions. Biases stay outside, they leave
-    exactly elsewhere (``layers.assemble``).
+    of the keys; the release averages norms of single dimensions. Biases are not compressed:
+    ``layers.assemble`` accounts for them exactly.
     """
     alpha = balance(target)
     W = torch.cat((target.key / alpha, target.value))  # [2 * kv_heads * d, hidden]

@@ -13,10 +13,12 @@ COVARIANCE_FLOOR = 1e-8
 
 
 def calibrated(target: LatentTarget, rank: int) -> LatentFactors:
-    """The best rank-``rank`` map under ``tr[L^T (W - B A) C (W - B A)^T L]``.
+    """The map of this rank with the least error of the attention output, to first order.
 
-    With ``W = [key; value]``, ``M = L L^T`` the metric and ``C`` the input's centred covariance
-    under the attention received: if ``U`` holds the top eigenvectors of ``L^T W C W^T L``, then
+        min_{A, B}  tr[L^T (W - B A) C (W - B A)^T L]
+
+    with ``W = [key; value]``, ``M = L L^T`` the metric and ``C`` the input's centred covariance
+    under the attention received. If ``U`` holds the top eigenvectors of ``L^T W C W^T L``, then
     ``A = U^T L^T W`` and ``B = L^-T U`` (Eckart-Young under a weighted norm). Centring is free: a
     constant added to all unrotated keys cancels in the softmax, and the values' mean leaves
     through the output bias.
