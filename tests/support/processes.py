@@ -1,7 +1,9 @@
-"""Commands in processes of their own: their environment, ports and ends."""
+"""Commands in processes: their environment, ports, limits and ends."""
 
 import os
+import resource
 import socket
+from contextlib import contextmanager
 
 import psutil
 
@@ -22,6 +24,17 @@ def kill_with_children(process):
     for each in (launched, *launched.children(recursive=True)):
         each.kill()
     process.wait()
+
+
+@contextmanager
+def full_disk(limit):
+    """A limit on the size of a file, in bytes, stands in for a full disk: the same write fails."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 def one_line(folder, before, result):

@@ -1,7 +1,6 @@
 """What a user gets wrong: one line that names it, exit code 2, nothing left behind."""
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config
 
 from conversion.layers.converter import LayerConverter
-from tests.support.processes import one_line
+from tests.support.processes import full_disk, one_line
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
 
@@ -222,18 +221,9 @@ def test_overwrite_replaces_a_checkpoint(source, mha2mla):
     assert sorted(p.name for p in source.parent.iterdir()) == ["out", "source", "text.txt"]
 
 
-@pytest.mark.slow
-def test_full_disk(source):
-    # A limit on the size of a file stands in for a full disk: the same write fails.
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    folder = source.parent
-    before = sorted(folder.iterdir())
-    command = conversion(source, folder / "out", folder / "text.txt")
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
-    assert "cannot be written" in one_line(folder, before, result)
+def test_full_disk(source, refused):
+    with full_disk(50_000):
+        assert "cannot be written" in refused(source)
 
 
 def conversion(source, out, text, *arguments):

@@ -1,6 +1,5 @@
 """Where activations and statistics are kept changes nothing in a checkpoint."""
 
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from conversion.pipeline import Options, convert
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
+from tests.support.processes import full_disk, one_line
 from tests.support.tiny import TEXT, save_tiny
 
 
@@ -44,11 +44,9 @@ def test_offloading_changes_nothing(source, tmp_path, refit):
     assert list(disk.iterdir()) == []
 
 
-def command(source, out, disk, *arguments):
-    return [
-        *(sys.executable, "-m", "conversion.cli", "convert", source, out),
-        *("--calibration", source.parent / "text.txt", "--offload", disk, *arguments),
-    ]
+def arguments(source, out, disk, *more):
+    calibration = source.parent / "text.txt"
+    return ["convert", source, out, "--calibration", calibration, "--offload", disk, *more]
 
 
 @pytest.mark.slow
@@ -56,9 +54,9 @@ def command(source, out, disk, *arguments):
 def test_an_interrupted_conversion_leaves_no_activations(source, tmp_path, number):
     disk = tmp_path / "disk"
     disk.mkdir()
+    asked = arguments(source, tmp_path / "out", disk, "--calibration-tokens", "100000")
     process = subprocess.Popen(
-        command(source, tmp_path / "out", disk, "--calibration-tokens", "100000"),
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "conversion.cli", *asked], stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
     while not maps(process, disk) and process.poll() is None and time.monotonic() < deadline:
@@ -73,20 +71,11 @@ def maps(process, disk):
     return str(disk) in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-@pytest.mark.slow
-def test_a_full_disk(source, tmp_path):
-    # A limit on the size of a file stands in for a full disk.
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    result = subprocess.run(
-        command(source, tmp_path / "out", tmp_path), capture_output=True, text=True,
-        timeout=120, preexec_fn=limit,
-    )  # fmt: skip
-    assert result.returncode == 2, result.stderr
-    line = result.stderr.strip().splitlines()[-1]
+def test_a_full_disk(source, tmp_path, mha2mla):
+    with full_disk(50_000):
+        result = mha2mla(*arguments(source, tmp_path / "out", tmp_path))
+    line = one_line(tmp_path, [], result)
     assert line.startswith(f"error: --offload {tmp_path}: no room for")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("in_folder", [False, True])

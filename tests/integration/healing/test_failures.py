@@ -2,11 +2,7 @@
 
 import csv
 import json
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -16,7 +12,7 @@ from conversion.healing import memory_estimate as memory
 from conversion.healing.trainer import HealingTrainer
 from tests.support.convert import convert_tiny
 from tests.support.healing import interrupt_at
-from tests.support.processes import environment, one_line
+from tests.support.processes import full_disk, one_line
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
 
@@ -209,22 +205,13 @@ def test_interrupted_it_says_how_to_go_on(mha2mla, models, tmp_path, monkeypatch
     assert max(rates[4:]) <= 1e-9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 300_000])
-def test_a_disk_that_fills_up(models, tmp_path, limit):
-    # A limit on the size of a file stands in for a full disk: the same write fails. The smaller
-    # one that of the weights, the larger one that of Adam's moments.
-    def limited():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+def test_a_disk_that_fills_up(models, tmp_path, limit, mha2mla):
+    # The smaller limit is reached by the weights, the larger one by Adam's moments.
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("save_steps: 5\ntrain: all\n")
-    command = [sys.executable, "-m", "conversion.cli"]
-    command += map(str, arguments(models, tmp_path / "out", "--recipe", recipe))
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), preexec_fn=limited
-    )
+    with full_disk(limit):
+        result = mha2mla(*arguments(models, tmp_path / "out", "--recipe", recipe))
     assert result.returncode == 2, result.stderr
     assert "a training checkpoint cannot be saved" in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
