@@ -12,10 +12,10 @@ from conversion.bench.loads import check_cache, max_model_len, sweep
 from conversion.bench.machine import machine
 from conversion.bench.results import BenchResults, Point, Settings, combine
 from conversion.bench.sides import CONVERTED, ORIGINAL, Plan, Side, run
-from conversion.checkpoint.dtypes import DTYPES
 from conversion.checkpoint.export import export
 from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import BenchError, ServerError
+from conversion.runtime.dtypes import dtype_named
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 
@@ -65,7 +65,7 @@ def bench(asked: Request, progress: Progress) -> BenchResults:
     context = max_model_len(loads, limit)
     # Further options may change what a token takes; vLLM itself then says what is too small.
     if not both and not original:
-        check_cache(asked.kv_memory, context, source.config, DTYPES[asked.dtype].itemsize)
+        check_cache(asked.kv_memory, context, source.config, dtype_named(asked.dtype).itemsize)
     common = (
         "--dtype", asked.dtype, "--kv-cache-memory-bytes", str(asked.kv_memory),
         "--max-model-len", str(context), QUIET, *both,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from conversion.errors import BenchError
 
 
@@ -49,6 +51,21 @@ def parse_numbers(option: str, texts: Sequence[str]) -> list[int]:
             f"{option} {','.join(texts)}: give positive whole numbers, such as 256,2048"
         )
     return list(dict.fromkeys(int(part) for part in parts))
+
+
+def size_in_bytes(text: str) -> int:
+    """The bytes that ``--kv-memory`` names.
+
+    Raises:
+        BenchError: not a size.
+    """
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if size <= 0:
+        raise BenchError(f"--kv-memory {text}: give a size such as 64MiB or 2GiB")
+    return size
 
 
 def sweep(

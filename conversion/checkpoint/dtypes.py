@@ -1,28 +1,12 @@
-"""Names of the dtypes that weights can be written in, and the one they get by default."""
+"""The dtype that a checkpoint's weights are written in."""
 
 import logging
 
 import torch
 
-from conversion.errors import RecipeError
 from conversion.source import SourceCheckpoint
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def dtype_named(name: str | None) -> torch.dtype | None:
-    """Look up the value of ``--dtype``; ``None`` stays ``None``.
-
-    Raises:
-        RecipeError: no such dtype.
-    """
-    if name is None:
-        return None
-    if name not in DTYPES:
-        raise RecipeError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def written_dtype(source: SourceCheckpoint, requested: torch.dtype | None) -> torch.dtype:

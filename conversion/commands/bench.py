@@ -2,21 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from conversion.bench.results import BenchResults, Point
-from conversion.bench.server import vllm_command
-from conversion.checkpoint.dtypes import DTYPES, dtype_named
-from conversion.commands.options import Checkpoint, Original
-from conversion.errors import BenchError, ServerError
-from conversion.runtime.extras import require
-from conversion.runtime.output_files import check_writable, write_json
-from conversion.runtime.progress import Progress
+from conversion.commands.options import Checkpoint, JsonFile, Original, with_default
+from conversion.runtime.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from conversion.bench.results import BenchResults, Point
 
 PLOT = ".png"
 
@@ -25,13 +21,16 @@ def bench_command(
     checkpoint: Checkpoint,
     baseline: Original,
     kv_memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Cache memory of each: 64MiB, 2GiB, or bytes.")
+        str,
+        typer.Option(metavar="SIZE", help="Cache memory of each server: 64MiB, 2GiB, or bytes."),
     ] = "64MiB",
     input_len: Annotated[
         list[str] | None,
         typer.Option(
             metavar="N[,N...]",
-            help="Tokens per prompt; several make a sweep at the first concurrency. Default: 1024.",
+            help=with_default(
+                "Tokens per prompt; several make a sweep at the first concurrency.", "1024"
+            ),
         ),
     ] = None,
     output_len: Annotated[int, typer.Option(min=1, help="Tokens per answer.")] = 128,
@@ -39,43 +38,58 @@ def bench_command(
         list[str] | None,
         typer.Option(
             metavar="N[,N...]",
-            help="Requests at once; several make a sweep at the first prompt length. At 1 the "
-            "time to first token is that of an unloaded server. Default: 16.",
+            help=with_default(
+                "Requests at once; several make a sweep at the first prompt length. At 1 the time "
+                "to first token is that of an unloaded server.",
+                "16",
+            ),
         ),
     ] = None,
     num_prompts: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Requests per load and round. Default: 3 per request at once, at least 8."
+            min=1,
+            help=with_default("Requests per load and round.", "3 per request at once, at least 8"),
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each load is measured.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Measure each load so many times.")] = 3,
     dtype: Annotated[
-        str, typer.Option(help=f"Of weights and cache as served: {', '.join(DTYPES)}.")
+        str,
+        typer.Option(metavar="|".join(DTYPES), help="Data type of the served weights and caches."),
     ] = "bfloat16",
-    args: Annotated[str, typer.Option(help="Further options for both vllm serve.")] = "",
-    original_args: Annotated[str, typer.Option(help="The same for the original's.")] = "",
-    converted_args: Annotated[str, typer.Option(help="The same for the converted one's.")] = "",
+    args: Annotated[str, typer.Option(help="Give both vllm serve these further options.")] = "",
+    original_args: Annotated[str, typer.Option(help="Give these to the original's alone.")] = "",
+    converted_args: Annotated[
+        str, typer.Option(help="Give these to the converted one's alone.")
+    ] = "",
     one_at_a_time: Annotated[
         bool,
         typer.Option(
             "--one-at-a-time",
-            help="Never two servers in memory: start each anew in every round, which takes longer.",
+            help="Never hold two servers in memory: start each anew in every round, which takes "
+            "longer.",
         ),
     ] = False,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that the start of a server may take.")
     ] = 900,
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    json: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="Plot output throughput to this .png file.")
     ] = None,
 ) -> None:
     """Compare the throughput of a converted checkpoint with its original's, in vLLM.
 
-    Both are served with the same settings and the same cache memory, and driven in turn by vLLM's
-    own benchmark, with random prompts and answers of fixed length.
+    Both are served with the same settings and the same cache memory, and driven
+    in turn by vLLM's own benchmark, with random prompts and answers of fixed length.
     """
+    from conversion.bench.server import vllm_command
+    from conversion.errors import BenchError, ServerError
+    from conversion.runtime.dtypes import dtype_named
+    from conversion.runtime.extras import require
+    from conversion.runtime.output_files import check_writable, write_json
+    from conversion.runtime.progress import Progress
+
     if json is not None:
         check_writable(json)
     if plot is not None:
@@ -83,13 +97,13 @@ def bench_command(
             raise BenchError(f"--plot {plot}: give a name that ends in {PLOT}")
         require("matplotlib", "--plot")
         check_writable(plot)
-    # What is imported below comes with vLLM.
     vllm_command()
+    # These need modules that come with vLLM, which was just found.
     from conversion.bench.compare import Request, bench
-    from conversion.bench.loads import parse_numbers
+    from conversion.bench.loads import parse_numbers, size_in_bytes
 
     dtype_named(dtype)
-    asked = Request(
+    request = Request(
         checkpoint=checkpoint,
         baseline=baseline,
         kv_memory=size_in_bytes(kv_memory),
@@ -107,34 +121,19 @@ def bench_command(
     )
     err = Console(stderr=True)
     try:
-        found = bench(asked, Progress(err))
+        results = bench(request, Progress(err))
     except ServerError as error:
         err.print(error.tail, style="dim", soft_wrap=True, markup=False, highlight=False)
         raise
     out = Console()
-    for table in tables(found):
+    for table in tables(results):
         out.print(table)
     if json is not None:
-        write_json(json, found)
+        write_json(json, results)
     if plot is not None:
         from conversion.bench.plots import write_plot
 
-        write_plot(plot, found)
-
-
-def size_in_bytes(text: str) -> int:
-    """What ``--kv-memory`` asks for.
-
-    Raises:
-        BenchError: no size.
-    """
-    try:
-        size = int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        size = 0
-    if size <= 0:
-        raise BenchError(f"--kv-memory {text}: give a size such as 64MiB or 2GiB")
-    return size
+        write_plot(plot, results)
 
 
 ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -149,21 +148,21 @@ ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def tables(found: BenchResults) -> list[Table]:
+def tables(results: "BenchResults") -> list[Table]:
     """A table per load."""
-    return [_table(point) for point in found.sweep]
+    return [_table(point) for point in results.sweep]
 
 
-def _table(found: Point) -> Table:
-    title = f"{found.input_len} + {found.output_len} tokens, {found.max_concurrency} at once"
+def _table(point: "Point") -> Table:
+    title = f"{point.input_len} + {point.output_len} tokens, {point.max_concurrency} at once"
     table = Table(title, "original", "converted", "ratio", "spread")
     for key, label, shown in ROWS:
         table.add_row(
             label,
-            shown(getattr(found.original, key)),
-            shown(getattr(found.converted, key)),
-            _ratio(getattr(found.ratios, key)),
-            _range(getattr(found.spread.lowest, key), getattr(found.spread.highest, key)),
+            shown(getattr(point.original, key)),
+            shown(getattr(point.converted, key)),
+            _ratio(getattr(point.ratios, key)),
+            _spread(getattr(point.spread.lowest, key), getattr(point.spread.highest, key)),
         )
     return table
 
@@ -172,5 +171,5 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _range(low: float | None, high: float | None) -> str:
+def _spread(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"

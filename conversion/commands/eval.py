@@ -2,58 +2,79 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from conversion.commands.options import Checkpoint, Original, ReportFile, Window, Windows
-from conversion.evaluation import (
-    Entry,
-    Measurement,
-    Report,
-    check_report_path,
-    measure,
-    write_report,
+from conversion.commands.options import (
+    Checkpoint,
+    JsonFile,
+    Original,
+    ReportFile,
+    Window,
+    Windows,
+    with_default,
 )
-from conversion.evaluation.render import with_error
-from conversion.runtime.output_files import check_writable, write_json
-from conversion.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from conversion.evaluation import Entry
 
 
 def eval_command(
     checkpoint: Checkpoint,
     baseline: Original,
-    text: Annotated[Path | None, typer.Option(help="Text for perplexity, .txt or .jsonl.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Measure perplexity on this text, .txt or .jsonl.")
+    ] = None,
     window: Window = 1024,
     windows: Windows = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME_OR_FILE",
-            help="Task of the EleutherAI harness by name, or a .jsonl file of multiple choice "
-            "or last words. Repeatable.",
+            help="Measure a task of the EleutherAI harness, by name, or one in a .jsonl file of "
+            "multiple choice or last words. Repeatable.",
         ),
     ] = None,
     long_context: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A .txt for perplexity by position, or a .jsonl of retrieval. Repeatable."
+            metavar="FILE",
+            help="Measure perplexity by position on a .txt, or retrieval on a .jsonl. Repeatable.",
         ),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(min=2, help="Tokens of a long context. Default: what the model takes."),
+        typer.Option(
+            min=2, help=with_default("Tokens of a long context.", "all that the model takes")
+        ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Documents per task, retrieval examples, long windows at most."),
+        typer.Option(
+            min=1,
+            help=with_default(
+                "Use at most so many documents of a task, retrieval examples and long windows.",
+                "all",
+            ),
+        ),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+    json: JsonFile = None,
     report: ReportFile = None,
 ) -> None:
     """Compare a converted checkpoint with its original."""
+    from conversion.evaluation import (
+        Measurement,
+        Report,
+        check_report_path,
+        measure,
+        write_report,
+    )
+    from conversion.runtime.output_files import check_writable, write_json
+    from conversion.runtime.progress import Progress
+
     if report is not None:
         check_report_path(report)
     if json is not None:
@@ -61,7 +82,7 @@ def eval_command(
     # The harness warns about its own ways of doing what it was asked for.
     for noisy in ("lm_eval", "datasets"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    what = Measurement(
+    request = Measurement(
         text=text,
         window=window,
         windows=windows,
@@ -70,8 +91,8 @@ def eval_command(
         context=context,
         limit=limit,
     )
-    entry = measure(checkpoint, baseline, what, Progress(Console(stderr=True)))
-    # What took hours is shown, whatever comes of the files.
+    entry = measure(checkpoint, baseline, request, Progress(Console(stderr=True)))
+    # Figures that took hours are shown even if a file cannot be written.
     out = Console()
     for table in tables(entry):
         out.print(table)
@@ -82,15 +103,15 @@ def eval_command(
         write_report(report, Report(title=title, source=baseline, entries=[entry]))
 
 
-def tables(entry: Entry) -> list[Table]:
-    """The figures for a terminal."""
+def tables(entry: "Entry") -> list[Table]:
+    """The tables of the figures, for a terminal."""
     made = [_summary(entry)]
     if entry.tasks or entry.retrieval:
         made.append(_accuracy(entry))
-    for found in entry.positions:
-        name = f"{found.text}, {found.windows} x {found.window} tokens"
+    for figures in entry.positions:
+        name = f"{figures.text}, {figures.windows} x {figures.window} tokens"
         table = Table(f"perplexity at positions of {name}", "original", "converted", "ratio")
-        for bucket in found.buckets:
+        for bucket in figures.buckets:
             table.add_row(
                 f"{bucket.start} to {bucket.end}",
                 f"{bucket.original:.3f}",
@@ -101,7 +122,7 @@ def tables(entry: Entry) -> list[Table]:
     return made
 
 
-def _summary(entry: Entry) -> Table:
+def _summary(entry: "Entry") -> Table:
     figures, cache = entry.perplexity, entry.cache
     table = Table("", "original", "converted", "ratio")
     if figures is not None:
@@ -120,7 +141,9 @@ def _summary(entry: Entry) -> Table:
     return table
 
 
-def _accuracy(entry: Entry) -> Table:
+def _accuracy(entry: "Entry") -> Table:
+    from conversion.evaluation.render import with_error
+
     table = Table(Column("task", overflow="fold"), "documents", "metric", "original", "converted")
     for task in entry.tasks:
         for metric in task.metrics:
@@ -131,13 +154,13 @@ def _accuracy(entry: Entry) -> Table:
                 with_error(metric.original, metric.original_stderr),
                 with_error(metric.converted, metric.converted_stderr),
             )
-    for asked in entry.retrieval:
-        skipped = f" ({asked.skipped} too long)" if asked.skipped else ""
+    for retrieval in entry.retrieval:
+        skipped = f" ({retrieval.skipped} too long)" if retrieval.skipped else ""
         table.add_row(
-            asked.task,
-            f"{asked.examples}{skipped}",
+            retrieval.task,
+            f"{retrieval.examples}{skipped}",
             "retrieval",
-            with_error(asked.original, asked.original_stderr),
-            with_error(asked.converted, asked.converted_stderr),
+            with_error(retrieval.original, retrieval.original_stderr),
+            with_error(retrieval.converted, retrieval.converted_stderr),
         )
     return table

@@ -1,21 +1,23 @@
 """``mha2mla heal``: a short training that gives back what a conversion took."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from conversion.commands.options import Checkpoint, Original, Output, Overwrite
-from conversion.healing import Healing, HealingRecipe, heal, make_healing_recipe
-from conversion.runtime.progress import Progress
+from conversion.commands.options import (
+    Checkpoint,
+    Original,
+    Output,
+    Overwrite,
+    recipe_options,
+    with_default,
+)
+from conversion.healing.recipe import HealingRecipe
 
 
-def _help(field: str) -> str:
-    description = HealingRecipe.model_fields[field].description or ""
-    return f"{description} Default: {HealingRecipe.model_fields[field].default}."
-
-
+@recipe_options(HealingRecipe, "tokens", "objective", "train", "lr", "batch_size", "window", "keep")
 def heal_command(
     checkpoint: Checkpoint,
     output: Output,
@@ -23,47 +25,47 @@ def heal_command(
     text: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Text to train on, .txt or .jsonl; records with messages go through the model's "
-            "chat template. Repeatable. Default: one that Python carries."
+            metavar="FILE",
+            help=with_default(
+                "Train on this text, .txt or .jsonl; records with messages go through the model's "
+                "chat template. Repeatable.",
+                "Python's documentation",
+            ),
         ),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help=_help("tokens"))] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML recipe; options given here win over it.")
+        Path | None,
+        typer.Option(help="Read recipe keys from this YAML file. Options given here win over it."),
     ] = None,
-    objective: Annotated[str | None, typer.Option(help=_help("objective"))] = None,
-    train: Annotated[str | None, typer.Option(help=_help("train"))] = None,
-    lr: Annotated[float | None, typer.Option(help=_help("lr"))] = None,
-    batch_size: Annotated[int | None, typer.Option(help=_help("batch_size"))] = None,
-    window: Annotated[int | None, typer.Option(help=_help("window"))] = None,
-    keep: Annotated[str | None, typer.Option(help=_help("keep"))] = None,
     cache_teacher: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps the teacher's likeliest predictions for later runs."),
+        typer.Option(
+            help=with_default(
+                "Keep the teacher's likeliest predictions in this folder, for this run and later "
+                "ones.",
+                "ask the teacher at every step",
+            )
+        ),
     ] = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for a TensorBoard log of the training.")
+        Path | None, typer.Option(help="Write a TensorBoard log of the training to this folder.")
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Drop what an interrupted healing left.")
+        bool,
+        typer.Option("--restart", help="Start anew and drop what an interrupted healing left."),
     ] = False,
     overwrite: Overwrite = False,
+    **given: Any,
 ) -> None:
     """Train CHECKPOINT for a short while, with its original as teacher, and write OUTPUT.
 
     Interrupted or killed, the same command goes on from the last saved state.
     """
-    what = make_healing_recipe(
-        recipe,
-        tokens=tokens,
-        objective=objective,
-        train=train,
-        lr=lr,
-        batch_size=batch_size,
-        window=window,
-        keep=keep,
-    )
-    asked = Healing(
+    from conversion.healing.run import Healing, heal
+    from conversion.runtime.progress import Progress
+    from conversion.runtime.typed_yaml import from_yaml
+
+    request = Healing(
         checkpoint=checkpoint,
         out=output,
         teacher=teacher,
@@ -73,4 +75,4 @@ def heal_command(
         restart=restart,
         overwrite=overwrite,
     )
-    heal(asked, what, Progress(Console(stderr=True)))
+    heal(request, from_yaml(HealingRecipe, recipe, **given), Progress(Console(stderr=True)))

@@ -13,8 +13,3 @@ write (``write``). These rules hold across the files:
   bit for bit what an uninterrupted one gives: the order of windows and the points of the curve do
   not depend on where it stopped.
 """
-
-from conversion.healing.recipe import HealingRecipe, make_healing_recipe
-from conversion.healing.run import Healing, heal
-
-__all__ = ["Healing", "HealingRecipe", "heal", "make_healing_recipe"]

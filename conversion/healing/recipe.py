@@ -1,11 +1,8 @@
 """The typed recipe of a healing, written into every checkpoint it makes."""
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from conversion.runtime.typed_yaml import read_yaml, validated
 
 
 class HealingRecipe(BaseModel):
@@ -114,20 +111,3 @@ class HealingRecipe(BaseModel):
     def needs_teacher(self) -> bool:
         """True if training compares anything with a teacher."""
         return self.distills or self.hidden_weight > 0
-
-
-def make_healing_recipe(file: Path | None, **options: Any) -> HealingRecipe:
-    """Make a recipe from a YAML file and options, which win over the file.
-
-    Args:
-        file: the YAML file; ``None``: the defaults.
-        options: values by key; ``None`` leaves a key as it is.
-
-    Raises:
-        RecipeError: unreadable file, unknown key, or a value out of range.
-    """
-    given = {key: value for key, value in options.items() if value is not None}
-    values = read_yaml(file)
-    # First the file alone: a mistake in an option must not be reported as the file's.
-    validated(HealingRecipe, values, file)
-    return validated(HealingRecipe, values | given, None)

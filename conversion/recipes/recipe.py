@@ -1,4 +1,4 @@
-"""What to do: the typed recipe, written into every checkpoint it makes."""
+"""The typed recipe of a conversion, written into every checkpoint it makes."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from conversion.latent import LATENT
+from conversion.recipes.fields import optional
 from conversion.recipes.methods import METHODS
 from conversion.rotary import ROTARY
 
@@ -27,87 +28,104 @@ class Recipe(BaseModel):
 
     method: str = Field(
         "calibrated",
-        description="calibrated (ours), or as published: mha2mla, transmla, care.",
+        description="Method to convert with: calibrated (this project's), or as published: "
+        "mha2mla, transmla, care.",
     )
-    rotary: str | None = Field(
-        None,
-        description=f"Which rotary components stay: {', '.join(ROTARY)}. None: the method's.",
+    rotary: str | None = optional(
+        "the method's",
+        f"Strategy that chooses which rotary components stay: {', '.join(ROTARY)}.",
     )
-    latent: str | None = Field(
-        None, description=f"Low-rank factors: {', '.join(LATENT)}. None: the method's."
+    latent: str | None = optional(
+        "the method's",
+        f"Strategy that makes the low-rank factors: {', '.join(LATENT)}.",
     )
-    cache_fraction: float | None = Field(
-        None, gt=0, le=1, description="Part of the original's cache to keep, above 0 and up to 1."
+    cache_fraction: float | None = optional(
+        str(DEFAULT_FRACTION),
+        "Part of the original's cache to keep. Give this, or kv_lora_rank and rope_dim.",
+        gt=0,
+        le=1,
     )
-    kv_lora_rank: int | None = Field(None, ge=1, description="Latent numbers per token and layer.")
-    rope_dim: int | None = Field(
-        None, ge=0, description="Rotary numbers per token and layer, even; shared by all heads."
+    kv_lora_rank: int | None = optional(
+        "from cache_fraction", "Latent numbers to cache per token and layer.", ge=1
+    )
+    rope_dim: int | None = optional(
+        "from cache_fraction",
+        "Rotary numbers to cache per token and layer, shared by all heads; an even number.",
+        ge=0,
     )
     split: Literal["auto", "fixed"] = Field(
         "auto",
-        description="How a cache_fraction is split between the two: auto chooses on held-out "
-        "calibration text, fixed takes the method's own share.",
+        description="Split of a cache_fraction between latent and rotary numbers: auto chooses it "
+        "on held-out calibration text, fixed takes the method's published share.",
     )
     held_out_tokens: int = Field(
-        2048, ge=2, description="Tokens of calibration text to choose on, never calibrated on."
+        2048,
+        ge=2,
+        description="Tokens of calibration text to hold out, to choose widths on. Below a quarter "
+        "of the cache, 8192 choose better.",
     )
-    spread: bool | None = Field(
-        None,
-        description="Spread a cache_fraction over layers by what each loses on held-out "
-        "calibration text, rotary and latent widths together. None: calibrated does.",
+    spread: bool | None = optional(
+        "on for calibrated",
+        "Give each layer its own widths, chosen on held-out calibration text. Off: the same widths "
+        "in every layer.",
     )
-    q_lora_rank: int | None = Field(
-        None, ge=1, description="Factorise queries through this many numbers; none: one matrix."
+    q_lora_rank: int | None = optional(
+        "one matrix", "Factorise the query projection through so many numbers.", ge=1
     )
     key_weight: float = Field(
-        1.0, gt=0, description="Weight of key errors against value errors in the joint metric."
+        1.0,
+        gt=0,
+        description="Weight of errors of keys against errors of values in the calibrated factors.",
     )
-    refit: bool | None = Field(
-        None,
-        description="Refit the output projection by least squares on the converted stream. "
-        "None: calibrated does.",
+    refit: bool | None = optional(
+        "on for calibrated",
+        "Refit each layer's output projection by least squares to what the converted layers before "
+        "it produce. Off: it stays as it was assembled.",
     )
-    refit_tokens: int | None = Field(
-        None,
+    refit_tokens: int | None = optional(
+        f"{REFIT_SHARE} times calibration_tokens",
+        "Tokens of calibration text to refit on, at least calibration_tokens.",
         ge=2,
-        description="Tokens of calibration text to refit on, at least calibration_tokens: refits "
-        "gain from more text than statistics do. None: three times calibration_tokens.",
     )
     ridge: float = Field(
         400.0,
         gt=0,
-        description="Pull of a refit towards the unrefitted weights: as that of so many tokens.",
+        description="Pull of a refit towards the weights before it, as strong as so many tokens.",
     )
     weigh_tokens: bool = Field(
         True,
-        description="Refits count errors at each token by how much predictions depend on them, "
-        "measured through gradients on held-out calibration text; false: all the same.",
+        description="Weight each token in a refit by how strongly predictions depend on it, "
+        "measured on held-out calibration text. Off: all tokens weigh the same.",
     )
     refit_starts: bool = Field(
         True,
-        description="Refits also see a window of tokens alone, as the first of a text is, whose "
-        "attention sink the whole text depends on; false: only text.",
+        description="Refit also on one window of single-token sequences, because the first token "
+        "of a text becomes the attention sink. Off: on running text alone.",
     )
     refine_steps: int = Field(
         0,
         ge=0,
-        description="Steps of distillation of the attention weights from the original, one window "
-        "of calibration text each; needs the whole model in memory.",
+        description="Steps of a short distillation of the attention weights from the original, "
+        "each on one window of calibration text; needs the whole model in memory. 0: none.",
     )
-    refine_lr: float = Field(1e-4, gt=0, description="Learning rate of the distillation.")
-    refine_window: int = Field(512, ge=2, description="Tokens per window of the distillation.")
+    refine_lr: float = Field(1e-4, gt=0, description="Learning rate of that distillation.")
+    refine_window: int = Field(512, ge=2, description="Tokens per window of that distillation.")
     calibration: list[str] = Field(
-        default_factory=list, description="Texts, .txt or .jsonl; none: one that Python carries."
+        default_factory=list,
+        description="Files of calibration text, .txt or .jsonl.",
+        json_schema_extra={"unset": "Python's documentation"},
     )
-    calibration_tokens: int = Field(20480, ge=2, description="Tokens of calibration text to use.")
+    calibration_tokens: int = Field(
+        20480, ge=2, description="Tokens of calibration text to measure attention on."
+    )
     window: int = Field(1024, ge=2, description="Tokens per calibration window.")
     repeats: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the calibration windows that hold their beginning again and again, "
-        "to keep attention to certain earlier tokens. 0.1 brings copies most of the way back, and "
-        "costs other text some per cent.",
+        description="Share of the calibration windows that repeat their own beginning, which keeps "
+        "attention to single earlier tokens. 0.1 restores most of a model's copying and costs some "
+        "per cent on other text. 0: none.",
     )
 
     @field_validator(*CHOICES)

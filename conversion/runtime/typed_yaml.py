@@ -11,6 +11,19 @@ from conversion.errors import RecipeError, first_line
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
+def from_yaml(kind: type[Kind], file: Path | None, **options: Any) -> Kind:
+    """A recipe from a YAML file, with options that were given on top.
+
+    Raises:
+        RecipeError: unreadable file, unknown key, or a value out of range.
+    """
+    values = read_yaml(file)
+    # An option's mistake is not the file's.
+    validated(kind, values, file)
+    given = {key: value for key, value in options.items() if value is not None}
+    return validated(kind, values | given, None)
+
+
 def read_yaml(file: Path | None) -> dict[str, Any]:
     """The mapping in a recipe's file; empty without one.
 

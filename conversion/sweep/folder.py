@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from conversion.calibration.store import StatisticsStore
-from conversion.checkpoint.dtypes import dtype_named
 from conversion.checkpoint.loading import read_converted_config
 from conversion.pipeline import calibration_text
 from conversion.recipes.recipe import Recipe
@@ -68,7 +67,7 @@ class SweepFolder:
             made_by == recipe_key(recipe)
             and found.source.fingerprint == subject.source_fingerprint
             and found.calibration == calibration
-            and config.dtype == dtype_named(subject.dtype)
+            and str(config.dtype).removeprefix("torch.") == subject.dtype
             and found.versions.get("vllm-mha2mla") == subject.version
             and not found.healing
         )

@@ -7,9 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from conversion.healing import Healing, HealingRecipe, heal, pair
 from conversion.healing import memory_estimate as memory
+from conversion.healing import pair
 from conversion.healing.launch import is_sharded
+from conversion.healing.recipe import HealingRecipe
+from conversion.healing.run import Healing, heal
 from conversion.runtime import memory as freed
 from conversion.runtime.progress import Progress
 from tests.support.convert import convert_tiny

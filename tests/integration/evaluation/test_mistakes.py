@@ -135,7 +135,7 @@ def test_figures_are_shown_whatever_comes_of_the_files(tmp_path, folder, evaluat
     def full(path, figures):
         raise OutputError(f"{path}: the disk is full")
 
-    monkeypatch.setattr("conversion.commands.eval.write_json", full)
+    monkeypatch.setattr("conversion.runtime.output_files.write_json", full)
     code, output, error = evaluate(
         "--text", folder / "text.txt", "--windows", 1, "--json", tmp_path / "figures.json"
     )

@@ -11,13 +11,19 @@ from transformers import LlamaConfig
 
 pytest.importorskip("prometheus_client")
 
-from conversion.bench.loads import check_cache, max_model_len, parse_numbers, sweep
+from conversion.bench.loads import (
+    check_cache,
+    max_model_len,
+    parse_numbers,
+    size_in_bytes,
+    sweep,
+)
 from conversion.bench.machine import machine
 from conversion.bench.metrics import parse_metrics
 from conversion.bench.plots import throughput, write_plot
 from conversion.bench.results import BenchResults, Figures, Point, Round, Settings, combine
 from conversion.bench.server import Server
-from conversion.commands.bench import size_in_bytes, tables
+from conversion.commands.bench import tables
 from conversion.errors import BenchError, ServerError
 from tests.support.bench import KEYS, METRICS
 

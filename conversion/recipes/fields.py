@@ -1,0 +1,61 @@
+"""What a recipe's fields say of themselves, for ``--help`` and for the reference of recipe keys."""
+
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+NAMES = {int: "integer", float: "number", bool: "true or false", str: "text", list[str]: "list"}
+
+
+def optional(unset: str, description: str, **bounds: Any) -> Any:
+    """A field that is ``None`` where it is left out.
+
+    Args:
+        unset: what then holds, as the reader's default.
+        description: what the field does.
+        bounds: as pydantic's ``Field`` takes them.
+    """
+    return Field(None, description=description, json_schema_extra={"unset": unset}, **bounds)
+
+
+def default_text(field: FieldInfo) -> str:
+    """A field's default as a recipe would write it, or what holds without a value."""
+    if isinstance(field.json_schema_extra, dict) and "unset" in field.json_schema_extra:
+        return str(field.json_schema_extra["unset"])
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def value_type(field: FieldInfo) -> Any:
+    """A field's type, apart from ``None``."""
+    types = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    is_optional = NoneType in get_args(field.annotation)
+    return types[0] if is_optional else field.annotation
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values of a field that takes only some; none for others."""
+    kind = value_type(field)
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def type_text(field: FieldInfo) -> str:
+    """A field's type and bounds in words: ``integer, at least 2``."""
+    if choices(field):
+        return " or ".join(choices(field))
+    return ", ".join((NAMES[value_type(field)], *map(_bound, field.metadata)))
+
+
+def _bound(bound: Any) -> str:
+    match bound:
+        case Ge(ge=value):
+            return f"at least {value}"
+        case Gt(gt=value):
+            return f"above {value}"
+        case Le(le=value):
+            return f"at most {value}"
+        case Lt(lt=value):
+            return f"below {value}"
+    raise TypeError(f"no words for {bound!r}")
