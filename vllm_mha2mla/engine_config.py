@@ -1,4 +1,4 @@
-"""What vLLM's configuration must know about our architectures before a model is built."""
+"""The checks and defaults that vLLM's configuration gets for our architectures."""
 
 from collections.abc import Iterable
 
@@ -7,17 +7,19 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.platforms import current_platform
 
 from vllm_mha2mla.config import latent_widths
+from vllm_mha2mla.cpu_cache import choose_cache_size
 from vllm_mha2mla.errors import UnsupportedEngineError
 
 
 class LatentModelConfig(VerifyAndUpdateConfig):
-    """Refuses what cannot work, before anything is loaded."""
+    """Refuses what cannot work before anything is loaded, and sizes the cache."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Called once by vLLM, before its own defaults are resolved."""
         _refuse_unsupported(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
+        choose_cache_size(vllm_config)
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:

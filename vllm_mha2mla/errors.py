@@ -19,5 +19,12 @@ class UnsupportedEngineError(MHA2MLAError, ValueError):
     """
 
 
+class EngineMemoryError(MHA2MLAError, ValueError):
+    """Not enough memory is free for the engine to start.
+
+    Also a ``ValueError``, for the same reason.
+    """
+
+
 class KernelBuildError(MHA2MLAError):
     """The CPU kernel cannot be compiled on this machine; PyTorch computes instead."""

@@ -50,28 +50,36 @@ ENGINE_ENVIRONMENT = ONE_THREAD | {
 
 def run_engines(*specifications: dict[str, Any]) -> list[dict[str, Any]]:
     """Results of ``run_engine.py``, which says what a specification is."""
-    results = _run(specifications, {})
+    results, _ = _run(specifications, {})
     for result in results:
         assert result["error"] is None, result["error"]
     return results
 
 
+def run_logged(specification: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Run one engine; return its result, whether it started or not, and its log."""
+    (result,), log = _run([specification], {})
+    return result, log
+
+
 def refusals(*specifications: dict[str, Any], **environment: str) -> list[str]:
     """Why the engines did not start; for one that did, that it did."""
-    results = _run(specifications, environment)
+    results, _ = _run(specifications, environment)
     return [result["error"] or "the engine started" for result in results]
 
 
-def _run(specifications: Sequence[dict[str, Any]], environment: dict[str, str]) -> Any:
+def _run(
+    specifications: Sequence[dict[str, Any]], environment: dict[str, str]
+) -> tuple[list[dict[str, Any]], str]:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         command = [sys.executable, str(RUNNER), str(results)]
-        run_checked(command, ENGINE_ENVIRONMENT | environment, json.dumps(specifications))
-        return json.loads(results.read_text())
+        log = run_checked(command, ENGINE_ENVIRONMENT | environment, json.dumps(specifications))
+        return json.loads(results.read_text()), log
 
 
-def run_checked(command: Sequence[str], environment: dict[str, str], text: str = "") -> None:
-    """Run a command with the environment added to ours; show its end if it fails."""
+def run_checked(command: Sequence[str], environment: dict[str, str], text: str = "") -> str:
+    """Run a command with the environment added to ours; return its log, and show it if it fails."""
     done = subprocess.run(
         command,
         input=text,
@@ -82,8 +90,9 @@ def run_checked(command: Sequence[str], environment: dict[str, str], text: str =
         env=os.environ | environment,
         check=False,
     )
-    log = done.stdout[-LOG_TAIL:]
-    assert done.returncode == 0, f"{command[0]}: exit code {done.returncode}\n{log}"
+    log: str = done.stdout
+    assert done.returncode == 0, f"{command[0]}: exit code {done.returncode}\n{log[-LOG_TAIL:]}"
+    return log
 
 
 def greedy_sampling(tokens: int) -> dict[str, Any]:
