@@ -28,7 +28,7 @@ from conversion.recipes.widths import cache_widths, query_rank
 from conversion.runtime.memory import return_freed_memory
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
-from conversion.text.starts import start_tokens
+from conversion.text.sinks import sink_tokens
 from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import Windows, calibration_windows
 from vllm_mha2mla.config import (
@@ -174,10 +174,10 @@ def _streams(
     if not recipe.refits:
         return embedded_text(source, windows.measured, None, options.offload)
     width = converted.num_attention_heads * converted.v_head_dim
-    starts = None
-    if recipe.refit_starts:
-        starts = start_tokens(source.tokenizer(), windows.ids, source.config.vocab_size)
-    return embedded_text(source, windows.ids, width, options.offload, starts)
+    sinks = None
+    if recipe.refit_sinks:
+        sinks = sink_tokens(source.tokenizer(), windows.ids, source.config.vocab_size)
+    return embedded_text(source, windows.ids, width, options.offload, sinks)
 
 
 def _converted_layers(

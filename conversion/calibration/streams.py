@@ -17,12 +17,12 @@ class RefitStreams:
     Attributes:
         converted: hidden states in the converted model  # [windows, tokens, hidden]
         heads: outputs of the current layer's converted heads  # [windows, tokens, heads * v]
-        starts: how many of the windows, the last, hold tokens that see only themselves.
+        sinks: number of windows, the last ones, whose tokens each see only themselves.
     """
 
     converted: Activations
     heads: Activations
-    starts: int = 0
+    sinks: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def embedded_text(
     ids: Tensor,
     refit_width: int | None,
     offload: Path | None,
-    starts: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Streams:
     """The text before the first layer.
 
@@ -52,14 +52,14 @@ def embedded_text(
         ids: token ids, inside the vocabulary  # [windows, tokens]
         refit_width: numbers per token of the converted heads' outputs; ``None``: no refit.
         offload: folder for the activations; ``None``: memory.
-        starts: for a refit, tokens that see only themselves: one more window  # [tokens]
+        sinks: for a refit, tokens that each see only themselves: one more window  # [tokens]
 
     Raises:
         OffloadError: the folder cannot hold them.
         SourceError: the embedding is missing or not finite.
     """
-    if starts is not None:
-        ids = torch.cat((ids, starts[None]))
+    if sinks is not None:
+        ids = torch.cat((ids, sinks[None]))
     windows, tokens = ids.shape
     _, hidden = source.tensors[source.family.embedding].shape
     original = Activations(windows, tokens, hidden, offload)
@@ -68,7 +68,7 @@ def embedded_text(
         refit = RefitStreams(
             converted=Activations(windows, tokens, hidden, offload),
             heads=Activations(windows, tokens, refit_width, offload),
-            starts=0 if starts is None else 1,
+            sinks=0 if sinks is None else 1,
         )
     used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
     table = _embedding_rows(source, used)

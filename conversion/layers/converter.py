@@ -17,7 +17,7 @@ from conversion.layers.assemble import assemble
 from conversion.layers.balance import balanced
 from conversion.layers.original import SourceLayers, for_calibration
 from conversion.layers.query import compress_query
-from conversion.layers.refit import START_COUNT, OutputRefit
+from conversion.layers.refit import SINK_WEIGHT, OutputRefit
 from conversion.layers.token_weights import TokenWeights
 from conversion.recipes.recipe import Recipe
 from conversion.rotary.selection import RotarySelection
@@ -191,7 +191,7 @@ class LayerConverter:
         refit = OutputRefit(weight, bias, self._recipe.ridge)
         # Rounding is far below what truncation loses, but not where nothing is truncated.
         lossy = widths.width < 2 * self._config.num_key_value_heads * self._config.head_dim
-        text = len(original) - buffers.starts
+        text = len(original) - buffers.sinks
         for window in range(len(original)):
             alone = window >= text
             x = original[window].to(self.layers.device)  # [tokens, hidden]
@@ -202,7 +202,7 @@ class LayerConverter:
                 x = x + self.layers.attend(layer, x, alone)
                 original[window] = self.layers.past_mlp(layer, x)
             buffers.heads[window] = heads
-            share = START_COUNT * text / buffers.starts if alone else 1
+            share = SINK_WEIGHT * text / buffers.sinks if alone else 1
             refit.add(heads, x - y, share * counts(x))
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]

@@ -97,7 +97,7 @@ class Recipe(BaseModel):
         description="Weight each token in a refit by how strongly predictions depend on it, "
         "measured on held-out calibration text. Off: all tokens weigh the same.",
     )
-    refit_starts: bool = Field(
+    refit_sinks: bool = Field(
         True,
         description="Refit also on one window of single-token sequences, because the first token "
         "of a text becomes the attention sink. Off: on running text alone.",

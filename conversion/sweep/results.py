@@ -121,7 +121,7 @@ class SweepResults(BaseModel):
 
 
 # What has a say only where something is refitted, or only where something is refined.
-OF_REFITS = {"ridge", "weigh_tokens", "refit_starts"}
+OF_REFITS = {"ridge", "weigh_tokens", "refit_sinks"}
 OF_REFINEMENTS = {"refine_lr", "refine_window"}
 
 

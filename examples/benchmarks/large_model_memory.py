@@ -107,8 +107,8 @@ def main() -> None:
         peak, seconds = resident("VmHWM") - before, time.monotonic() - start
         layer = sum(t.nbytes for t in checkpoint.layer(0, torch.float32).values())
     # The original stream, and the held-out text before every layer and after the last with two
-    # gradients of it. Later, with a refit, the original stream of more text and a window of starts,
-    # the converted one and the heads' outputs, as wide.
+    # gradients of it. Later, with a refit, the original stream of more text and a window of sink
+    # tokens, the converted one and the heads' outputs, as wide.
     refitted = 3 * (recipe.text_tokens + recipe.window)
     held_out = -(-recipe.held_out_tokens // recipe.window) * recipe.window
     tokens = recipe.calibration_tokens + held_out * (arguments.layers + 3)

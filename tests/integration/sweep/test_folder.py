@@ -97,7 +97,7 @@ def test_what_changed_is_measured_again(folder, tmp_path, run, counted):
 def test_settings_of_what_is_not_done_make_no_other_recipe(folder, tmp_path, run, counted):
     recipes = {"refitted": "method: calibrated\n", "plain": "method: mha2mla\n"}
     files = {name: tmp_path / f"{name}.yaml" for name in recipes}
-    for other in ("", "ridge: 100\nweigh_tokens: false\nrefit_starts: false\nrefine_lr: 1e-3\n"):
+    for other in ("", "ridge: 100\nweigh_tokens: false\nrefit_sinks: false\nrefine_lr: 1e-3\n"):
         for name, method in recipes.items():
             files[name].write_text(f"{method}split: fixed\nwindow: 64\n{other}")
         assert run(*files.values(), "--calibration-tokens", 256)[0] == 0

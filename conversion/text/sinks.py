@@ -1,21 +1,21 @@
-"""Tokens alone, as the first of a text is: what a refit has to keep of attention sinks.
+"""Sink tokens: sequences of one token, on which a refit keeps what it needs of attention sinks.
 
 The first token of a text sees only itself, and early layers turn it into the sink that all others
-attend to ("massive activations", arXiv:2402.17762). It is made of little: where a converted layer
-says too much else of a token, no sink appears, and the whole text after it is lost. Windows of text
-hold one such token in a thousand, and few different ones.
+attend to ("massive activations", arXiv:2402.17762). A small error can undo that: the sink does not
+appear, and every later token of the text is lost. Running text hardly guards against it, since a
+window of a thousand tokens has one first token, and few different ones occur.
 """
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-# Part of the starts that go to special tokens, which begin chats and, in many models, every text.
+# Share of the special tokens, which begin chats and, in many models, every text.
 SPECIAL_SHARE = 1 / 16
 
 
-def start_tokens(tokenizer: PreTrainedTokenizerBase, ids: Tensor, vocab_size: int) -> Tensor:
-    """As many tokens as a window has: special ones in turn, the others evenly from the text.
+def sink_tokens(tokenizer: PreTrainedTokenizerBase, ids: Tensor, vocab_size: int) -> Tensor:
+    """Choose as many tokens as a window has: special ones in turn, the others evenly from the text.
 
     Args:
         tokenizer: the source's.

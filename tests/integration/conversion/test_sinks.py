@@ -1,30 +1,30 @@
-"""Texts of one token: what the first token of any text is."""
+"""Sink tokens: sequences of one token, as the first of every text is."""
 
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from conversion.text.starts import start_tokens
+from conversion.text.sinks import sink_tokens
 from tests.support.convert import convert_tiny, windows
 from tests.support.divergence import divergence
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 
-def test_special_tokens_are_among_the_starts_and_the_others_are_the_texts():
+def test_special_tokens_are_among_the_sinks_and_the_others_are_the_texts():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<first>", "eos_token": "<last>"})
     ids = windows()
-    starts = start_tokens(tokenizer, ids, vocab_size=257)
-    assert starts.shape == ids.shape[1:]
+    sinks = sink_tokens(tokenizer, ids, vocab_size=257)
+    assert sinks.shape == ids.shape[1:]
     # "<last>" is 257, beyond the vocabulary.
-    assert (starts == 256).sum() == 128 // 16
-    assert set(starts.tolist()) - {256} <= set(ids.flatten().tolist())
-    assert starts[starts != 256].unique().numel() > 10
+    assert (sinks == 256).sum() == 128 // 16
+    assert set(sinks.tolist()) - {256} <= set(ids.flatten().tolist())
+    assert sinks[sinks != 256].unique().numel() > 10
 
 
 def test_a_tokenizer_without_special_tokens():
-    starts = start_tokens(tiny_tokenizer(), windows(), vocab_size=256)
-    assert starts.shape == (128,)
+    sinks = sink_tokens(tiny_tokenizer(), windows(), vocab_size=256)
+    assert sinks.shape == (128,)
 
 
 def test_a_refit_keeps_what_texts_begin_with(tmp_path):
@@ -36,14 +36,14 @@ def test_a_refit_keeps_what_texts_begin_with(tmp_path):
     }  # fmt: skip
     texts = windows().unique()[:, None]  # [tokens, 1]
     found = {}
-    for starts in (False, True):
-        model = convert_tiny(source, tmp_path / f"{starts}", refit_starts=starts, **recipe)
-        found[starts] = divergence(original, model, texts)
+    for sinks in (False, True):
+        model = convert_tiny(source, tmp_path / f"{sinks}", refit_sinks=sinks, **recipe)
+        found[sinks] = divergence(original, model, texts)
     assert 0 < found[True] < 0.95 * found[False]
-    without, with_starts = (
-        load_file(tmp_path / f"{starts}" / "model.safetensors") for starts in (False, True)
+    without, with_sinks = (
+        load_file(tmp_path / f"{sinks}" / "model.safetensors") for sinks in (False, True)
     )
-    changed = {name for name in without if not torch.equal(without[name], with_starts[name])}
+    changed = {name for name in without if not torch.equal(without[name], with_sinks[name])}
     assert changed == {name for name in without if "self_attn.o_proj" in name}
 
 
