@@ -10,12 +10,6 @@ from conversion.latent.balanced_pca import balance
 from conversion.latent.factors import latent_target
 from conversion.rotary import ROTARY
 from tests.support.measured import measure
-from tests.support.tiny import VARIANTS
-
-
-@pytest.fixture(params=VARIANTS)
-def measured(request):
-    return measure(request.param)
 
 
 @pytest.fixture

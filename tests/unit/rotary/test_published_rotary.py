@@ -13,11 +13,6 @@ from tests.support.tiny import VARIANTS
 PER_HEAD = ["2-norm", "high", "low", "uniform"]
 
 
-@pytest.fixture(params=VARIANTS)
-def measured(request):
-    return measure(request.param)
-
-
 def test_attention_by_distance_gives_the_mean_rotation(measured):
     weights, statistics, inputs = measured
     D = torch.arange(inputs.shape[1])
