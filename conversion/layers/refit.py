@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# Weight of the sink tokens in a refit, relative to all text. A tenth of this keeps the sinks; 1 / 40
-# to 1 / 10 leave the model closest to the original, and more is at the expense of the text.
+# Weight of the sink tokens in a refit, relative to all text. A tenth of this keeps the sinks;
+# 1 / 40 to 1 / 10 leave the model closest to the original, and more is at the expense of the text.
 SINK_WEIGHT = 1 / 25
 
 

@@ -52,9 +52,9 @@ def layer_bytes(source):
 
 def activation_bytes(refit, spread=False):
     token = 4 * WIDE["hidden_size"]
-    # The original stream; with a refit, of more text and a window of sink tokens, the converted one and
-    # the heads' outputs. To spread the budget, the held-out text before every layer and after the
-    # last, and two gradients of it.
+    # The original stream; with a refit, of more text and a window of sink tokens, the converted
+    # one and the heads' outputs. To spread the budget, the held-out text before every layer and
+    # after the last, and two gradients of it.
     held_out = HELD_OUT * token * (WIDE["num_hidden_layers"] + 1 + 2) if spread else 0
     streams = 3 * (REFIT_SHARE * TOKENS + WINDOW) if refit else TOKENS
     return token * streams + held_out
