@@ -17,7 +17,7 @@ from conversion.checkpoint.export import export
 from conversion.checkpoint.inspection import inspect
 from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import ServerError
-from conversion.evaluation import PerplexityFigures, evaluate
+from conversion.evaluation import Measurement, PerplexityFigures, measure
 from conversion.pipeline import Options, convert
 from conversion.recipes.make import make_recipe
 from conversion.runtime.interruption import interruption
@@ -162,7 +162,9 @@ def run(fresh: bool) -> None:
     prepare(fresh, progress)
     console.print("Measuring perplexity")
     held_out = builtin_text("held-out")
-    quality = evaluate(CONVERTED, MODEL, held_out, WINDOW, WINDOWS, progress).perplexity
+    measurement = Measurement(held_out, WINDOW, WINDOWS)
+    quality = measure(CONVERTED, MODEL, measurement, progress).perplexity
+    assert quality is not None
     original = ask(ORIGINAL, SERVE)
     converted = ask(CONVERTED, SERVE)
     console.print(answers_table(original, converted))

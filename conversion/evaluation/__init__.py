@@ -1,13 +1,17 @@
-"""Measuring a converted checkpoint beside its original: perplexity, tasks, long context."""
+"""Measures a converted checkpoint beside its original: perplexity, tasks, long context.
+
+Both models are given the same inputs, read once and before any weights (``inputs``). One model is
+in memory at a time: the converted one is freed before the original is loaded, and of several
+checkpoints with one original the original's figures are kept (``compare.Comparison``).
+"""
 
 from conversion.checkpoint.cache_size import CacheFigures, cache_figures
-from conversion.evaluation.compare import Comparison, evaluate, measure
+from conversion.evaluation.compare import Comparison, measure
 from conversion.evaluation.inputs import Measurement
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.report import check_report_path, write_report
 from conversion.evaluation.results import (
     Entry,
-    Evaluation,
     PerplexityFigures,
     PositionFigures,
     Report,
@@ -19,7 +23,6 @@ __all__ = [
     "CacheFigures",
     "Comparison",
     "Entry",
-    "Evaluation",
     "Measurement",
     "PerplexityFigures",
     "PositionFigures",
@@ -28,7 +31,6 @@ __all__ = [
     "TaskFigures",
     "cache_figures",
     "check_report_path",
-    "evaluate",
     "measure",
     "perplexity",
     "write_report",

@@ -1,8 +1,8 @@
-"""Running a model over long inputs a chunk at a time, through its own cache.
+"""Runs a model over long inputs in chunks, through its own cache.
 
-The logits of 8192 tokens over a vocabulary of 49,152 are 1.6 GB in float32, and an attention
-matrix of that length is as large per four heads. With a cache, only a chunk of rows of either
-exists at once; every layer still sees every earlier token.
+The logits of 8192 tokens over a vocabulary of 49,152 take 1.6 GB in float32, and an attention
+matrix of that length takes as much per six heads. With a cache, only one chunk of their rows
+exists at a time, and every layer still sees every earlier token.
 """
 
 from typing import Any
@@ -16,12 +16,15 @@ CHUNK = 512
 
 @torch.no_grad()
 def token_losses(model: Any, ids: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Negative log-likelihood, in nats, of every token but the first  # [tokens - 1], float64
+    """Compute the negative log-likelihood of every token but the first.
 
     Args:
         model: a transformers causal language model.
         ids: token ids of one sequence  # [tokens]
-        chunk: tokens whose logits exist at once.
+        chunk: tokens per forward pass.
+
+    Returns:
+        losses in nats  # [tokens - 1], float64
     """
     cache = DynamicCache(config=model.config)
     losses = []
@@ -34,26 +37,29 @@ def token_losses(model: Any, ids: Tensor, chunk: int = CHUNK) -> Tensor:
 
 @torch.no_grad()
 def greedy(model: Any, ids: Tensor, stop: set[int], limit: int, chunk: int = CHUNK) -> list[int]:
-    """The most likely continuation, token by token, whatever the checkpoint's generation config.
+    """Decode greedily; the checkpoint's generation config has no influence.
 
     Args:
         model: a transformers causal language model.
         ids: token ids of the prompt  # [tokens]
-        stop: token ids that end it; not part of the result.
-        limit: tokens at most.
-        chunk: tokens of the prompt whose attention exists at once.
+        stop: token ids that end the text; not part of the result.
+        limit: largest number of new tokens.
+        chunk: tokens of the prompt per forward pass.
+
+    Returns:
+        the new token ids.
     """
     cache = DynamicCache(config=model.config)
     logits = torch.empty(0)
     for part in ids.split(chunk):
         output = model(part.unsqueeze(0), past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = output.logits[0, -1]
-    found: list[int] = []
-    while len(found) < limit:
+    generated: list[int] = []
+    while len(generated) < limit:
         token = int(logits.argmax())
         if token in stop:
             break
-        found.append(token)
-        step = torch.tensor([[token]], device=ids.device)
-        logits = model(step, past_key_values=cache, use_cache=True).logits[0, -1]
-    return found
+        generated.append(token)
+        next_input = torch.tensor([[token]], device=ids.device)
+        logits = model(next_input, past_key_values=cache, use_cache=True).logits[0, -1]
+    return generated

@@ -17,7 +17,7 @@ from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
 from conversion.evaluation.layer_error import attention_outputs, layer_errors
 from conversion.evaluation.perplexity import perplexity, perplexity_figures
 from conversion.evaluation.positions import position_figures, position_losses
-from conversion.evaluation.results import Entry, Evaluation
+from conversion.evaluation.results import Entry
 from conversion.evaluation.retrieval import answer_all, retrieval_figures
 from conversion.evaluation.tasks import run_tasks, task_figures
 from conversion.runtime.progress import Progress
@@ -30,52 +30,64 @@ CONVERTED, ORIGINAL = "Converted", "Original"
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What one model gave."""
+class _ModelResult:
+    """The measurements of one model.
 
-    text: tuple[float, list[Tensor]] | None  # perplexity; [tokens, hidden] per layer
-    positions: list[Tensor]  # [context - 1] per text
+    Attributes:
+        text: perplexity, and every layer's attention output on the first window
+            # num_layers x [window, hidden]; ``None`` without a text.
+        positions: mean loss at every position of every long text  # each [context - 1]
+        retrieval: right or wrong, per file and question.
+        tasks: the harness's results; empty without tasks.
+    """
+
+    text: tuple[float, list[Tensor]] | None
+    positions: list[Tensor]
     retrieval: list[list[bool]]
     tasks: dict[str, Any]
 
 
 class Comparison:
-    """Checkpoints beside one original, which is measured once, at the first of them.
+    """Measures checkpoints beside their original, which is measured once, with the first of them.
 
-    They share a tokenizer: all are conversions of that original. Everything in float32.
+    All checkpoints are conversions of that original and share its tokenizer. Models run in
+    float32, and only one is in memory at a time.
 
     Args:
         baseline: the original, as the converter takes it.
-        what: what to measure.
-        progress: told about all of it.
+        measurement: the figures to measure, and on what.
+        progress: shows every measurement as a task of its own.
     """
 
-    def __init__(self, baseline: str, what: Measurement, progress: Progress) -> None:
+    def __init__(self, baseline: str, measurement: Measurement, progress: Progress) -> None:
         self._baseline = baseline
-        self._what = what
+        self._measurement = measurement
         self._progress = progress
-        self._original: _Run | None = None
+        self._original: _ModelResult | None = None
 
     def measure(self, checkpoint: Path, name: str | None = None) -> Entry:
-        """Everything asked for, of one checkpoint and the original.
+        """Measure one checkpoint beside the original.
 
-        Files, tasks and the original's config are read before any weights: a mistake in them costs
-        no time.
+        Files, tasks and the original's config are read before any weights, so that a mistake in
+        them shows at once.
 
         Args:
-            checkpoint: the converted checkpoint.
-            name: the entry's; the checkpoint's folder if ``None``.
+            checkpoint: folder of the converted checkpoint.
+            name: name of the entry; ``None``: the folder's.
 
         Raises:
             CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
         """
         config = read_converted_config(checkpoint)
         self._check_original(config)
-        tokenizer, inputs = read_inputs(self._what, checkpoint, config)
+        tokenizer, inputs = read_inputs(self._measurement, checkpoint, config)
         model, _ = load_converted(checkpoint, torch.float32)
-        ours = _run(model, tokenizer, inputs, self._what.limit, self._progress, CONVERTED)
+        converted = _measure_model(
+            model, tokenizer, inputs, self._measurement.limit, self._progress, CONVERTED
+        )
+        # Before the original is loaded: one model in memory at a time.
         del model
-        theirs = self._measured_original(tokenizer, inputs)
+        original = self._measured_original(tokenizer, inputs)
         entry = Entry(
             name=name or checkpoint.resolve().name,
             method=_method(read_provenance(config).recipe),
@@ -83,20 +95,20 @@ class Comparison:
             positions=[
                 position_figures(text, windows, before, after)
                 for (text, windows), before, after in zip(
-                    inputs.long_texts, theirs.positions, ours.positions, strict=True
+                    inputs.long_texts, original.positions, converted.positions, strict=True
                 )
             ],
             retrieval=[
-                retrieval_figures(asked, before, after)
-                for asked, before, after in zip(
-                    inputs.retrieval, theirs.retrieval, ours.retrieval, strict=True
+                retrieval_figures(examples, before, after)
+                for examples, before, after in zip(
+                    inputs.retrieval, original.retrieval, converted.retrieval, strict=True
                 )
             ],
-            tasks=task_figures(theirs.tasks, ours.tasks) if inputs.tasks else [],
+            tasks=task_figures(original.tasks, converted.tasks) if inputs.tasks else [],
         )
-        if inputs.text is not None and theirs.text is not None and ours.text is not None:
-            entry.perplexity = perplexity_figures(inputs.text, theirs.text[0], ours.text[0])
-            entry.layer_error = layer_errors(theirs.text[1], ours.text[1])
+        if inputs.text is not None and original.text is not None and converted.text is not None:
+            entry.perplexity = perplexity_figures(inputs.text, original.text[0], converted.text[0])
+            entry.layer_error = layer_errors(original.text[1], converted.text[1])
         return entry
 
     @cached_property
@@ -106,11 +118,11 @@ class Comparison:
     def _check_original(self, config: Any) -> None:
         source = self._source
         for key in ("vocab_size", "num_hidden_layers", "hidden_size"):
-            theirs, ours = getattr(source.config, key), getattr(config, key)
-            if theirs != ours:
+            original, converted = getattr(source.config, key), getattr(config, key)
+            if original != converted:
                 raise EvaluationError(
-                    f"{self._baseline}: its {key} is {theirs} and the checkpoint's {ours}; give "
-                    "the model it was made from"
+                    f"{self._baseline}: its {key} is {original} and the checkpoint's {converted}; "
+                    "give the model it was made from"
                 )
         made_from = read_provenance(config).source
         if source.fingerprint() != made_from.fingerprint:
@@ -120,44 +132,25 @@ class Comparison:
                 made_from.name,
             )
 
-    def _measured_original(self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> _Run:
+    def _measured_original(
+        self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs
+    ) -> _ModelResult:
         if self._original is None:
             model, _ = load_source(self._baseline, torch.float32)
-            self._original = _run(
-                model, tokenizer, inputs, self._what.limit, self._progress, ORIGINAL
+            self._original = _measure_model(
+                model, tokenizer, inputs, self._measurement.limit, self._progress, ORIGINAL
             )
         return self._original
 
 
-def measure(checkpoint: Path, baseline: str, what: Measurement, progress: Progress) -> Entry:
-    """One checkpoint beside its original; arguments and errors as for :class:`Comparison`."""
-    return Comparison(baseline, what, progress).measure(checkpoint)
+def measure(checkpoint: Path, baseline: str, measurement: Measurement, progress: Progress) -> Entry:
+    """Measure one checkpoint beside its original; see :class:`Comparison` for arguments and errors.
 
+    Example::
 
-def evaluate(
-    checkpoint: Path,
-    baseline: str,
-    text: str | Path,
-    window: int,
-    limit: int | None,
-    progress: Progress,
-) -> Evaluation:
-    """Perplexity of both on a text, float32: whole text tokenised once, windows without overlap.
-
-    Args:
-        checkpoint: the converted checkpoint.
-        baseline: its source, as the converter takes it.
-        text: the text itself, or a file with it.
-        window: tokens per window.
-        limit: how many windows at most; ``None`` for all.
-        progress: told about every window.
-
-    Raises:
-        CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
+        measure(Path("out"), "model", Measurement(Path("test.txt")), Progress()).perplexity
     """
-    entry = measure(checkpoint, baseline, Measurement(text, window, limit), progress)
-    assert entry.perplexity is not None
-    return Evaluation(perplexity=entry.perplexity, cache=entry.cache)
+    return Comparison(baseline, measurement, progress).measure(checkpoint)
 
 
 def _method(recipe: dict[str, Any]) -> str:
@@ -166,29 +159,29 @@ def _method(recipe: dict[str, Any]) -> str:
     return " + ".join(str(part) for part in parts if part)
 
 
-def _run(
+def _measure_model(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Inputs,
     limit: int | None,
     progress: Progress,
     label: str,
-) -> _Run:
+) -> _ModelResult:
     text = None
     if inputs.text is not None:
         value = perplexity(model, inputs.text, progress, label)
         text = value, attention_outputs(model, inputs.text[0])
-    return _Run(
+    return _ModelResult(
         text=text,
         positions=[
             position_losses(model, windows, progress, f"{label}, {name}")
             for name, windows in inputs.long_texts
         ],
         retrieval=[
-            answer_all(model, tokenizer, asked, progress, f"{label}, {asked.name}")
-            for asked in inputs.retrieval
+            answer_all(model, tokenizer, examples, progress, f"{label}, {examples.name}")
+            for examples in inputs.retrieval
         ],
-        # Last: the harness may give the tokenizer a padding token.
+        # Last, because the harness may give the tokenizer a padding token.
         tasks=run_tasks(model, tokenizer, inputs.tasks, limit, progress, f"{label}, tasks")
         if inputs.tasks
         else {},

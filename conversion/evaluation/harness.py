@@ -1,6 +1,6 @@
-"""The EleutherAI harness around models and documents that are already here.
+"""Runs the EleutherAI harness on models and documents in memory.
 
-Imports ``lm_eval``: itself imported only where tasks are asked for.
+Imports ``lm_eval``, so it is itself imported only for a measurement with tasks.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from conversion.runtime.progress import Progress
 logger = logging.getLogger(__name__)
 
 BATCH = 4
-# Of the standard errors without a closed form, such as perplexity's; the harness itself draws
-# 100,000, which takes longer than the model on a small task.
-BOOTSTRAP = 1000
+# Samples for standard errors without a closed form, such as perplexity's. The harness's own
+# default of 100,000 takes longer than the model on a small task.
+BOOTSTRAP_SAMPLES = 1000
 
 # Flat tasks and groups by name, as the harness's evaluate() takes them.
 TaskDict = dict[str, Any]
@@ -37,7 +37,7 @@ class DocumentsTask(ConfigurableTask):  # type: ignore[misc]
     """A harness task over documents in memory.
 
     Args:
-        task: the config, and the documents of its test split.
+        task: its config, and the documents of its test split.
     """
 
     def __init__(self, task: LocalTask) -> None:
@@ -50,7 +50,7 @@ class DocumentsTask(ConfigurableTask):  # type: ignore[misc]
 
 
 class _ProgressHook:
-    """Stands in for the harness's cache of answers, which is told about every one."""
+    """Advances our progress from the harness's answer cache, which sees every answer."""
 
     def __init__(self, advance: Callable[[], None]) -> None:
         self._advance = advance
@@ -60,13 +60,13 @@ class _ProgressHook:
 
 
 class ReportingModel(HFLM):  # type: ignore[misc]
-    """A loaded transformers model as the harness's, telling our progress about its answers.
+    """A harness model over a loaded transformers model that reports to our progress.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer; given a padding token if it has none.
-        progress: told about every answer.
-        description: what to call the work.
+        progress: shows one step per answer.
+        description: label of the work.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ReportingModel(HFLM):  # type: ignore[misc]
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=BATCH,
-            # Conditions empty contexts; the harness stumbles over a tokenizer with neither.
+            # The token before an empty context; the harness fails for a tokenizer with neither.
             prefix_token_id=next((token for token in known if token is not None), 0),
         )
         self._progress = progress
@@ -86,13 +86,13 @@ class ReportingModel(HFLM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-likelihoods of continuations in nats, and whether each is the greedy one."""
+        """Score continuations: log-likelihood in nats, and True if greedy decoding gives it."""
         with self._reporting(len(requests)):
             answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts generated up to each request's stops."""
+        """Generate a text for each request, up to one of its stop strings."""
         with self._reporting(len(requests)):
             answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         return answers
@@ -105,16 +105,16 @@ class ReportingModel(HFLM):  # type: ignore[misc]
 
 
 def harness_tasks(local: list[LocalTask], names: list[str]) -> TaskDict:
-    """Local files and the harness's own tasks, loaded.
+    """Load tasks from local files and from the harness.
 
     Args:
         local: tasks from files.
         names: tasks, groups or tags of the harness.
 
     Raises:
-        EvaluationError: the harness has no such task, or its data cannot be had.
+        EvaluationError: the harness has no such task, or its data cannot be loaded.
     """
-    made: list[Any] = [DocumentsTask(task) for task in local]
+    loaded: list[Any] = [DocumentsTask(task) for task in local]
     # Without names there is nothing to look up, and the index of all tasks takes 10 s to build.
     manager = TaskManager(include_defaults=bool(names))
     for name in names:
@@ -124,22 +124,22 @@ def harness_tasks(local: list[LocalTask], names: list[str]) -> TaskDict:
                 "see them all with: lm-eval ls tasks"
             )
         try:
-            made += manager.load([name])["tasks"].values()
-        # Whatever a hub, a data set's reader or a proxy may raise.
+            loaded += manager.load([name])["tasks"].values()
+        # A hub, a dataset reader or a proxy may raise anything.
         except Exception as error:
             reason = first_line(error)
             raise EvaluationError(
                 f"--tasks {name}: its data cannot be loaded ({reason}); it needs a reachable "
                 "hub, a local .jsonl file does not"
             ) from error
-    tasks = {str(task.task_name): task for task in made}
+    tasks = {str(task.task_name): task for task in loaded}
     for task in tasks.values():
-        _defaults(task)
+        _set_defaults(task)
     return {"tasks": tasks}
 
 
-def _defaults(task: Task) -> None:
-    """What the harness's own entry point sets before it evaluates."""
+def _set_defaults(task: Task) -> None:
+    """Set what the harness's own entry point sets before it evaluates."""
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
@@ -153,30 +153,33 @@ def run_harness(
     progress: Progress,
     description: str,
 ) -> dict[str, Any]:
-    """The harness's results of one model: ``results``, ``n-samples``, ``higher_is_better``.
+    """Run the harness on one model.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer; given a padding token if it has none.
-        tasks: as :func:`harness_tasks` gives them; can be run again.
-        limit: documents per task at most; ``None`` for all.
-        progress: told about every answer.
-        description: what to call the work.
+        tasks: tasks of :func:`harness_tasks`; they can be run again.
+        limit: largest number of documents per task; ``None``: all.
+        progress: shows one step per answer.
+        description: label of the work.
+
+    Returns:
+        the harness's results; ``results``, ``n-samples`` and ``higher_is_better`` are used.
     """
     wrapped = ReportingModel(model, tokenizer, progress, description)
-    # The bootstrap prints, and forks a process per core with the model in it.
+    # Unless told otherwise, the bootstrap forks one process per core with the model in it.
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             results: dict[str, Any] = evaluate(
-                wrapped, tasks, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
+                wrapped, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES, log_samples=False
             )
     finally:
         if before is None:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
-        logger.debug("%s", said.getvalue())
+        logger.debug("%s", output.getvalue())
     return results

@@ -1,4 +1,4 @@
-"""What to measure, read and tokenised: the same inputs for both models."""
+"""The inputs of a measurement, read and tokenised once for both models."""
 
 import logging
 from collections import Counter
@@ -23,16 +23,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What to measure; at least one of ``text``, ``tasks`` and ``long_context``.
+    """A request to measure at least one of ``text``, ``tasks`` and ``long_context``.
 
     Args:
         text: a text, or a file with it, for perplexity and the error per layer.
         window: tokens per window of ``text``.
-        windows: how many windows at most; ``None`` for all.
+        windows: largest number of windows of ``text``; ``None``: all.
         tasks: JSON-lines files or names of harness tasks.
-        long_context: a ``.jsonl`` is retrieval, anything else a text for perplexity by position.
-        context: tokens of a long context; ``None`` for as many as the model takes.
-        limit: documents per task, retrieval examples or long windows at most; ``None`` for all.
+        long_context: ``.jsonl`` files hold retrieval questions; any other file is a text for
+            perplexity by position.
+        context: tokens of a long context; ``None``: as many as the model takes.
+        limit: largest number of documents per task, retrieval questions per file and long windows
+            per text; ``None``: all.
     """
 
     text: str | Path | None = None
@@ -46,32 +48,42 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both models are given."""
+    """The inputs that both models are given.
 
-    text: Tensor | None  # [windows, window]
-    long_texts: list[tuple[str, Tensor]]  # [windows, context] each
+    Attributes:
+        text: token ids for perplexity  # [windows, window]
+        long_texts: name and token ids of every long text  # [windows, context] each
+        retrieval: the questions of every file.
+        tasks: the harness's tasks by name.
+    """
+
+    text: Tensor | None
+    long_texts: list[tuple[str, Tensor]]
     retrieval: list[Examples]
     tasks: dict[str, Any]
 
 
 def read_inputs(
-    what: Measurement, checkpoint: Path, config: Any
+    measurement: Measurement, checkpoint: Path, config: Any
 ) -> tuple[PreTrainedTokenizerBase, Inputs]:
-    """The checkpoint's tokenizer, and everything both models are given.
+    """Read everything that both models are given.
 
     Args:
-        what: what to measure.
-        checkpoint: the converted checkpoint.
-        config: its config.
+        measurement: the figures to measure, and on measurement.
+        checkpoint: folder of the converted checkpoint, for its tokenizer.
+        config: the checkpoint's config, for its context length.
+
+    Returns:
+        the checkpoint's tokenizer, and the inputs.
 
     Raises:
         CalibrationError, EvaluationError: nothing to measure, or something cannot be used.
     """
-    if what.text is None and not what.tasks and not what.long_context:
+    if measurement.text is None and not measurement.tasks and not measurement.long_context:
         raise EvaluationError("nothing to measure; give --text, --tasks or --long-context")
-    context = _context(config, what)
-    _check_names(what.long_context)
-    questions = {path: read_questions(path) for path in what.long_context if _is_jsonl(path)}
+    context = _context(config, measurement)
+    _check_names(measurement.long_context)
+    questions = {path: read_questions(path) for path in measurement.long_context if _is_jsonl(path)}
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def windows(text: str | Path, window: int, limit: int | None) -> Tensor:
@@ -80,31 +92,33 @@ def read_inputs(
         return text_windows(tokenizer, config, text, window, limit)
 
     return tokenizer, Inputs(
-        text=None if what.text is None else windows(what.text, what.window, what.windows),
+        text=None
+        if measurement.text is None
+        else windows(measurement.text, measurement.window, measurement.windows),
         long_texts=[
-            (path.name, windows(path, context, what.limit))
-            for path in what.long_context
+            (path.name, windows(path, context, measurement.limit))
+            for path in measurement.long_context
             if not _is_jsonl(path)
         ],
         retrieval=[
-            fitting(path, asked, tokenizer, context, what.limit)
-            for path, asked in questions.items()
+            fitting(path, file_questions, tokenizer, context, measurement.limit)
+            for path, file_questions in questions.items()
         ],
-        tasks=load_tasks(what.tasks) if what.tasks else {},
+        tasks=load_tasks(measurement.tasks) if measurement.tasks else {},
     )
 
 
 def text_windows(
     tokenizer: PreTrainedTokenizerBase, config: Any, text: str, window: int, limit: int | None
 ) -> Tensor:
-    """Windows of a text that a model can be measured on, none longer than its context.
+    """Cut a text into windows for a model, none longer than its context.
 
     Args:
         tokenizer: the model's.
         config: the model's.
         text: the text itself.
         window: tokens per window.
-        limit: how many windows at most; ``None`` for all.
+        limit: largest number of windows; ``None``: all.
 
     Returns:
         token ids  # [windows, window]
@@ -129,13 +143,13 @@ def _check_names(paths: Sequence[Path]) -> None:
             )
 
 
-def _context(config: Any, what: Measurement) -> int:
+def _context(config: Any, measurement: Measurement) -> int:
     longest = int(config.max_position_embeddings)
-    if what.context is not None and what.context > longest:
+    if measurement.context is not None and measurement.context > longest:
         raise EvaluationError(
-            f"--context {what.context}: the model takes {longest} tokens; give at most that"
+            f"--context {measurement.context}: the model takes {longest} tokens; give at most that"
         )
-    return what.context or longest
+    return measurement.context or longest
 
 
 def _is_jsonl(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""How far every layer's attention output is from the original's."""
+"""The error of every layer's attention output against the original's."""
 
 from typing import Any
 
@@ -10,11 +10,14 @@ from conversion.families import family_of
 
 @torch.no_grad()
 def attention_outputs(model: Any, ids: Tensor) -> list[Tensor]:
-    """Every attention block's output, after ``o_proj``, one per layer  # [tokens, hidden]
+    """Record every attention block's output, after ``o_proj``.
 
     Args:
         model: a transformers causal language model, original or converted.
         ids: token ids of one sequence  # [tokens]
+
+    Returns:
+        one tensor per layer  # [tokens, hidden], float32
     """
     outputs: list[Tensor] = []
 
@@ -32,16 +35,16 @@ def attention_outputs(model: Any, ids: Tensor) -> list[Tensor]:
 
 
 def layer_errors(original: list[Tensor], converted: list[Tensor]) -> list[float]:
-    """``||converted - original||^2 / ||original||^2`` per layer, summed over tokens.
+    """Compute ``||converted - original||^2 / ||original||^2`` per layer, summed over tokens.
 
-    Each model runs on its own residual stream, so a layer's error holds what the layers below
-    lost too.
+    Each model runs on its own residual stream, so a layer's error includes the errors of the
+    layers below it.
 
     Args:
-        original: as :func:`attention_outputs` gives them  # [tokens, hidden] per layer
+        original: outputs of :func:`attention_outputs`  # num_layers x [tokens, hidden]
         converted: the same of the converted model.
     """
     return [
-        float((ours - theirs).square().sum() / theirs.square().sum())
-        for theirs, ours in zip(original, converted, strict=True)
+        float((after - before).square().sum() / before.square().sum())
+        for before, after in zip(original, converted, strict=True)
     ]

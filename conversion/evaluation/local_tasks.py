@@ -7,7 +7,7 @@ Two forms, told apart by the first record's keys:
   character. A query that starts with ``Question:`` is closed by a line ``Answer:``, as in the
   harness's own ``arc_easy`` and ``piqa``.
 - ``{"context", "continuation"}``: the continuation after one space, as in ``lambada_openai``:
-  ``acc`` is whether it is the greedy one, ``perplexity`` is per document, not per token.
+  ``acc`` is 1 if greedy decoding gives it; ``perplexity`` is per document, not per token.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A file as the harness wants it: its task config, and documents with that config's fields."""
+    """A file in the harness's terms: a task config, and documents with that config's fields."""
 
     name: str
     config: dict[str, Any]
@@ -53,27 +53,28 @@ class LocalTask:
 
 
 def read_local_task(path: Path) -> LocalTask:
-    """A JSON-lines file as a task named after it.
+    """Read a JSON-lines file as a task named after it.
 
     Raises:
-        EvaluationError: unreadable, of neither form, or a record that does not fit its form.
+        EvaluationError: the file is unreadable or of neither form, or a record does not fit the
+            file's form.
     """
     records = read_records(path)
     form = form_of(path, records[0][1], FORMS, "texts go to --text, retrieval to --long-context")
-    document = _choice if form == CHOICE else _continuation
+    parse = _choice if form == CHOICE else _continuation
     documents = []
     for number, record in records:
-        made = document(record)
-        if made is None:
+        document = parse(record)
+        if document is None:
             raise EvaluationError(
-                f"{path}: line {number} is not {form} like the first: {_WANTED[form]}"
+                f"{path}: line {number} is not {form} like the first: {EXPECTED[form]}"
             )
-        documents.append(made)
+        documents.append(document)
     config = {"task": path.name, "test_split": "test", "num_fewshot": 0} | CONFIGS[form]
     return LocalTask(path.name, config, documents)
 
 
-_WANTED = {
+EXPECTED = {
     CHOICE: "query has to be text, choices two or more texts, gold the index of one",
     CONTINUATION: "context and continuation have to be texts",
 }
@@ -104,7 +105,7 @@ def _is_text(value: Any) -> bool:
 
 
 def prompt(query: str) -> str:
-    """What the choices continue: the query, its question closed as the harness's own tasks do."""
+    """The text before the choices: the query, closed with ``Answer:`` if it is a question."""
     if query.startswith(QUESTION) and not query.rstrip().endswith(ANSWER):
         return f"{query.rstrip()}\n{ANSWER}"
     return query

@@ -12,13 +12,13 @@ from conversion.runtime.progress import Progress
 
 @torch.no_grad()
 def perplexity(model: Any, windows: Tensor, progress: Progress, description: str) -> float:
-    """``exp`` of the mean negative log-likelihood of every predicted token.
+    """Compute ``exp`` of the mean negative log-likelihood of every predicted token.
 
     Args:
         model: a transformers causal language model.
         windows: token ids; the first of each window is not predicted  # [windows, window]
-        progress: told about every window.
-        description: what to call the work.
+        progress: shows one step per window.
+        description: label of the work.
     """
     total = 0.0
     with progress.task(description, windows.shape[0]) as advance:
@@ -30,7 +30,7 @@ def perplexity(model: Any, windows: Tensor, progress: Progress, description: str
 
 
 def perplexity_figures(windows: Tensor, original: float, converted: float) -> PerplexityFigures:
-    """Both perplexities over ``windows``  # [windows, window]"""
+    """Put both models' perplexities beside each other; ``windows``  # [windows, window]"""
     return PerplexityFigures(
         converted=converted,
         baseline=original,

@@ -1,4 +1,4 @@
-"""The report's plots. Imports matplotlib: itself imported only where a report is written."""
+"""The report's plots. Imports matplotlib, so it is itself imported only to write a report."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ LOG_FROM = 10.0  # ratio of the largest to the smallest value
 
 
 def colours(entries: Sequence[Entry]) -> dict[str, str]:
-    """A colour per entry name, the same in every plot."""
+    """Assign a colour to every entry's name, the same in every plot."""
     return {entry.name: f"C{index}" for index, entry in enumerate(entries)}
 
 
 def perplexity_by_cache(entries: Sequence[Entry]) -> Figure:
-    """Perplexity against cache bytes per token: a line per method, and the original."""
+    """Plot perplexity over cache bytes per token: a line per method, and the original."""
     figure, axes = _axes("cache bytes per token", "perplexity")
     points: dict[str, list[tuple[int, float]]] = {}
     values = []
@@ -27,8 +27,8 @@ def perplexity_by_cache(entries: Sequence[Entry]) -> Figure:
             point = (entry.cache.bytes_per_token, entry.perplexity.converted)
             points.setdefault(entry.method, []).append(point)
             values += [entry.perplexity.converted, entry.perplexity.baseline]
-    for method, found in points.items():
-        axes.plot(*zip(*sorted(found), strict=True), marker="o", label=method)
+    for method, measured_points in points.items():
+        axes.plot(*zip(*sorted(measured_points), strict=True), marker="o", label=method)
     measured = next(entry for entry in entries if entry.perplexity is not None)
     assert measured.perplexity is not None
     baseline = (measured.cache.baseline_bytes_per_token, measured.perplexity.baseline)
@@ -44,21 +44,21 @@ def perplexity_by_cache(entries: Sequence[Entry]) -> Figure:
 def accuracies(
     rows: Sequence[tuple[str, dict[str, MetricFigures]]], palette: dict[str, str]
 ) -> Figure:
-    """Bars with standard errors: the original and every entry.
+    """Plot accuracies as bars with standard errors: the original and every entry.
 
     Args:
-        rows: what was measured, and its figures by entry name.
-        palette: as :func:`colours` gives it.
+        rows: label of every metric, and its figures by entry name.
+        palette: colours of :func:`colours`.
     """
     figure, axes = _axes("", "accuracy")
-    names = list(dict.fromkeys(name for _, found in rows for name in found))
+    names = list(dict.fromkeys(name for _, figures in rows for name in figures))
     width = 0.8 / (len(names) + 1)
     for index, name in enumerate(["", *names]):
         # The original is the same in every entry.
         figures = [
-            (place, found[name] if name else next(iter(found.values())))
-            for place, (_, found) in enumerate(rows)
-            if not name or name in found
+            (place, by_entry[name] if name else next(iter(by_entry.values())))
+            for place, (_, by_entry) in enumerate(rows)
+            if not name or name in by_entry
         ]
         axes.bar(
             [place + index * width for place, _ in figures],
@@ -84,13 +84,13 @@ def perplexity_by_position(
     converted: dict[str, list[float]],
     palette: dict[str, str],
 ) -> Figure:
-    """Perplexity per position bucket: the original and a line per entry.
+    """Plot perplexity per position bucket: the original and a line per entry.
 
     Args:
         buckets: labels, such as ``0-512``.
         original: perplexity per bucket.
         converted: the same by entry name.
-        palette: as :func:`colours` gives it.
+        palette: colours of :func:`colours`.
     """
     figure, axes = _axes("position in the window, tokens", "perplexity")
     axes.plot(buckets, original, marker="*", color=ORIGINAL_COLOUR, label="original")
@@ -102,11 +102,11 @@ def perplexity_by_position(
 
 
 def error_by_layer(errors: dict[str, list[float]], palette: dict[str, str]) -> Figure:
-    """Relative squared error of every layer's attention output, a line per entry.
+    """Plot the relative squared error of every layer's attention output, a line per entry.
 
     Args:
         errors: one number per layer, by entry name.
-        palette: as :func:`colours` gives it.
+        palette: colours of :func:`colours`.
     """
     figure, axes = _axes("layer", "relative squared error")
     for name, values in errors.items():

@@ -1,4 +1,4 @@
-"""Perplexity by position in long windows: where in the context a conversion loses."""
+"""Perplexity by position in long windows: it shows where in the context a conversion loses."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ FIRST_EDGE = 512
 
 
 def bucket_edges(window: int) -> list[int]:
-    """Ends of the buckets: 512 and its doublings, the last one cut to the window."""
+    """The edges of the buckets: 0, 512 and its doublings, the last one cut to the window."""
     edges = [FIRST_EDGE]
     while edges[-1] < window:
         edges.append(2 * edges[-1])
@@ -23,13 +23,16 @@ def bucket_edges(window: int) -> list[int]:
 
 
 def position_losses(model: Any, windows: Tensor, progress: Progress, description: str) -> Tensor:
-    """Mean negative log-likelihood, in nats, at every position but the first  # [window - 1]
+    """Average the loss over windows, at every position but the first.
 
     Args:
         model: a transformers causal language model.
         windows: token ids  # [windows, window]
-        progress: told about every window.
-        description: what to call the work.
+        progress: shows one step per window.
+        description: label of the work.
+
+    Returns:
+        mean negative log-likelihood in nats  # [window - 1], float64
     """
     total = torch.zeros(windows.shape[1] - 1, dtype=torch.float64)
     with progress.task(description, windows.shape[0]) as advance:
@@ -42,12 +45,12 @@ def position_losses(model: Any, windows: Tensor, progress: Progress, description
 def position_figures(
     text: str, windows: Tensor, original: Tensor, converted: Tensor
 ) -> PositionFigures:
-    """Both models' losses as perplexity per bucket.
+    """Turn both models' losses into perplexities per bucket of positions.
 
     Args:
-        text: the text's name.
-        windows: what was measured on  # [windows, window]
-        original: as :func:`position_losses` gives them  # [window - 1]
+        text: name of the text.
+        windows: token ids that the losses were measured on  # [windows, window]
+        original: losses of :func:`position_losses`  # [window - 1]
         converted: the same of the converted model  # [window - 1]
     """
     count, window = windows.shape
@@ -55,16 +58,16 @@ def position_figures(
     buckets = []
     for start, end in itertools.pairwise(edges):
         # The loss at index i is of the token at position i + 1; position 0 is not predicted.
-        part = slice(max(start, 1) - 1, end - 1)
-        positions = original[part].numel()
+        bucket = slice(max(start, 1) - 1, end - 1)
+        positions = original[bucket].numel()
         if positions:
             buckets.append(
                 PositionBucket(
                     start=start,
                     end=end,
                     tokens=positions * count,
-                    original=math.exp(original[part].mean()),
-                    converted=math.exp(converted[part].mean()),
+                    original=math.exp(original[bucket].mean()),
+                    converted=math.exp(converted[bucket].mean()),
                 )
             )
     return PositionFigures(text=text, window=window, windows=count, buckets=buckets)

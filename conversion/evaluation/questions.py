@@ -20,17 +20,18 @@ FORMS = {LINES: ("prompt", "expected_number"), PAIRS: ("ordered_kv_records", "ke
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the answer to find in what follows it."""
+    """A prompt, and the answer expected in the model's continuation."""
 
     prompt: str
     answer: str
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSON-lines file.
+    """Read the questions of a JSON-lines file.
 
     Raises:
-        EvaluationError: unreadable, of neither form, or a record that does not fit its form.
+        EvaluationError: the file is unreadable or of neither form, or a record does not fit the
+            file's form.
     """
     records = read_records(path)
     form = form_of(path, records[0][1], FORMS, "tasks go to --tasks, plain text has to be .txt")

@@ -1,4 +1,4 @@
-"""JSON-lines files of records whose form is told from the first one's keys."""
+"""JSON-lines files whose records have one of several forms, told by the first record's keys."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,11 @@ from conversion.text.files import read_json_lines
 
 
 def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Every record with its line number, which starts at 1.
+    """Read every record with its line number, which starts at 1.
 
     Raises:
-        EvaluationError: missing, not UTF-8, not JSON objects, or no record at all.
+        EvaluationError: the file is missing, not UTF-8, empty, or has a line that is no JSON
+            object.
     """
     records = []
     for number, record in read_json_lines(path, EvaluationError):
@@ -26,16 +27,19 @@ def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def form_of(
     path: Path, record: dict[str, Any], forms: dict[str, tuple[str, ...]], other: str
 ) -> str:
-    """Which of ``forms`` (name to keys) a file's first record has.
+    """Find the form of a file by its first record's keys.
 
     Args:
         path: the file, for the message.
         record: its first record.
-        forms: the keys of each form this caller takes.
-        other: what to use for files of another form, for the message.
+        forms: the accepted forms, name to keys.
+        other: the options to use for files of other forms, for the message.
+
+    Returns:
+        the name of the form.
 
     Raises:
-        EvaluationError: none of them.
+        EvaluationError: the record has none of these forms.
     """
     for name, keys in forms.items():
         if all(key in record for key in keys):

@@ -1,4 +1,4 @@
-"""A page of sections as one HTML file that needs no other, or as Markdown with images beside."""
+"""A page of sections as one self-contained HTML file, or as Markdown with image files."""
 
 import base64
 import html
@@ -24,7 +24,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """An image, and what it shows in a few words. ``name`` becomes part of a file name."""
+    """An image with its alternative text. ``name`` becomes part of a file name."""
 
     name: str
     alt: str
@@ -33,7 +33,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """Part of a page."""
+    """One part of a page, under its own heading."""
 
     heading: str
     text: str
@@ -43,7 +43,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What is rendered; every text is plain and escaped here."""
+    """A page to render. All texts are plain; this module escapes them."""
 
     title: str
     paragraphs: list[str]
@@ -51,13 +51,13 @@ class Page:
 
 
 def with_error(value: float, error: float | None) -> str:
-    """A figure and its standard error, to as many digits as a reader can use."""
+    """Format a figure with its standard error, to as many digits as a reader can use."""
     digits = 3 if abs(value) < 10 else 2
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def to_html(page: Page) -> str:
-    """One self-contained page; its plots have to be SVG."""
+    """Render a page as one self-contained HTML file; its plots have to be SVG."""
     parts = [f"<h1>{html.escape(page.title)}</h1>", *map(_paragraph, page.paragraphs)]
     for section in page.sections:
         parts += [f"<h2>{html.escape(section.heading)}</h2>", _paragraph(section.text)]
@@ -89,11 +89,11 @@ def _html_table(table: Table) -> str:
 
 
 def to_markdown(page: Page, images: dict[str, str]) -> str:
-    """A page whose images are files.
+    """Render a page as Markdown that links its images.
 
     Args:
-        page: what to render.
-        images: relative path by the plot's name.
+        page: the page to render.
+        images: relative path of every plot, by its name.
     """
     parts = [f"# {_plain(page.title)}", *map(_plain, page.paragraphs)]
     for section in page.sections:

@@ -13,11 +13,12 @@ HTML, MARKDOWN = ".html", ".md"
 
 
 def check_report_path(path: Path) -> None:
-    """Whether a report can be written to ``path``, before the long work that fills it.
+    """Check that a report can be written to ``path``, before the long work that fills it.
 
     Raises:
-        EvaluationError: neither ``.html`` nor ``.md``, or matplotlib is not installed.
-        OutputError: it cannot be written there.
+        EvaluationError: the name ends in neither ``.html`` nor ``.md``.
+        EvaluationError: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     if path.suffix not in (HTML, MARKDOWN):
         raise EvaluationError(f"--report {path}: give a name that ends in {HTML} or {MARKDOWN}")
@@ -29,12 +30,12 @@ def write_report(path: Path, report: Report) -> None:
     """Write a report.
 
     Args:
-        path: ``.html`` for one file that needs no other, or ``.md`` with its plots as PNG files
-            beside it, named after it.
-        report: what to show; of each entry, what was measured.
+        path: a name that ends in ``.html`` for one self-contained file, or in ``.md`` for a file
+            with its plots beside it as PNG files, named after it.
+        report: the figures to show; figures that were not measured are left out.
 
     Raises:
-        EvaluationError, OutputError: as for :func:`check_report_path`, or it cannot be written.
+        EvaluationError, OutputError: as for :func:`check_report_path`.
     """
     check_report_path(path)
     from conversion.evaluation.sections import sections

@@ -1,4 +1,4 @@
-"""What is measured: typed figures of one converted checkpoint, and a report over several.
+"""Typed figures of one converted checkpoint beside its original, and a report over several.
 
 ``original`` (``baseline`` for perplexity and cache) and ``converted`` always stand for the same
 tokens, documents or examples. Standard errors are those of each figure on its own, not of their
@@ -23,7 +23,7 @@ class PerplexityFigures(BaseModel):
 
     @property
     def excess_loss(self) -> float:
-        """What conversion adds to the mean loss per token, ``log(converted / baseline)``, nats."""
+        """Loss per token that the conversion adds, ``log(converted / baseline)``, in nats."""
         return math.log(self.ratio)
 
 
@@ -66,29 +66,22 @@ class PositionFigures(BaseModel):
 
 
 class RetrievalFigures(BaseModel):
-    """Share of questions answered right, by greedy generation, about something in the context."""
+    """Share of right answers, by greedy generation, to questions about something in the context."""
 
     task: str
     examples: int
     skipped: int = Field(description="Examples longer than the context.")
-    context: int = Field(description="Tokens of prompt and answer at most.")
+    context: int = Field(description="Limit of prompt and answer, in tokens.")
     original: float
     original_stderr: float | None
     converted: float
     converted_stderr: float | None
 
 
-class Evaluation(BaseModel):
-    """Perplexity on a text, and the cache."""
-
-    perplexity: PerplexityFigures
-    cache: CacheFigures
-
-
 class Entry(BaseModel):
-    """One converted checkpoint beside its original. What was not measured is left out."""
+    """One converted checkpoint beside its original; figures not measured are empty or ``None``."""
 
-    name: str = Field(description="Of the recipe or the checkpoint; unique in a report.")
+    name: str = Field(description="Name of the recipe or the checkpoint; unique in a report.")
     method: str
     cache: CacheFigures
     perplexity: PerplexityFigures | None = None
@@ -103,7 +96,7 @@ class Entry(BaseModel):
 
 
 class Report(BaseModel):
-    """What :func:`conversion.evaluation.report.write_report` draws; one source throughout."""
+    """The content of a report, all of it about conversions of one source."""
 
     title: str
     source: str

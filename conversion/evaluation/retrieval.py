@@ -19,22 +19,28 @@ from conversion.evaluation.questions import Question
 from conversion.evaluation.results import RetrievalFigures
 from conversion.runtime.progress import Progress
 
-# Tokens for words around the answer, which may repeat the question's key.
-ROOM = 64
+# New tokens beyond the answer's own: a model may first repeat the question's key.
+EXTRA_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question as tokens."""
+    """A question as tokens.
 
-    ids: Tensor  # [tokens], int64
+    Attributes:
+        ids: token ids of the prompt  # [tokens], int64
+        answer: the expected answer.
+        new_tokens: largest number of tokens to generate.
+    """
+
+    ids: Tensor
     answer: str
     new_tokens: int
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The questions of a file that fit a context."""
+    """The questions of a file that fit a context of so many tokens."""
 
     name: str
     examples: list[Example]
@@ -49,25 +55,25 @@ def fitting(
     context: int,
     limit: int | None,
 ) -> Examples:
-    """The first ``limit`` questions whose prompt and answer fit the context.
+    """Take the first ``limit`` questions, and of these the ones that fit the context.
 
     Args:
         path: the file, for its name.
-        questions: all of them.
-        tokenizer: with its chat template, if it has one.
-        context: tokens of prompt and answer at most.
-        limit: questions to look at, at most; ``None`` for all.
+        questions: all questions of the file.
+        tokenizer: the model's; its chat template is used if it has one.
+        context: limit of prompt and answer, in tokens.
+        limit: largest number of questions, those that do not fit included; ``None``: all.
 
     Raises:
         EvaluationError: none fits.
     """
     examples = []
-    asked = questions[:limit]
+    taken = questions[:limit]
     shortest = 0
-    for question in asked:
+    for question in taken:
         ids = _encode(tokenizer, question.prompt)
         answer = tokenizer(question.answer, add_special_tokens=False)["input_ids"]
-        new_tokens = len(answer) + ROOM
+        new_tokens = len(answer) + EXTRA_TOKENS
         needed = ids.numel() + new_tokens
         if needed <= context:
             examples.append(Example(ids, question.answer, new_tokens))
@@ -77,7 +83,7 @@ def fitting(
             f"{path}: every example is longer than the context of {context} tokens, the shortest "
             f"needs {shortest}; give shorter ones or, where the model allows it, raise --context"
         )
-    return Examples(path.name, examples, len(asked) - len(examples), context)
+    return Examples(path.name, examples, len(taken) - len(examples), context)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
@@ -92,7 +98,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Whether a text contains the answer as a whole word, case aside."""
+    """True if a text contains the answer as a whole word, in upper or lower case."""
     word = rf"(?<![0-9A-Za-z]){re.escape(answer)}(?![0-9A-Za-z])"
     return re.search(word, text, re.IGNORECASE) is not None
 
@@ -100,25 +106,28 @@ def is_right(text: str, answer: str) -> bool:
 def answer_all(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Examples,
+    examples: Examples,
     progress: Progress,
     description: str,
 ) -> list[bool]:
-    """Which of the questions a model answers right.
+    """Let a model answer every question.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
-        asked: the questions.
-        progress: told about every question.
-        description: what to call the work.
+        examples: the questions.
+        progress: shows one step per question.
+        description: label of the work.
+
+    Returns:
+        True for every right answer.
     """
     stop = _stop_tokens(model, tokenizer)
     right = []
-    with progress.task(description, len(asked.examples)) as advance:
-        for example in asked.examples:
-            found = greedy(model, example.ids, stop, example.new_tokens)
-            right.append(is_right(tokenizer.decode(found), example.answer))
+    with progress.task(description, len(examples.examples)) as advance:
+        for example in examples.examples:
+            generated = greedy(model, example.ids, stop, example.new_tokens)
+            right.append(is_right(tokenizer.decode(generated), example.answer))
             advance()
     return right
 
@@ -131,14 +140,14 @@ def _stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def retrieval_figures(
-    asked: Examples, original: list[bool], converted: list[bool]
+    examples: Examples, original: list[bool], converted: list[bool]
 ) -> RetrievalFigures:
-    """Both models' answers as accuracies with standard errors."""
+    """Turn both models' answers into accuracies with standard errors."""
     return RetrievalFigures(
-        task=asked.name,
-        examples=len(asked.examples),
-        skipped=asked.skipped,
-        context=asked.context,
+        task=examples.name,
+        examples=len(examples.examples),
+        skipped=examples.skipped,
+        context=examples.context,
         original=_mean(original),
         original_stderr=_stderr(original),
         converted=_mean(converted),
@@ -151,6 +160,6 @@ def _mean(right: list[bool]) -> float:
 
 
 def _stderr(right: list[bool]) -> float | None:
-    # Of the mean, from the unbiased variance, as the harness has it for accuracies.
+    # Standard error of the mean from the unbiased variance, as the harness computes it.
     mean, count = _mean(right), len(right)
     return float((mean * (1 - mean) / (count - 1)) ** 0.5) if count > 1 else None

@@ -1,4 +1,4 @@
-"""The report's sections: figures to tables and plots. Imports matplotlib, through its plots."""
+"""The report's sections: tables and plots from figures. Imports matplotlib, through ``plots``."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,17 @@ from conversion.runtime.figures import image
 MISSING = "-"
 LAYER_TEXT = (
     "Squared distance of each attention block's output from the original's, relative to the "
-    "original's square. Each model runs on its own residual stream: a layer's error holds what "
-    "the layers below lost too."
+    "original's square. Each model runs on its own residual stream, so a layer's error includes "
+    "the errors of the layers below it."
 )
 
 
 def sections(entries: Sequence[Entry], kind: str) -> list[Section]:
-    """Every section there are figures for.
+    """Make every section that there are figures for.
 
     Args:
-        entries: as in the report.
-        kind: of the plots, ``svg`` or ``png``.
+        entries: the report's entries.
+        kind: image format of the plots, ``svg`` or ``png``.
     """
     return [
         _summary(entries, kind),
@@ -39,17 +39,17 @@ def sections(entries: Sequence[Entry], kind: str) -> list[Section]:
 def _summary(entries: Sequence[Entry], kind: str) -> Section:
     rows = []
     for entry in entries:
-        cache, found = entry.cache, entry.perplexity
+        cache, perplexity = entry.cache, entry.perplexity
         rows.append(
             [entry.name, entry.method, f"{cache.bytes_per_token:,}", f"{cache.fraction:.2%}"]
             + (
                 [
-                    f"{found.baseline:.3f}",
-                    f"{found.converted:.3f}",
-                    f"{found.ratio:.4f}",
-                    f"{found.excess_loss:.4f}",
+                    f"{perplexity.baseline:.3f}",
+                    f"{perplexity.converted:.3f}",
+                    f"{perplexity.ratio:.4f}",
+                    f"{perplexity.excess_loss:.4f}",
                 ]
-                if found
+                if perplexity
                 else [MISSING] * 4
             )
         )
@@ -75,59 +75,62 @@ def _summary(entries: Sequence[Entry], kind: str) -> Section:
 
 
 def _accuracy(entries: Sequence[Entry], kind: str) -> list[Section]:
-    """Tasks and retrieval: one row per metric, one column per entry."""
-    found: dict[tuple[str, str, int], dict[str, MetricFigures]] = {}
+    """Make the section of tasks and retrieval: one row per metric, one column per entry."""
+    # Task, metric and number of documents -> entry's name -> figures.
+    by_metric: dict[tuple[str, str, int], dict[str, MetricFigures]] = {}
     skipped = []
     for entry in entries:
         for task in entry.tasks:
-            for one in task.metrics:
-                key = (task.task, one.metric, task.documents)
-                found.setdefault(key, {})[entry.name] = one
-        for asked in entry.retrieval:
-            same = MetricFigures(
+            for metric in task.metrics:
+                key = (task.task, metric.metric, task.documents)
+                by_metric.setdefault(key, {})[entry.name] = metric
+        for retrieval in entry.retrieval:
+            accuracy = MetricFigures(
                 metric="retrieval",
                 higher_is_better=True,
-                **asked.model_dump(
+                **retrieval.model_dump(
                     include={"original", "original_stderr", "converted", "converted_stderr"}
                 ),
             )
-            found.setdefault((asked.task, "retrieval", asked.examples), {})[entry.name] = same
-            if asked.skipped:
+            key = (retrieval.task, "retrieval", retrieval.examples)
+            by_metric.setdefault(key, {})[entry.name] = accuracy
+            if retrieval.skipped:
                 skipped.append(
-                    f"{asked.skipped} examples of {asked.task} are longer than the context of "
-                    f"{asked.context} tokens and left out."
+                    f"{retrieval.skipped} examples of {retrieval.task} are longer than the context "
+                    f"of {retrieval.context} tokens and left out."
                 )
-    if not found:
+    if not by_metric:
         return []
     names = [entry.name for entry in entries]
     rows = []
-    for (what, metric, documents), figures in found.items():
-        one = next(iter(figures.values()))
+    for (task_name, metric_name, documents), figures in by_metric.items():
+        first = next(iter(figures.values()))
         cells = [
             with_error(figures[name].converted, figures[name].converted_stderr)
             if name in figures
             else MISSING
             for name in names
         ]
-        original = with_error(one.original, one.original_stderr)
-        rows.append([what, metric, f"{documents:,}", original, *cells])
+        # The original's figures are the same in every entry.
+        original = with_error(first.original, first.original_stderr)
+        rows.append([task_name, metric_name, f"{documents:,}", original, *cells])
     bars = [
-        (f"{what} {metric}", figures)
-        for (what, metric, _), figures in found.items()
-        if all(_is_share(one) for one in figures.values())
+        (f"{task_name} {metric_name}", figures)
+        for (task_name, metric_name, _), figures in by_metric.items()
+        if all(_is_accuracy(metric) for metric in figures.values())
     ]
     plots = []
     if bars:
-        drawn = image(accuracies(bars, colours(entries)), kind)
-        plots.append(Plot("accuracy", "Accuracy with standard errors", drawn))
-    text = "Each figure with its own standard error, in float32. " + " ".join(
+        chart = image(accuracies(bars, colours(entries)), kind)
+        plots.append(Plot("accuracy", "Accuracy with standard errors", chart))
+    text = "Each figure has its own standard error. Models run in float32. " + " ".join(
         dict.fromkeys(skipped)
     )
     table = Table(["", "metric", "documents", "original", *names], rows)
     return [Section("Tasks and retrieval", text.strip(), [table], plots)]
 
 
-def _is_share(metric: MetricFigures) -> bool:
+def _is_accuracy(metric: MetricFigures) -> bool:
     return metric.higher_is_better and all(
         0 <= value <= 1 for value in (metric.original, metric.converted)
     )
@@ -137,18 +140,18 @@ def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:
     # One section per text and window length: only those share their buckets.
     texts: dict[tuple[str, int, int], dict[str, PositionFigures]] = {}
     for entry in entries:
-        for found in entry.positions:
-            key = (found.text, found.window, found.windows)
-            texts.setdefault(key, {})[entry.name] = found
+        for figures in entry.positions:
+            key = (figures.text, figures.window, figures.windows)
+            texts.setdefault(key, {})[entry.name] = figures
     palette = colours(entries)
-    made = []
-    for index, ((text, window, windows), found_by_name) in enumerate(texts.items()):
-        buckets = next(iter(found_by_name.values())).buckets
+    result = []
+    for index, ((text, window, windows), by_name) in enumerate(texts.items()):
+        buckets = next(iter(by_name.values())).buckets
         labels = [f"{bucket.start}-{bucket.end}" for bucket in buckets]
         original = [bucket.original for bucket in buckets]
         converted = {
-            name: [bucket.converted for bucket in found.buckets]
-            for name, found in found_by_name.items()
+            name: [bucket.converted for bucket in figures.buckets]
+            for name, figures in by_name.items()
         }
         rows = [
             [label, f"{bucket.tokens:,}", f"{bucket.original:.3f}"]
@@ -160,7 +163,7 @@ def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:
             f"Perplexity by position, {text}",
             image(perplexity_by_position(labels, original, converted, palette), kind),
         )
-        made.append(
+        result.append(
             Section(
                 f"Perplexity by position: {text}",
                 f"{windows} windows of {window} tokens, in float32.",
@@ -168,7 +171,7 @@ def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:
                 [plot],
             )
         )
-    return made
+    return result
 
 
 def _layers(entries: Sequence[Entry], kind: str) -> list[Section]:

@@ -15,29 +15,29 @@ from conversion.runtime.progress import Progress
 FILE_SUFFIXES = (".jsonl", ".json")
 
 
-def load_tasks(wanted: Sequence[str]) -> dict[str, Any]:
-    """Files and names of harness tasks, ready for :func:`run_tasks`.
+def load_tasks(names: Sequence[str]) -> dict[str, Any]:
+    """Load tasks for :func:`run_tasks`.
 
     Args:
-        wanted: paths of JSON-lines files, or names the harness knows.
+        names: paths of JSON-lines files, or names of harness tasks.
 
     Raises:
-        EvaluationError: the harness is not installed, or something cannot be loaded.
+        EvaluationError: the harness is not installed, or a task cannot be loaded.
     """
     require("lm_eval", "--tasks")
     from conversion.evaluation.harness import harness_tasks
 
-    files = [name for name in wanted if is_file(name)]
-    local = [read_local_task(Path(name)) for name in files]
-    names = [task.name for task in local] + [name for name in wanted if name not in files]
-    for name in names:
-        if names.count(name) > 1:
+    local = [read_local_task(Path(name)) for name in names if is_file(name)]
+    others = [name for name in names if not is_file(name)]
+    all_names = [task.name for task in local] + others
+    for name in all_names:
+        if all_names.count(name) > 1:
             raise EvaluationError(f"--tasks {name}: given twice; rename one or leave it out")
-    return harness_tasks(local, [name for name in wanted if name not in files])
+    return harness_tasks(local, others)
 
 
 def is_file(name: str) -> bool:
-    """Whether ``name`` means a file, be it there or not, rather than a task of the harness."""
+    """True if ``name`` means a file, existing or not, rather than a task of the harness."""
     return Path(name).is_file() or Path(name).suffix in FILE_SUFFIXES or "/" in name
 
 
@@ -49,17 +49,17 @@ def run_tasks(
     progress: Progress,
     description: str,
 ) -> dict[str, Any]:
-    """The harness's results of one model, for :func:`task_figures`; arguments as there."""
+    """Run tasks on one model; see ``harness.run_harness``, which this imports only when called."""
     from conversion.evaluation.harness import run_harness
 
     return run_harness(model, tokenizer, tasks, limit, progress, description)
 
 
 def task_figures(original: dict[str, Any], converted: dict[str, Any]) -> list[TaskFigures]:
-    """Both models' results side by side, in the order the tasks were given.
+    """Put both models' results beside each other, in the order the tasks were given.
 
     Args:
-        original: the harness's results, as :func:`run_tasks` gives them.
+        original: the harness's results, from :func:`run_tasks`.
         converted: the same of the converted model.
     """
     figures = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conversion.evaluation import Entry
-from conversion.evaluation.retrieval import ROOM
+from conversion.evaluation.retrieval import EXTRA_TOKENS
 from tests.support.records import write
 from tests.support.tiny import TEXT, tiny_tokenizer
 
@@ -160,7 +160,7 @@ def test_retrieval_by_hand(tmp_path, models, figures):
         answer = record["expected_number"]
         # As many tokens as the command takes: with fewer, a longer word can end early.
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        text = said(models["converted"], record["prompt"], len(ids) + ROOM)
+        text = said(models["converted"], record["prompt"], len(ids) + EXTRA_TOKENS)
         word = rf"(?<![0-9A-Za-z]){answer}(?![0-9A-Za-z])"
         converted.append(float(re.search(word, text, re.IGNORECASE) is not None))
     assert found.converted == mean(converted)
