@@ -1,4 +1,4 @@
-"""From checkpoint, source and settings to figures."""
+"""The story of ``mha2mla bench``: from checkpoint, source and settings to figures."""
 
 import shlex
 import shutil
@@ -19,13 +19,13 @@ from conversion.runtime.dtypes import dtype_named
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 
-# The log's end is for what went wrong, not for four readings of /metrics a second.
+# Four readings of /metrics a second would push an error out of the end of the log.
 QUIET = "--disable-uvicorn-access-log"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare, and how; the options of ``mha2mla bench`` by their names."""
+    """A request to compare: the options of ``mha2mla bench``, by their names."""
 
     checkpoint: Path
     baseline: str
@@ -43,41 +43,47 @@ class Request:
     start_timeout: float
 
 
-def bench(asked: Request, progress: Progress) -> BenchResults:
-    """Serve both, drive both, compare.
+def bench(request: Request, progress: Progress) -> BenchResults:
+    """Serve both models, put the loads on both, and compare.
+
+    Args:
+        request: models, loads and settings.
+        progress: shows starts and rounds.
 
     Raises:
         BenchError, CheckpointError, SourceError: with the way out.
-        ServerError: vLLM did not do its part; its logs are kept.
+        ServerError: a server or the benchmark failed; its logs are kept.
     """
     both, original, converted = (
         _words(name, text)
         for name, text in (
-            ("--args", asked.args),
-            ("--original-args", asked.original_args),
-            ("--converted-args", asked.converted_args),
+            ("--args", request.args),
+            ("--original-args", request.original_args),
+            ("--converted-args", request.converted_args),
         )
     )
-    config = read_converted_config(asked.checkpoint)
-    source = open_source(asked.baseline)
-    loads = sweep(asked.input_len, asked.output_len, asked.max_concurrency, asked.num_prompts)
+    config = read_converted_config(request.checkpoint)
+    source = open_source(request.baseline)
+    loads = sweep(
+        request.input_len, request.output_len, request.max_concurrency, request.num_prompts
+    )
     limit = min(config.max_position_embeddings, source.config.max_position_embeddings)
     context = max_model_len(loads, limit)
-    # Further options may change what a token takes; vLLM itself then says what is too small.
+    # Further options may change the size of a token's cache; then the check is left to vLLM.
     if not both and not original:
-        check_cache(asked.kv_memory, context, source.config, dtype_named(asked.dtype).itemsize)
+        check_cache(request.kv_memory, context, source.config, dtype_named(request.dtype).itemsize)
     common = (
-        "--dtype", asked.dtype, "--kv-cache-memory-bytes", str(asked.kv_memory),
+        "--dtype", request.dtype, "--kv-cache-memory-bytes", str(request.kv_memory),
         "--max-model-len", str(context), QUIET, *both,
     )  # fmt: skip
     with _scratch() as scratch:
         plan = Plan(
             original=Side(ORIGINAL, _folder(source, scratch, progress), (*common, *original)),
-            converted=Side(CONVERTED, asked.checkpoint.resolve(), (*common, *converted)),
+            converted=Side(CONVERTED, request.checkpoint.resolve(), (*common, *converted)),
             loads=loads,
-            rounds=asked.rounds,
-            one_at_a_time=asked.one_at_a_time,
-            start_timeout=asked.start_timeout,
+            rounds=request.rounds,
+            one_at_a_time=request.one_at_a_time,
+            start_timeout=request.start_timeout,
             scratch=scratch,
         )
         measured = run(plan, progress)
@@ -95,16 +101,16 @@ def bench(asked: Request, progress: Progress) -> BenchResults:
     return BenchResults(
         **dict(first),
         settings=Settings(
-            checkpoint=str(asked.checkpoint),
-            baseline=asked.baseline,
-            dtype=asked.dtype,
-            kv_memory_bytes=asked.kv_memory,
+            checkpoint=str(request.checkpoint),
+            baseline=request.baseline,
+            dtype=request.dtype,
+            kv_memory_bytes=request.kv_memory,
             max_model_len=context,
-            input_len=asked.input_len,
-            output_len=asked.output_len,
-            max_concurrency=asked.max_concurrency,
-            rounds=asked.rounds,
-            one_at_a_time=asked.one_at_a_time,
+            input_len=request.input_len,
+            output_len=request.output_len,
+            max_concurrency=request.max_concurrency,
+            rounds=request.rounds,
+            one_at_a_time=request.one_at_a_time,
             original_args=[*both, *original],
             converted_args=[*both, *converted],
         ),
@@ -121,7 +127,7 @@ def _words(option: str, text: str) -> tuple[str, ...]:
 
 
 def _folder(source: SourceCheckpoint, scratch: Path, progress: Progress) -> Path:
-    """The source as a folder that vLLM reads."""
+    """Return the source as a folder that vLLM reads, exported if it is none."""
     path = Path(source.name).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -132,7 +138,7 @@ def _folder(source: SourceCheckpoint, scratch: Path, progress: Progress) -> Path
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder for models and logs; after a failure of vLLM's the logs stay."""
+    """Make a folder for models and logs. After a failure of vLLM the logs stay."""
     folder = Path(tempfile.mkdtemp(prefix="mha2mla-bench-"))
     try:
         yield folder

@@ -1,4 +1,4 @@
-"""Driving a server with ``vllm bench serve`` and watching it meanwhile."""
+"""Drives a server with ``vllm bench serve`` and watches it meanwhile."""
 
 import contextlib
 import json
@@ -13,20 +13,20 @@ from conversion.bench.metrics import Metrics, memory_bytes, parse_metrics
 from conversion.bench.results import Figures
 from conversion.bench.server import Server, failure, running, vllm_command
 
-# Reading /metrics takes the server some milliseconds.
+# Not more often: reading /metrics takes the server some milliseconds.
 POLL_SECONDS = 0.25
-# Longer than any one step: a prompt counts as read only when all its chunks are.
+# Longer than any step: a prompt counts as read only when all its chunks are.
 STALL_SECONDS = 900.0
 DYING_SECONDS = 5.0
 
 
 def drive(server: Server, model: Path, load: Load, scratch: Path) -> Figures:
-    """Put a load on a server and measure.
+    """Put a load on a server and measure it.
 
     Args:
-        server: idle.
+        server: an idle server.
         model: the folder it serves, for the tokenizer.
-        load: what to ask.
+        load: the requests to send.
         scratch: folder for the benchmark's log and result.
 
     Raises:
@@ -36,22 +36,24 @@ def drive(server: Server, model: Path, load: Load, scratch: Path) -> Figures:
     result.unlink(missing_ok=True)
     before = _metrics(server)
     with running(_command(server, model, load, result), log) as bench:
-        seen = _watch(server, bench, before)
-    found = _result(server, load, bench.returncode, log, result)
+        observed = _watch(server, bench, before)
+    reported = _result(server, load, bench.returncode, log, result)
     return Figures(
         cache_tokens=server.cache_tokens,
-        max_running=seen.max_running,
-        request_throughput=found["request_throughput"],
-        output_throughput=found["output_throughput"],
-        ttft_ms=found["median_ttft_ms"],
-        tpot_ms=found["median_tpot_ms"],
+        max_running=observed.max_running,
+        request_throughput=reported["request_throughput"],
+        output_throughput=reported["output_throughput"],
+        ttft_ms=reported["median_ttft_ms"],
+        tpot_ms=reported["median_tpot_ms"],
         preemptions=_metrics(server).preemptions - before.preemptions,
-        peak_memory_bytes=seen.peak_memory,
+        peak_memory_bytes=observed.peak_memory,
     )
 
 
 @dataclass
-class _Seen:
+class _Observed:
+    """The maxima seen while a server was driven."""
+
     max_running: int
     peak_memory: int
 
@@ -77,29 +79,29 @@ def _command(server: Server, model: Path, load: Load, result: Path) -> list[str]
 
 
 def _result(server: Server, load: Load, code: int | None, log: Path, result: Path) -> Any:
-    found = json.loads(result.read_text("utf-8")) if code == 0 else {}
-    if found.get("completed") == load.num_prompts:
-        return found
+    reported = json.loads(result.read_text("utf-8")) if code == 0 else {}
+    if reported.get("completed") == load.num_prompts:
+        return reported
     _check_dying(server)
     if code != 0:
         raise failure(f"vllm bench serve ended with code {code}", log)
-    raise server.error(f"{found['completed']} of {load.num_prompts} requests were answered")
+    raise server.error(f"{reported['completed']} of {load.num_prompts} requests were answered")
 
 
-def _watch(server: Server, bench: subprocess.Popen[bytes], before: Metrics) -> _Seen:
-    seen = _Seen(before.running, memory_bytes(server))
-    tokens, moved = before.tokens, time.monotonic()
+def _watch(server: Server, bench: subprocess.Popen[bytes], before: Metrics) -> _Observed:
+    observed = _Observed(before.running, memory_bytes(server))
+    tokens, last_progress = before.tokens, time.monotonic()
     while bench.poll() is None:
         server.check()
         now = _metrics(server, patience=STALL_SECONDS)
-        seen.max_running = max(seen.max_running, now.running)
-        seen.peak_memory = max(seen.peak_memory, memory_bytes(server))
+        observed.max_running = max(observed.max_running, now.running)
+        observed.peak_memory = max(observed.peak_memory, memory_bytes(server))
         if now.tokens != tokens:
-            tokens, moved = now.tokens, time.monotonic()
-        elif time.monotonic() - moved > STALL_SECONDS:
+            tokens, last_progress = now.tokens, time.monotonic()
+        elif time.monotonic() - last_progress > STALL_SECONDS:
             raise server.error(f"no token for {STALL_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
-    return seen
+    return observed
 
 
 def _metrics(server: Server, patience: float = 60.0) -> Metrics:

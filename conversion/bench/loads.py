@@ -1,4 +1,4 @@
-"""The loads of a sweep, from what the command line says."""
+"""The loads of a sweep, made from the options of the command line."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class Load:
     Attributes:
         input_len: tokens per prompt.
         output_len: tokens per answer.
-        max_concurrency: requests under way at once, at most.
-        num_prompts: requests in all.
-        seed: of the prompts. Another seed for every run on one server: a repeated prompt would
-            come out of the prefix cache.
+        max_concurrency: largest number of requests at a time.
+        num_prompts: number of requests in all.
+        seed: seed of the prompts. Every run on one server needs another seed: a repeated prompt
+            would come out of the prefix cache.
     """
 
     input_len: int
@@ -30,9 +30,9 @@ class Load:
     seed: int
 
 
-# Without --num-prompts: so that the batch is full for most of the run.
-PROMPTS_PER_PLACE, LEAST_PROMPTS = 3, 8
-# What the same random tokens may grow by when the server reads them as text.
+# Without --num-prompts: enough requests that the batch is full for most of the run.
+PROMPTS_PER_PLACE, MIN_PROMPTS = 3, 8
+# The server reads random tokens as text, tokenised again: they may become more.
 SLACK_TOKENS = 16
 # vLLM counts a cache's tokens in whole contexts, and a context in whole blocks: a context that is
 # not a multiple of its CPU block would make the cache look smaller.
@@ -40,10 +40,10 @@ BLOCK_TOKENS = 128
 
 
 def parse_numbers(option: str, texts: Sequence[str]) -> list[int]:
-    """The numbers of a repeatable, comma-separated option, each once.
+    """Parse the numbers of a repeatable, comma-separated option, each once.
 
     Raises:
-        BenchError: not positive whole numbers.
+        BenchError: a part is not a positive whole number.
     """
     parts = [part.strip() for text in texts for part in text.split(",")]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -74,7 +74,7 @@ def sweep(
     concurrencies: Sequence[int],
     num_prompts: int | None,
 ) -> tuple[Load, ...]:
-    """Every context length at the first concurrency, and every concurrency at the first length."""
+    """Make a load of every length at the first concurrency, and the reverse."""
     places = [(length, concurrencies[0]) for length in input_lens]
     places += [(input_lens[0], concurrency) for concurrency in concurrencies[1:]]
     return tuple(
@@ -82,7 +82,7 @@ def sweep(
             input_len=length,
             output_len=output_len,
             max_concurrency=concurrency,
-            num_prompts=num_prompts or max(LEAST_PROMPTS, PROMPTS_PER_PLACE * concurrency),
+            num_prompts=num_prompts or max(MIN_PROMPTS, PROMPTS_PER_PLACE * concurrency),
             seed=0,
         )
         for length, concurrency in places
@@ -90,14 +90,14 @@ def sweep(
 
 
 def max_model_len(loads: Sequence[Load], limit: int) -> int:
-    """The context that both servers are started with.
+    """Work out the context length that both servers are started with.
 
     Args:
-        loads: what they will be asked.
-        limit: the longest context the models take.
+        loads: all loads of the sweep.
+        limit: the longest context that the models take.
 
     Raises:
-        BenchError: a load is longer.
+        BenchError: a load is longer than that.
     """
     longest = max(load.input_len + load.output_len for load in loads)
     if longest > limit:
@@ -110,16 +110,16 @@ def max_model_len(loads: Sequence[Load], limit: int) -> int:
 
 
 def check_cache(kv_memory: int, context: int, config: Any, itemsize: int) -> None:
-    """Whether one request of the whole context fits; vLLM starts with no less.
+    """Refuse a cache that holds less than one whole context: vLLM would not start.
 
     Args:
-        kv_memory: bytes of cache.
-        context: tokens.
-        config: the original's, whose cache is the larger one.
+        kv_memory: size of the cache in bytes.
+        context: length of the context in tokens.
+        config: the original's config; its cache is the larger one.
         itemsize: bytes per number in the cache.
 
     Raises:
-        BenchError: it does not.
+        BenchError: the cache is too small.
     """
     numbers = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     block = BLOCK_TOKENS * numbers * itemsize

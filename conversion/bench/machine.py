@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine that the figures were measured on."""
 
 import os
 import platform
@@ -9,13 +9,13 @@ import psutil
 
 from conversion.bench.results import Machine
 
-# What changes speed on a CPU without being an option.
+# Beginnings of variables that change the speed on a CPU.
 SPEED_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MALLOC_", "VLLM_CPU_", "LD_PRELOAD")
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine() -> Machine:
-    """This machine, its versions, and the environment that the servers inherit."""
+    """Describe this machine, its versions, and the environment that the servers inherit."""
     return Machine(
         cpu=_cpu(),
         cores=_cores(),
@@ -38,7 +38,7 @@ def _cpu() -> str:
 
 
 def _cores() -> int:
-    # Not those this process may not use.
+    # Only the cores that this process may use.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a vLLM server says of itself at ``/metrics``, and the memory its processes take."""
+"""Metrics of a vLLM server, read from ``/metrics``, and the memory of its processes."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class Metrics:
 
     Attributes:
         running: requests in the batch right now.
-        preemptions: how often a request was thrown out for want of cache, since the start.
-        tokens: read and generated, since the start.
+        preemptions: requests thrown out of a full cache since the start.
+        tokens: tokens read and generated since the start.
     """
 
     running: int
@@ -29,10 +29,10 @@ class Metrics:
 
 
 def parse_metrics(text: str) -> Metrics:
-    """The state in a ``/metrics`` page.
+    """Parse a ``/metrics`` page.
 
     Raises:
-        ServerError: it lacks something.
+        ServerError: the page lacks a metric.
     """
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
@@ -46,7 +46,7 @@ def parse_metrics(text: str) -> Metrics:
 
 
 def memory_bytes(server: Server) -> int:
-    """Resident memory of the server's processes, pages they share counted for each."""
+    """Sum the resident memory of the server's processes; shared pages count once for each."""
     total = 0
     try:
         root = psutil.Process(server.process.pid)

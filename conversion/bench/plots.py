@@ -1,4 +1,4 @@
-"""The plot of a comparison. Imports matplotlib: itself imported only where one is written."""
+"""The plot of a comparison. Imports matplotlib, so it is itself imported only to write one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +14,23 @@ from conversion.runtime.figures import HEIGHT, ORIGINAL_COLOUR, WIDTH, image
 KIND = "png"
 
 
-def write_plot(path: Path, found: BenchResults) -> None:
-    """Write output throughput over context length and over concurrency, whichever were swept.
+def write_plot(path: Path, results: BenchResults) -> None:
+    """Plot output throughput over context length, over concurrency, or both, as they were swept.
 
     Raises:
         OutputError: the file cannot be written.
     """
     try:
-        path.write_bytes(image(throughput(found), KIND))
+        path.write_bytes(image(throughput(results), KIND))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def throughput(found: BenchResults) -> Figure:
-    """A plot per sweep: median of the rounds, bars from the lowest to the highest."""
-    first = found.sweep[0]
-    by_context = [one for one in found.sweep if one.max_concurrency == first.max_concurrency]
-    by_concurrency = [one for one in found.sweep if one.input_len == first.input_len]
+def throughput(results: BenchResults) -> Figure:
+    """Draw a plot per sweep: median of the rounds, with bars from the lowest to the highest."""
+    first = results.sweep[0]
+    by_context = [one for one in results.sweep if one.max_concurrency == first.max_concurrency]
+    by_concurrency = [one for one in results.sweep if one.input_len == first.input_len]
     context = by_context, "input_len", "tokens per prompt", f"{first.max_concurrency} at once"
     concurrency = (
         by_concurrency, "max_concurrency", "requests at once", f"prompts of {first.input_len}"

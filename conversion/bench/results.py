@@ -1,4 +1,4 @@
-"""What ``mha2mla bench`` found: typed figures, and how those of several rounds become one."""
+"""Typed figures of ``mha2mla bench``, and the summary of several rounds."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -10,15 +10,15 @@ class Figures(BaseModel):
     """One server under one load.
 
     Attributes:
-        cache_tokens: what fits into the cache, as the engine counts.
-        max_running: most requests seen in one batch.
+        cache_tokens: tokens that fit into the cache, by the engine's own count.
+        max_running: largest number of requests seen in one batch.
         request_throughput: requests per second.
         output_throughput: generated tokens per second.
         ttft_ms: time to first token, median over requests, waiting included.
         tpot_ms: time per further token, median over requests.
-        preemptions: how often a request was thrown out for want of cache.
-        peak_memory_bytes: most resident memory of the server's processes while it was driven,
-            pages they share counted for each.
+        preemptions: requests thrown out of a full cache.
+        peak_memory_bytes: largest sum of the resident memory of the server's processes while it
+            was driven; shared pages count once for each.
     """
 
     cache_tokens: int
@@ -32,7 +32,7 @@ class Figures(BaseModel):
 
 
 class Ratios(BaseModel):
-    """Converted over original, by the names of :class:`Figures`; ``None`` over zero."""
+    """Converted over original, by the names of :class:`Figures`; ``None`` where original is 0."""
 
     cache_tokens: float | None
     max_running: float | None
@@ -52,7 +52,7 @@ class Round(BaseModel):
 
 
 class Spread(BaseModel):
-    """Smallest and largest ratio of the rounds."""
+    """The smallest and the largest ratio of the rounds."""
 
     lowest: Ratios
     highest: Ratios
@@ -62,9 +62,9 @@ class Comparison(BaseModel):
     """Both models under one load, over all rounds.
 
     Attributes:
-        original, converted: the median of the rounds, of maxima and peaks the maximum.
-        ratios: of these two.
-        spread: of the rounds' own ratios, in which drift of the machine cancels.
+        original, converted: the median of the rounds; for maxima and peaks the maximum.
+        ratios: converted over original, of these two.
+        spread: range of the rounds' own ratios, in which drift of the machine cancels.
     """
 
     original: Figures
@@ -84,7 +84,7 @@ class Point(Comparison):
 
 
 class Machine(BaseModel):
-    """Where it was measured."""
+    """The machine that the figures were measured on."""
 
     cpu: str
     cores: int
@@ -96,7 +96,7 @@ class Machine(BaseModel):
 
 
 class Settings(BaseModel):
-    """What was compared, and how: equal for both but for the options of one of them."""
+    """The models and settings of a comparison; both models have the same but for their ``args``."""
 
     checkpoint: str
     baseline: str
@@ -113,10 +113,10 @@ class Settings(BaseModel):
 
 
 class BenchResults(Comparison):
-    """Everything ``--json`` gets.
+    """The content of the file that ``--json`` writes.
 
     Attributes:
-        sweep: every load; the figures above are the first's.
+        sweep: the figures of every load; those at the top level are the first load's.
     """
 
     settings: Settings
@@ -129,30 +129,30 @@ MAXIMA = ("max_running", "peak_memory_bytes")
 
 
 def combine(rounds: Sequence[Round]) -> Comparison:
-    """The comparison that several rounds make.
+    """Summarise the rounds of one load.
 
     Args:
-        rounds: at least one.
+        rounds: at least one round.
     """
-    original = _middle([one.original for one in rounds])
-    converted = _middle([one.converted for one in rounds])
-    each = [ratios(one.original, one.converted) for one in rounds]
+    original = _summary([one.original for one in rounds])
+    converted = _summary([one.converted for one in rounds])
+    per_round = [ratios(one.original, one.converted) for one in rounds]
     return Comparison(
         original=original,
         converted=converted,
         ratios=ratios(original, converted),
-        spread=Spread(lowest=_extreme(min, each), highest=_extreme(max, each)),
+        spread=Spread(lowest=_extreme(min, per_round), highest=_extreme(max, per_round)),
         rounds=list(rounds),
     )
 
 
 def ratios(original: Figures, converted: Figures) -> Ratios:
-    """Converted over original."""
+    """Divide converted by original, figure by figure."""
     before, after = original.model_dump(), converted.model_dump()
     return Ratios(**{key: after[key] / before[key] if before[key] else None for key in KEYS})
 
 
-def _middle(figures: Sequence[Figures]) -> Figures:
+def _summary(figures: Sequence[Figures]) -> Figures:
     columns = {key: [getattr(one, key) for one in figures] for key in KEYS}
     return Figures(
         **{
@@ -162,8 +162,8 @@ def _middle(figures: Sequence[Figures]) -> Figures:
     )
 
 
-def _extreme(choose: Callable[[Iterable[float]], float], each: Sequence[Ratios]) -> Ratios:
-    found = {key: [getattr(one, key) for one in each] for key in KEYS}
+def _extreme(choose: Callable[[Iterable[float]], float], per_round: Sequence[Ratios]) -> Ratios:
+    columns = {key: [getattr(one, key) for one in per_round] for key in KEYS}
     return Ratios(
-        **{key: None if None in column else choose(column) for key, column in found.items()}
+        **{key: None if None in column else choose(column) for key, column in columns.items()}
     )

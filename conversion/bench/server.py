@@ -23,14 +23,14 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    # vLLM's benchmark would ask a proxy of the environment for this machine's own address.
+    # Otherwise vLLM's benchmark would use a proxy of the environment for this machine's address.
     "NO_PROXY": HOST,
     "no_proxy": HOST,
 }
 CACHE_SIZE = re.compile(r"KV cache size: ([\d,]+) tokens")
 TAIL_LINES = 30
-# What ends the server, and how many seconds each may take. A ready one ends in a second or two;
-# one that is still starting may not listen at all, and has nothing to lose.
+# Signals that end the server, and the seconds each may take. A ready server ends in a second or
+# two; one that is still starting may not react at all, and has nothing to lose.
 STOP_STEPS = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 
 
@@ -39,9 +39,9 @@ class Server:
     """A running server.
 
     Attributes:
-        url: of its root, without a slash at the end.
-        log: file with everything it says.
-        process: the ``vllm serve`` itself; its children compute.
+        url: URL of its root, without a slash at the end.
+        log: file with all its output.
+        process: the ``vllm serve`` process; its children compute.
     """
 
     url: str
@@ -50,10 +50,10 @@ class Server:
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens that its cache holds, as the engine counted them at the start.
+        """The number of tokens that its cache holds, from the engine's log.
 
         Raises:
-            ServerError: the log does not say.
+            ServerError: the log has no such line.
         """
         found = CACHE_SIZE.search(self.log.read_text("utf-8", "replace"))
         if found is None:
@@ -61,12 +61,16 @@ class Server:
         return int(found[1].replace(",", ""))
 
     def read(self, path: str, timeout: float = 5) -> str:
-        """What it answers to a GET, ``/metrics`` for instance.
+        """GET a path, ``/metrics`` for instance, and return the answer.
+
+        Args:
+            path: the path, with a slash at the beginning.
+            timeout: seconds to wait.
 
         Raises:
-            OSError: it does not answer, or with an error.
+            OSError: there is no answer, or an HTTP error.
         """
-        # A proxy of the environment must not be asked for this machine's own address.
+        # Without the proxies of the environment: this machine's own address is not theirs.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"{self.url}{path}", timeout=timeout) as answer:
@@ -75,13 +79,17 @@ class Server:
             raise ConnectionError(str(error)) from error
 
     def check(self) -> None:
-        """Raises ServerError if it has died."""
+        """Check that the process is alive.
+
+        Raises:
+            ServerError: it has ended.
+        """
         if self.process.poll() is not None:
             raise self.error(f"vllm serve ended with code {self.process.returncode}")
 
-    def error(self, what: str) -> ServerError:
-        """An error with what the server said last."""
-        return failure(what, self.log)
+    def error(self, message: str) -> ServerError:
+        """Make an error with the end of the server's log."""
+        return failure(message, self.log)
 
 
 @contextmanager
@@ -92,33 +100,33 @@ def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Itera
     (``conversion.runtime.interruption``), on SIGTERM and SIGHUP. Use it in the main thread.
 
     Args:
-        folder: Hugging Face model folder.
-        log: file for the server's output; replaced.
-        options: further ones for ``vllm serve``.
+        folder: a Hugging Face model folder.
+        log: file for the server's output, replaced if it exists.
+        options: further options for ``vllm serve``.
         timeout: seconds that the start may take.
 
     Raises:
         ServerError: vLLM is not installed, or the server died or was not ready in time.
     """
     command = [vllm_command(), "serve", str(folder), "--host", HOST]
-    port = _free_port()
+    port = free_port()
     with running([*command, "--port", str(port), *options], log) as process:
         server = Server(f"http://{HOST}:{port}", log, process)
         _wait_until_ready(server, timeout)
         yield server
 
 
-def failure(what: str, log: Path) -> ServerError:
-    """An error with the end of a process's log."""
+def failure(message: str, log: Path) -> ServerError:
+    """Make an error with the end of a process's log."""
     lines = log.read_text("utf-8", "replace").splitlines()
-    return ServerError(f"{what}; all it said is in {log}", "\n".join(lines[-TAIL_LINES:]))
+    return ServerError(f"{message}; the whole log is {log}", "\n".join(lines[-TAIL_LINES:]))
 
 
 def vllm_command() -> str:
-    """The ``vllm`` beside this Python.
+    """Find the ``vllm`` command beside this Python.
 
     Raises:
-        ServerError: there is none.
+        ServerError: it is not installed.
     """
     vllm = Path(sys.executable).with_name("vllm")
     if not vllm.is_file():
@@ -128,15 +136,15 @@ def vllm_command() -> str:
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, and with it all that it has started.
+    """Run a process that ends with the block, and with it all processes that it started.
 
     Args:
-        command: what to run.
-        log: file for its output; replaced.
+        command: the program and its arguments.
+        log: file for its output, replaced if it exists.
     """
     process = None
     try:
-        # A signal between the start and the assignment would leave a process nobody knows.
+        # A signal between the start and the assignment would leave a process that nobody stops.
         with log.open("wb") as output, hold_signals():
             process = subprocess.Popen(
                 command,
@@ -155,7 +163,7 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
 
 @contextmanager
 def hold_signals() -> Iterator[None]:
-    """Let Ctrl-C and the like wait until the block is over, so that it is not cut in two."""
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is over, then deliver the first."""
     held: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
@@ -169,7 +177,8 @@ def hold_signals() -> Iterator[None]:
         signal.raise_signal(held[0])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

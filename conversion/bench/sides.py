@@ -1,9 +1,9 @@
-"""Serving the original and the converted model in turn.
+"""Puts the loads on the original and the converted model in turn.
 
-Both servers are up at once and one of them is driven at a time, so that every load goes to one
-right after the other and what the machine does meanwhile falls on both. That costs memory for two;
-an idle vLLM leaves the cores alone (on a CPU its three processes took 0 to 1 % of one). With one at
-a time they alternate round by round, and every round pays for two starts.
+Both servers are up at once, and one of them is driven at a time: every load goes to one right after
+the other, so that whatever else the machine does affects both. That takes memory for two; an idle
+vLLM leaves the cores alone (on a CPU its three processes took 0 to 1 % of one). With
+``one_at_a_time`` the servers alternate round by round, and every round pays for two starts.
 """
 
 import logging
@@ -28,12 +28,12 @@ WARM_UP_SEED = 0
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two models.
 
     Attributes:
         name: ``original`` or ``converted``.
-        folder: its model.
-        options: of its ``vllm serve``.
+        folder: folder of the model.
+        options: options of its ``vllm serve``.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """The models, the loads and the order of the measurement.
 
     Attributes:
-        original, converted: the two.
-        loads: the sweep; the seeds are replaced.
-        rounds: how often each load is put on each.
-        one_at_a_time: never two servers.
-        start_timeout: seconds.
+        original, converted: the two models.
+        loads: the loads of the sweep; their seeds are replaced.
+        rounds: number of times that each load is put on each model.
+        one_at_a_time: never run two servers at once.
+        start_timeout: seconds that a start may take.
         scratch: folder for logs.
     """
 
@@ -64,44 +64,44 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Up:
+class _Served:
     side: Side
     server: Server
 
 
-class _Sheet:
+class _Collector:
     """Collects figures by load and round."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._found: dict[tuple[int, int, str], Figures] = {}
+        self._figures: dict[tuple[int, int, str], Figures] = {}
 
-    def measure(self, up: _Up, number: int, index: int) -> None:
-        """Put the load with this index on a server, in this round."""
-        # The same prompts for both, never the same twice.
+    def measure(self, served: _Served, number: int, index: int) -> None:
+        """Put the load with this index on a server, in round ``number``."""
+        # The same prompts for both models, and other prompts for every run on one server.
         seed = WARM_UP_SEED + 1 + number * len(self._plan.loads) + index
         load = replace(self._plan.loads[index], seed=seed)
-        self._found[index, number, up.side.name] = drive(
-            up.server, up.side.folder, load, self._plan.scratch
+        self._figures[index, number, served.side.name] = drive(
+            served.server, served.side.folder, load, self._plan.scratch
         )
 
     def report(self, number: int) -> None:
-        """Say what a round found. Not within a bar, which a log line would tear."""
+        """Log the throughputs of a round; call it outside a bar, which a log line would tear."""
         for index, load in enumerate(self._plan.loads):
             logger.info(
                 "%d + %d tokens, %d at once: original %.1f, converted %.1f output tokens/s",
                 load.input_len, load.output_len, load.max_concurrency,
-                self._found[index, number, ORIGINAL].output_throughput,
-                self._found[index, number, CONVERTED].output_throughput,
+                self._figures[index, number, ORIGINAL].output_throughput,
+                self._figures[index, number, CONVERTED].output_throughput,
             )  # fmt: skip
 
     def rounds(self) -> list[list[Round]]:
-        """For every load its rounds."""
+        """List the rounds of every load."""
         return [
             [
                 Round(
-                    original=self._found[index, number, ORIGINAL],
-                    converted=self._found[index, number, CONVERTED],
+                    original=self._figures[index, number, ORIGINAL],
+                    converted=self._figures[index, number, CONVERTED],
                 )
                 for number in range(self._plan.rounds)
             ]
@@ -110,23 +110,23 @@ class _Sheet:
 
 
 def run(plan: Plan, progress: Progress) -> list[list[Round]]:
-    """Measure everything.
+    """Measure every load in every round.
 
     Returns:
-        for every load its rounds.
+        the rounds of every load.
 
     Raises:
         ServerError: a server did not start or died, or a benchmark failed.
     """
-    sheet = _Sheet(plan)
+    collector = _Collector(plan)
     if plan.one_at_a_time:
-        _one_at_a_time(plan, sheet, progress)
+        _one_at_a_time(plan, collector, progress)
     else:
-        _together(plan, sheet, progress)
-    return sheet.rounds()
+        _together(plan, collector, progress)
+    return collector.rounds()
 
 
-def _together(plan: Plan, sheet: _Sheet, progress: Progress) -> None:
+def _together(plan: Plan, collector: _Collector, progress: Progress) -> None:
     with (
         _serving(plan, plan.original, progress) as original,
         _serving(plan, plan.converted, progress) as converted,
@@ -135,29 +135,29 @@ def _together(plan: Plan, sheet: _Sheet, progress: Progress) -> None:
             label = f"Round {number + 1} of {plan.rounds}"
             with progress.task(label, 2 * len(plan.loads)) as advance:
                 for index in range(len(plan.loads)):
-                    # First and second in turn: neither always follows the other.
-                    for up in (original, converted)[:: -1 if number % 2 else 1]:
-                        sheet.measure(up, number, index)
+                    # The order alternates, so that neither model always follows the other.
+                    for served in (original, converted)[:: -1 if number % 2 else 1]:
+                        collector.measure(served, number, index)
                         advance()
-            sheet.report(number)
+            collector.report(number)
 
 
-def _one_at_a_time(plan: Plan, sheet: _Sheet, progress: Progress) -> None:
+def _one_at_a_time(plan: Plan, collector: _Collector, progress: Progress) -> None:
     for number in range(plan.rounds):
         for side in (plan.original, plan.converted)[:: -1 if number % 2 else 1]:
             label = f"Round {number + 1} of {plan.rounds}, {side.name}"
             with (
-                _serving(plan, side, progress) as up,
+                _serving(plan, side, progress) as served,
                 progress.task(label, len(plan.loads)) as advance,
             ):
                 for index in range(len(plan.loads)):
-                    sheet.measure(up, number, index)
+                    collector.measure(served, number, index)
                     advance()
-        sheet.report(number)
+        collector.report(number)
 
 
 @contextmanager
-def _serving(plan: Plan, side: Side, progress: Progress) -> Iterator[_Up]:
+def _serving(plan: Plan, side: Side, progress: Progress) -> Iterator[_Served]:
     with ExitStack() as stack:
         with progress.task(f"Starting the {side.name}", 2) as advance:
             log = plan.scratch / f"{side.name}.log"
@@ -181,4 +181,4 @@ def _serving(plan: Plan, side: Side, progress: Progress) -> Iterator[_Up]:
             "%s ready after %.0f s, %s tokens of cache", side.name, ready,
             f"{server.cache_tokens:,}",
         )  # fmt: skip
-        yield _Up(side, server)
+        yield _Served(side, server)

@@ -1,4 +1,4 @@
-"""Measuring converted checkpoints and their original, one in memory at a time."""
+"""Measures converted checkpoints and their original, one model in memory at a time."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a sweep keeps in its folder: checkpoints, and statistics that its recipes share."""
+"""The folder of a sweep: checkpoints, and statistics that its recipes share."""
 
 import contextlib
 import hashlib
@@ -22,42 +22,42 @@ from vllm_mha2mla.errors import MHA2MLAError
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """The folder of a sweep; nothing that others have put there is deleted.
+    """The folder of a sweep. Files that others have put there are never deleted.
 
     Attributes:
-        path: of the folder.
-        keep: whether converted checkpoints stay.
+        path: path of the folder.
+        keep: keep converted checkpoints.
     """
 
     path: Path
     keep: bool
 
     def kept(self, name: str) -> Path:
-        """Where the checkpoint of a recipe stays, if it does."""
+        """The folder of a recipe's checkpoint, where checkpoints are kept."""
         return self.path / "checkpoints" / name
 
     @contextlib.contextmanager
     def converted_to(self, name: str) -> Iterator[Path]:
-        """Where to convert to: deleted when the block ends, unless checkpoints are kept."""
+        """Give a folder to convert to, deleted after the block unless checkpoints are kept."""
         if self.keep:
             yield self.kept(name)
             return
-        passing = self.path / ".measuring"
+        temporary = self.path / ".measuring"
         try:
-            yield passing / name
+            yield temporary / name
         finally:
-            shutil.rmtree(passing, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def has_made(
         self, name: str, recipe: Recipe, subject: Subject, source: SourceCheckpoint
     ) -> bool:
-        """Whether a kept checkpoint is what converting with this recipe would make again."""
+        """True if a kept checkpoint is the one that this recipe would make again."""
         try:
             config = read_converted_config(self.kept(name))
-            # Headers of the weights: a shard may be missing, or cut.
+            # Reads the headers of the weights: a shard may be missing or cut short.
             FolderCheckpoint(self.kept(name))
-            found = read_provenance(config)
-            made_by = recipe_key(Recipe(**found.recipe))
+            provenance = read_provenance(config)
+            made_by = recipe_key(Recipe(**provenance.recipe))
         except (MHA2MLAError, ValidationError):
             return False
         calibration = subject.calibration
@@ -65,27 +65,27 @@ class SweepFolder:
             calibration = calibration_text(source, recipe).info
         return (
             made_by == recipe_key(recipe)
-            and found.source.fingerprint == subject.source_fingerprint
-            and found.calibration == calibration
+            and provenance.source.fingerprint == subject.source_fingerprint
+            and provenance.calibration == calibration
             and str(config.dtype).removeprefix("torch.") == subject.dtype
-            and found.versions.get("vllm-mha2mla") == subject.version
-            and not found.healing
+            and provenance.versions.get("vllm-mha2mla") == subject.version
+            and not provenance.healing
         )
 
     def statistics(self, subject: Subject, recipe: Recipe) -> StatisticsStore:
-        """Of one calibration: recipes differ in it, and so did an interrupted sweep."""
-        what = (
+        """The store of statistics of one calibration; recipes, and sweeps, may differ in it."""
+        identity = (
             subject.version,
             subject.source_fingerprint,
             subject.calibration.fingerprint,
             recipe.calibration_tokens,
             recipe.repeats,
         )
-        name = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         return StatisticsStore(self._statistics / name)
 
     def clear_statistics(self) -> None:
-        """Those of this sweep and of interrupted ones."""
+        """Delete the statistics of this sweep and of interrupted ones."""
         stores = [store for store in self._statistics.glob("*") if store.is_dir()]
         for store in stores:
             StatisticsStore(store).clear()

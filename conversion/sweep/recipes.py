@@ -8,20 +8,25 @@ from conversion.errors import RecipeError
 from conversion.recipes.make import make_recipe
 from conversion.recipes.recipe import CHOICES, Recipe
 
-# One calibration serves all recipes, so all have to want the same.
+# Keys that all recipes of a sweep must share, because one calibration serves them all.
 SHARED = ("calibration", "calibration_tokens", "refit_tokens", "window", "held_out_tokens")
 
 
 def sweep_recipes(names: Sequence[str], **options: Any) -> dict[str, Recipe]:
-    """Recipes by the name they get in a report: a file's without its suffix, others as given.
+    """Make the recipes of a sweep.
 
     Args:
-        names: YAML files, presets, or ``mha2mla@0.5`` for a method at a part of the cache, with
-            another rotary or low-rank strategy ``mha2mla+high+svd-split@0.5``.
-        options: recipe keys that win in all of them; ``None`` leaves a recipe its own.
+        names: YAML files, presets, or ``METHOD@FRACTION`` for a method at a share of the cache,
+            such as ``mha2mla@0.5``; ``mha2mla+high+svd-split@0.5`` replaces its rotary and
+            low-rank strategies.
+        options: recipe keys that win over every recipe; ``None`` leaves a recipe's own value.
+
+    Returns:
+        recipes by their names in the report: a file's name without its suffix, others as given.
 
     Raises:
-        RecipeError: one cannot be read, two have one name, or they differ in their calibration.
+        RecipeError: a recipe cannot be read, two have one name, or they differ in their
+            calibration.
     """
     recipes: dict[str, Recipe] = {}
     for given in names:
@@ -37,13 +42,13 @@ def _read(given: str, options: dict[str, Any]) -> tuple[str, Recipe]:
     path = Path(given)
     if "@" not in given or path.is_file() or len(path.parts) != 1:
         return path.stem if path.suffix else path.name, make_recipe(path, **options)
-    what, _, part = given.partition("@")
-    method, *strategies = what.split("+")
+    left, _, share = given.partition("@")
+    method, *strategies = left.split("+")
     try:
-        fraction = float(part)
+        fraction = float(share)
     except ValueError as error:
         raise RecipeError(
-            f"{given}: {part!r} is not a part of the cache; write it as in mha2mla@0.5"
+            f"{given}: {share!r} is not a share of the cache; write it as in mha2mla@0.5"
         ) from error
     values = {"method": method, "cache_fraction": fraction} | _strategies(given, strategies)
     try:
@@ -53,20 +58,20 @@ def _read(given: str, options: dict[str, Any]) -> tuple[str, Recipe]:
 
 
 def _strategies(given: str, names: Sequence[str]) -> dict[str, str]:
-    """Recipe keys for the names of strategies."""
-    found: dict[str, str] = {}
+    """Find the recipe keys, ``rotary`` or ``latent``, of strategies by their names."""
+    chosen: dict[str, str] = {}
     for name in names:
         kinds = [kind for kind in ("rotary", "latent") if name in CHOICES[kind]]
         if len(kinds) == 2:
             raise RecipeError(f"{given}: {name} is a rotary and a low-rank strategy; use a file")
-        if not kinds or kinds[0] in found:
+        if not kinds or kinds[0] in chosen:
             known = " ".join(dict.fromkeys((*CHOICES["rotary"], *CHOICES["latent"])))
             raise RecipeError(
                 f"{given}: {name or 'nothing'} after + is not one more rotary or low-rank "
                 f"strategy; there are {known}"
             )
-        found[kinds[0]] = name
-    return found
+        chosen[kinds[0]] = name
+    return chosen
 
 
 def _check_shared(recipes: dict[str, Recipe]) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a sweep, as a file that grows with every recipe."""
+"""The figures of a sweep, in a file that grows with every recipe."""
 
 import json
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from vllm_mha2mla.config import CalibrationInfo
 
 
 class Subject(BaseModel):
-    """What all figures of a sweep share; those of another subject are not comparable.
+    """The conditions that all figures of a sweep share; under others they are not comparable.
 
     Attributes:
-        version: of this package.
-        source_fingerprint: the original's.
-        calibration: the text the statistics came from.
-        held_out_fingerprint: of the part of it that splits are chosen on.
-        text_fingerprint: of the tokens perplexity is measured on.
-        text_window: how many of them make a window.
-        dtype: of the written weights; ``None`` in results of releases that did not choose one.
+        version: version of this package.
+        source_fingerprint: fingerprint of the original.
+        calibration: the text that statistics are measured on.
+        held_out_fingerprint: fingerprint of the part of it that widths are chosen on.
+        text_fingerprint: fingerprint of the tokens that perplexity is measured on.
+        text_window: tokens per window of these.
+        dtype: dtype of the written weights; ``None`` in results of releases that chose none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,12 +41,12 @@ class Finished(BaseModel):
     """A recipe that was converted and measured.
 
     Attributes:
-        name: of the recipe in this sweep.
-        recipe: as :func:`recipe_key` gives it.
+        name: name of the recipe in this sweep.
+        recipe: the recipe's :func:`recipe_key`.
         kv_lora_rank: latent numbers per token, layer by layer.
         qk_rope_head_dim: rotary numbers per token, layer by layer.
-        figures: what the conversion measured, such as the candidates of the split.
-        entry: converted and original on the held-out text.
+        figures: figures of the conversion itself, such as the candidates of the split.
+        entry: figures of converted and original on the evaluation text.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Finished(BaseModel):
 
 
 class Failed(BaseModel):
-    """A recipe that failed, and why, in one line."""
+    """A recipe that failed, with the reason in one line."""
 
     name: str
     error: str
 
 
 class SweepResults(BaseModel):
-    """Everything a sweep has measured so far."""
+    """All results of a sweep so far."""
 
     source: str
     subject: Subject
@@ -73,25 +73,25 @@ class SweepResults(BaseModel):
     failed: list[Failed] = []
 
     def has(self, name: str, recipe: Recipe) -> bool:
-        """Whether this recipe was measured, under this name."""
+        """True if this recipe was measured under this name."""
         key = recipe_key(recipe)
-        return any(one.name == name and one.recipe == key for one in self.finished)
+        return any(result.name == name and result.recipe == key for result in self.finished)
 
     def drop(self, name: str) -> None:
-        """Forget the result of a name: another recipe has it now."""
-        self.finished = [one for one in self.finished if one.name != name]
+        """Remove the result of a name that another recipe has now."""
+        self.finished = [result for result in self.finished if result.name != name]
 
-    def of(self, names: Sequence[str]) -> "SweepResults":
-        """The results of these recipes only, in this order."""
+    def select(self, names: Sequence[str]) -> "SweepResults":
+        """Return a copy with the results of these recipes only, in this order."""
         chosen = sorted(
-            (one for one in self.finished if one.name in names),
-            key=lambda one: names.index(one.name),
+            (result for result in self.finished if result.name in names),
+            key=lambda result: names.index(result.name),
         )
         return self.model_copy(update={"finished": chosen})
 
     @classmethod
     def read(cls, path: Path) -> "SweepResults | None":
-        """What a sweep left in a file; ``None`` if there is no such file.
+        """Read the results that a sweep left in a file; ``None`` if there is no such file.
 
         Raises:
             EvaluationError: the file holds something else.
@@ -106,36 +106,37 @@ class SweepResults(BaseModel):
             ) from error
 
     def write(self, path: Path) -> None:
-        """Replace the file, all at once.
+        """Replace the file atomically.
 
         Raises:
             OutputError: it cannot be written.
         """
         partial = path.with_name(f".{path.name}.partial")
         try:
-            # Not pydantic's JSON: figures of a model that overflows would be null, and unreadable.
+            # Not pydantic's JSON: it writes infinite figures as null, which cannot be read back.
             partial.write_text(json.dumps(self.model_dump(), indent=2) + "\n", "utf-8")
             partial.replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-# What has a say only where something is refitted, or only where something is refined.
-OF_REFITS = {"ridge", "weigh_tokens", "refit_sinks"}
-OF_REFINEMENTS = {"refine_lr", "refine_window"}
+# Settings that matter only to recipes that refit, and only to recipes that refine.
+REFIT_KEYS = {"ridge", "weigh_tokens", "refit_sinks"}
+REFINE_KEYS = {"refine_lr", "refine_window"}
 
 
 def recipe_key(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides its result.
+    """Select the settings that decide a recipe's result, as the identity of its row.
 
-    The names of its texts do not: their content is in :class:`Subject`. Nor do settings of what it
-    does not do, or a new one would make every row that was measured before it another recipe's.
+    File names of texts are left out: their content is in :class:`Subject`. Settings of steps that
+    the recipe does not take are left out too, so that a new such setting of a release does not
+    invalidate the rows of recipes without that step.
     """
     unused = {"calibration"}
     if not recipe.refits:
-        unused |= OF_REFITS
+        unused |= REFIT_KEYS
     if not recipe.refine_steps:
-        unused |= OF_REFINEMENTS
+        unused |= REFINE_KEYS
     if not recipe.repeats:
         unused.add("repeats")
     return recipe.model_dump(mode="json", exclude=unused, exclude_none=True)

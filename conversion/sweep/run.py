@@ -1,4 +1,4 @@
-"""Several recipes over one calibration, each beside the original; picks up where it stopped."""
+"""Runs a sweep: converts and measures recipe by recipe, and resumes where it stopped."""
 
 import logging
 from collections.abc import Mapping
@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to run.
+    """A request to run several recipes.
 
     Attributes:
         source: the original.
-        recipes: by name; all with the same calibration text, whatever share of it repeats itself.
-        text: held-out text that all of them are measured on.
-        window: tokens per window of it.
-        windows: how many windows at most; ``None`` for all.
+        recipes: recipes by name. All share one calibration text; only ``repeats`` may differ.
+        text: the text that perplexity is measured on.
+        window: tokens per window of that text.
+        windows: largest number of windows; ``None``: all.
         out: folder for checkpoints and statistics while they are needed.
-        results: the file with all figures; those already in it are not measured again.
-        keep: whether the converted checkpoints stay.
+        results: the file with all figures; recipes already in it are not run again.
+        keep: keep the converted checkpoints.
     """
 
     source: SourceCheckpoint
@@ -51,16 +51,16 @@ class Sweep:
     keep: bool = False
 
 
-def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults:
-    """Convert with every recipe and measure the result.
+def run_sweep(sweep: Sweep, options: Options, progress: Progress) -> SweepResults:
+    """Convert with every recipe and measure the results.
 
-    Statistics of the original are measured once, and so is its perplexity. The results are written
-    after every recipe. A recipe that fails is one line among them, and the others go on.
+    Statistics of the original and its perplexity are measured once. Results are written after
+    every recipe. A recipe that fails becomes one line of them, and the others go on.
 
     Args:
-        what: what to run.
-        options: of every conversion.
-        progress: told about all of it.
+        sweep: the recipes, the text and where results go.
+        options: options of every conversion.
+        progress: shows every conversion and measurement.
 
     Returns:
         the results of these recipes, in their order.
@@ -69,34 +69,34 @@ def run_sweep(what: Sweep, options: Options, progress: Progress) -> SweepResults
         CalibrationError: calibration or evaluation text cannot be used.
         OutputError, EvaluationError: the results cannot be read or written.
     """
-    options = replace(options, dtype=written_dtype(what.source, options.dtype))
-    subject = _subject(what, options)
-    make_folder(what.out)
-    with locked(what.out, what.out):
-        return _run_all(what, subject, options, progress)
+    options = replace(options, dtype=written_dtype(sweep.source, options.dtype))
+    subject = _subject(sweep, options)
+    make_folder(sweep.out)
+    with locked(sweep.out, sweep.out):
+        return _run_all(sweep, subject, options, progress)
 
 
-def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress) -> SweepResults:
-    known = SweepResults.read(what.results)
+def _run_all(sweep: Sweep, subject: Subject, options: Options, progress: Progress) -> SweepResults:
+    known = SweepResults.read(sweep.results)
     if known is None or known.subject != subject:
         if known is not None:
-            logger.info("%s: of another model, text or release; starting anew", what.results)
-        known = SweepResults(source=what.source.name, subject=subject)
+            logger.info("%s: of another model, text or release; starting anew", sweep.results)
+        known = SweepResults(source=sweep.source.name, subject=subject)
     known.failed = []
-    measurement = Measurement(what.text, what.window, what.windows)
-    folder = SweepFolder(what.out, what.keep)
-    comparison = Comparison(what.source.name, measurement, progress)
-    for name, recipe in what.recipes.items():
+    measurement = Measurement(sweep.text, sweep.window, sweep.windows)
+    folder = SweepFolder(sweep.out, sweep.keep)
+    comparison = Comparison(sweep.source.name, measurement, progress)
+    for name, recipe in sweep.recipes.items():
         if not known.has(name, recipe):
             known.drop(name)
-        elif not what.keep or folder.has_made(name, recipe, subject, what.source):
+        elif not sweep.keep or folder.has_made(name, recipe, subject, sweep.source):
             logger.info("%s: measured before", name)
             continue
         try:
-            result = _run(what, name, recipe, options, progress, folder, subject, comparison)
+            result = _run(sweep, name, recipe, options, progress, folder, subject, comparison)
             known.drop(name)
             known.finished.append(result)
-        # Whatever ends one recipe must not take the hours of the others with it.
+        # Any failure: one recipe must not take the hours of the others with it.
         except Exception as error:
             if interruption.came:
                 raise
@@ -106,13 +106,13 @@ def _run_all(what: Sweep, subject: Subject, options: Options, progress: Progress
                 reason = f"{type(error).__name__}: {reason}"
             logger.info("%s: failed (%s)", name, reason)
             known.failed.append(Failed(name=name, error=reason))
-        known.write(what.results)
+        known.write(sweep.results)
     folder.clear_statistics()
-    return known.of(list(what.recipes))
+    return known.select(list(sweep.recipes))
 
 
 def _run(
-    what: Sweep,
+    sweep: Sweep,
     name: str,
     recipe: Recipe,
     options: Options,
@@ -121,26 +121,26 @@ def _run(
     subject: Subject,
     comparison: Comparison,
 ) -> Finished:
-    if folder.has_made(name, recipe, subject, what.source):
+    if folder.has_made(name, recipe, subject, sweep.source):
         logger.info("%s: converted before", name)
         return _measured(folder.kept(name), name, recipe, comparison)
     with folder.converted_to(name) as checkpoint:
         logger.info("%s: converting", name)
-        # It leaves nothing when it fails: what is there then was there before.
+        # A failed conversion leaves nothing: whatever is in the folder then was there before.
         store = folder.statistics(subject, recipe)
-        convert(what.source, checkpoint, recipe, options, progress, statistics=store)
+        convert(sweep.source, checkpoint, recipe, options, progress, statistics=store)
         return _measured(checkpoint, name, recipe, comparison)
 
 
 def _measured(checkpoint: Path, name: str, recipe: Recipe, comparison: Comparison) -> Finished:
-    entry, found = comparison.measure(checkpoint, name), inspect(checkpoint)
+    entry, inspection = comparison.measure(checkpoint, name), inspect(checkpoint)
     _log(entry)
     return Finished(
         name=name,
         recipe=recipe_key(recipe),
-        kv_lora_rank=found.kv_lora_rank,
-        qk_rope_head_dim=found.qk_rope_head_dim,
-        figures=found.figures,
+        kv_lora_rank=inspection.kv_lora_rank,
+        qk_rope_head_dim=inspection.qk_rope_head_dim,
+        figures=inspection.figures,
         entry=entry,
     )
 
@@ -150,14 +150,14 @@ def _log(entry: Entry) -> None:
         logger.info("%s: perplexity %.3f", entry.name, entry.perplexity.converted)
 
 
-def _subject(what: Sweep, options: Options) -> Subject:
-    recipe = next(iter(what.recipes.values())).model_copy(update={"repeats": 0.0})
-    windows = calibration_text(what.source, recipe)
-    tokenizer, config = what.source.tokenizer(), what.source.config
-    text = text_windows(tokenizer, config, what.text, what.window, what.windows)
+def _subject(sweep: Sweep, options: Options) -> Subject:
+    recipe = next(iter(sweep.recipes.values())).model_copy(update={"repeats": 0.0})
+    windows = calibration_text(sweep.source, recipe)
+    tokenizer, config = sweep.source.tokenizer(), sweep.source.config
+    text = text_windows(tokenizer, config, sweep.text, sweep.window, sweep.windows)
     return Subject(
         version=__version__,
-        source_fingerprint=what.source.fingerprint(),
+        source_fingerprint=sweep.source.fingerprint(),
         calibration=windows.info,
         held_out_fingerprint=fingerprint(windows.held_out),
         text_fingerprint=fingerprint(text),

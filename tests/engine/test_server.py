@@ -12,13 +12,13 @@ import httpx
 import openai
 import pytest
 
+from conversion.bench.server import free_port
 from tests.support.engine import (
     LOG_TAIL,
     PROMPT_LENGTHS,
     assert_same_text_in_bfloat16,
     text_logprobs,
 )
-from tests.support.processes import free_port
 
 pytestmark = pytest.mark.slow
 

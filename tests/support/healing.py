@@ -5,8 +5,8 @@ import sys
 
 from transformers import LlamaForCausalLM
 
+from conversion.bench.server import free_port
 from conversion.healing.callbacks import ShowProgress
-from tests.support.processes import free_port
 
 WINDOW = 64
 

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import socket
 from contextlib import contextmanager
 
 import psutil
@@ -10,12 +9,6 @@ import psutil
 
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def kill_with_children(process):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from conversion.bench.server import free_port
 from tests.support import healing_memory
-from tests.support.processes import environment, free_port
+from tests.support.processes import environment
 
 pytestmark = pytest.mark.slow
 
