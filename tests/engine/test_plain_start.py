@@ -11,10 +11,10 @@ from conversion.pipeline import convert as convert_here
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
-from tests.support.engine import ENGINE, run_logged
+from tests.support.engine import run_logged
 from tests.support.tiny import TEXT, save_tiny
 
-pytestmark = ENGINE
+pytestmark = pytest.mark.slow
 
 
 @contextmanager
