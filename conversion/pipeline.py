@@ -93,7 +93,7 @@ def convert(
             not pushed through the source at all.
 
     Raises:
-        OutputError, SourceError, CalibrationError, RecipeError, OffloadError, HealingError: with
+        OutputError, SourceError, TextError, RecipeError, OffloadError, TrainingError: with
             the way out.
     """
     return_freed_memory()
@@ -143,7 +143,7 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     """The calibration text as a recipe takes it, and what it holds out.
 
     Raises:
-        CalibrationError: it cannot be used, or the tokenizer is not this model's.
+        TextError: it cannot be used, or the tokenizer is not this model's.
     """
     window = source.window(recipe.window)
     windows = calibration_windows(

@@ -14,7 +14,7 @@ from conversion.bench.results import BenchResults, Point, Settings, combine
 from conversion.bench.sides import CONVERTED, ORIGINAL, Plan, Side, run
 from conversion.checkpoint.export import export
 from conversion.checkpoint.loading import read_converted_config
-from conversion.errors import BenchError, ServerError
+from conversion.errors import ServerError, UsageError
 from conversion.runtime.dtypes import dtype_named
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
@@ -51,7 +51,7 @@ def bench(request: Request, progress: Progress) -> BenchResults:
         progress: shows starts and rounds.
 
     Raises:
-        BenchError, CheckpointError, SourceError: with the way out.
+        UsageError, MissingExtraError, CheckpointError, SourceError: with the way out.
         ServerError: a server or the benchmark failed; its logs are kept.
     """
     both, original, converted = (
@@ -123,7 +123,7 @@ def _words(option: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise BenchError(f"{option} {text}: cannot be split into words ({error})") from error
+        raise UsageError(f"{option} {text}: cannot be split into words ({error})") from error
 
 
 def _folder(source: SourceCheckpoint, scratch: Path, progress: Progress) -> Path:

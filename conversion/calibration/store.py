@@ -9,7 +9,7 @@ import torch
 
 from conversion.calibration.statistics import LayerStatistics
 from conversion.calibration.turned_keys import TurnedKeys
-from conversion.errors import CalibrationError, OutputError, first_line
+from conversion.errors import OutputError, StatisticsError, first_line
 
 ORIGIN = "origin.txt"
 
@@ -33,7 +33,7 @@ class StatisticsStore:
         """Say what the statistics are of, one line of text; the first to say so decides.
 
         Raises:
-            CalibrationError: the store holds statistics of something else.
+            StatisticsError: the store holds statistics of something else.
             OutputError: the folder cannot be written.
         """
         if self._origin is None:
@@ -43,7 +43,7 @@ class StatisticsStore:
                     partial.write_text(self._origin, "utf-8")
         if self._origin != origin:
             where = f"{self.folder}: these" if self.folder else "the stored"
-            raise CalibrationError(
+            raise StatisticsError(
                 f"{where} statistics are of another model or calibration text; use an empty store"
             )
 
@@ -54,7 +54,7 @@ class StatisticsStore:
         """A layer's statistics, or ``None`` if there are none yet.
 
         Raises:
-            CalibrationError: its file is damaged.
+            StatisticsError: its file is damaged.
         """
         if self.folder is None or index not in self:
             return self._layers.get(index)
@@ -72,7 +72,7 @@ class StatisticsStore:
             pickle.UnpicklingError,
         ) as error:
             reason = first_line(error)
-            raise CalibrationError(
+            raise StatisticsError(
                 f"{path}: not the statistics of a layer ({reason}); delete the file"
             ) from error
 

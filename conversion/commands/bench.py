@@ -84,7 +84,7 @@ def bench_command(
     in turn by vLLM's own benchmark, with random prompts and answers of fixed length.
     """
     from conversion.bench.server import vllm_command
-    from conversion.errors import BenchError, ServerError
+    from conversion.errors import ServerError, UsageError
     from conversion.runtime.dtypes import dtype_named
     from conversion.runtime.extras import require
     from conversion.runtime.output_files import check_writable, write_json
@@ -94,7 +94,7 @@ def bench_command(
         check_writable(json)
     if plot is not None:
         if plot.suffix != PLOT:
-            raise BenchError(f"--plot {plot}: give a name that ends in {PLOT}")
+            raise UsageError(f"--plot {plot}: give a name that ends in {PLOT}")
         require("matplotlib", "--plot")
         check_writable(plot)
     vllm_command()

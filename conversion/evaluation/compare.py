@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import load_converted, load_source, read_converted_config
-from conversion.errors import EvaluationError
 from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
 from conversion.evaluation.layer_error import attention_outputs, layer_errors
 from conversion.evaluation.perplexity import perplexity, perplexity_figures
@@ -76,7 +75,8 @@ class Comparison:
             name: name of the entry; ``None``: the folder's.
 
         Raises:
-            CheckpointError, SourceError, CalibrationError, EvaluationError: with the way out.
+            CheckpointError, SourceError, TextError, UsageError, MissingExtraError: with the way
+                out.
         """
         config = read_converted_config(checkpoint)
         self._check_original(config)

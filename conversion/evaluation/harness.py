@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import EvaluationError, first_line
+from conversion.errors import TextError, UsageError, first_line
 from conversion.evaluation.local_tasks import LocalTask
 from conversion.runtime.progress import Progress
 
@@ -119,7 +119,7 @@ def harness_tasks(local: list[LocalTask], names: list[str]) -> TaskDict:
     manager = TaskManager(include_defaults=bool(names))
     for name in names:
         if name not in manager.task_index:
-            raise EvaluationError(
+            raise UsageError(
                 f"--tasks {name}: no such file, and the harness has no task of that name; "
                 "see them all with: lm-eval ls tasks"
             )
@@ -128,7 +128,7 @@ def harness_tasks(local: list[LocalTask], names: list[str]) -> TaskDict:
         # A hub, a dataset reader or a proxy may raise anything.
         except Exception as error:
             reason = first_line(error)
-            raise EvaluationError(
+            raise TextError(
                 f"--tasks {name}: its data cannot be loaded ({reason}); it needs a reachable "
                 "hub, a local .jsonl file does not"
             ) from error

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from conversion.errors import EvaluationError
+from conversion.errors import UsageError
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import Examples, fitting
 from conversion.evaluation.tasks import load_tasks
@@ -77,10 +77,11 @@ def read_inputs(
         the checkpoint's tokenizer, and the inputs.
 
     Raises:
-        CalibrationError, EvaluationError: nothing to measure, or something cannot be used.
+        UsageError: nothing to measure, or an option does not fit the model.
+        TextError: a text cannot be used.
     """
     if measurement.text is None and not measurement.tasks and not measurement.long_context:
-        raise EvaluationError("nothing to measure; give --text, --tasks or --long-context")
+        raise UsageError("nothing to measure; give --text, --tasks or --long-context")
     context = _context(config, measurement)
     _check_names(measurement.long_context)
     questions = {path: read_questions(path) for path in measurement.long_context if _is_jsonl(path)}
@@ -124,7 +125,7 @@ def text_windows(
         token ids  # [windows, window]
 
     Raises:
-        CalibrationError: too little text, or the tokenizer is another model's.
+        TextError: too little text, or the tokenizer is another model's.
     """
     longest = int(config.max_position_embeddings)
     if window > longest:
@@ -137,7 +138,7 @@ def text_windows(
 def _check_names(paths: Sequence[Path]) -> None:
     for name, count in Counter(path.name for path in paths).items():
         if count > 1:
-            raise EvaluationError(
+            raise UsageError(
                 f"--long-context {name}: given {count} times; figures go by the file's name, so "
                 "rename one"
             )
@@ -146,7 +147,7 @@ def _check_names(paths: Sequence[Path]) -> None:
 def _context(config: Any, measurement: Measurement) -> int:
     longest = int(config.max_position_embeddings)
     if measurement.context is not None and measurement.context > longest:
-        raise EvaluationError(
+        raise UsageError(
             f"--context {measurement.context}: the model takes {longest} tokens; give at most that"
         )
     return measurement.context or longest

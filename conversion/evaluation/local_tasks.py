@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conversion.errors import EvaluationError
+from conversion.errors import TextError
 from conversion.evaluation.record_forms import form_of, read_records
 
 CHOICE, CONTINUATION = "multiple choice", "continuation"
@@ -56,7 +56,7 @@ def read_local_task(path: Path) -> LocalTask:
     """Read a JSON-lines file as a task named after it.
 
     Raises:
-        EvaluationError: the file is unreadable or of neither form, or a record does not fit the
+        TextError: the file is unreadable or of neither form, or a record does not fit the
             file's form.
     """
     records = read_records(path)
@@ -66,9 +66,7 @@ def read_local_task(path: Path) -> LocalTask:
     for number, record in records:
         document = parse(record)
         if document is None:
-            raise EvaluationError(
-                f"{path}: line {number} is not {form} like the first: {EXPECTED[form]}"
-            )
+            raise TextError(f"{path}: line {number} is not {form} like the first: {EXPECTED[form]}")
         documents.append(document)
     config = {"task": path.name, "test_split": "test", "num_fewshot": 0} | CONFIGS[form]
     return LocalTask(path.name, config, documents)

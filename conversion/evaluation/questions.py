@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conversion.errors import EvaluationError
+from conversion.errors import TextError
 from conversion.evaluation.record_forms import form_of, read_records
 
 LINES, PAIRS = "lines", "pairs"
@@ -30,7 +30,7 @@ def read_questions(path: Path) -> list[Question]:
     """Read the questions of a JSON-lines file.
 
     Raises:
-        EvaluationError: the file is unreadable or of neither form, or a record does not fit the
+        TextError: the file is unreadable or of neither form, or a record does not fit the
             file's form.
     """
     records = read_records(path)
@@ -40,7 +40,7 @@ def read_questions(path: Path) -> list[Question]:
         question = _line_question(record) if form == LINES else _pair_question(record)
         if question is None:
             keys = ", ".join(FORMS[form])
-            raise EvaluationError(f"{path}: line {number} has no usable {keys} like the first")
+            raise TextError(f"{path}: line {number} has no usable {keys} like the first")
         questions.append(question)
     return questions
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from conversion.errors import EvaluationError
+from conversion.errors import TextError
 from conversion.text.files import read_json_lines
 
 
@@ -11,16 +11,16 @@ def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Read every record with its line number, which starts at 1.
 
     Raises:
-        EvaluationError: the file is missing, not UTF-8, empty, or has a line that is no JSON
+        TextError: the file is missing, not UTF-8, empty, or has a line that is no JSON
             object.
     """
     records = []
-    for number, record in read_json_lines(path, EvaluationError):
+    for number, record in read_json_lines(path):
         if not isinstance(record, dict):
-            raise EvaluationError(f"{path}: line {number} is not a JSON object; make it one")
+            raise TextError(f"{path}: line {number} is not a JSON object; make it one")
         records.append((number, record))
     if not records:
-        raise EvaluationError(f"{path}: no records in it; give a file with some")
+        raise TextError(f"{path}: no records in it; give a file with some")
     return records
 
 
@@ -39,11 +39,11 @@ def form_of(
         the name of the form.
 
     Raises:
-        EvaluationError: the record has none of these forms.
+        TextError: the record has none of these forms.
     """
     for name, keys in forms.items():
         if all(key in record for key in keys):
             return name
     known = " or ".join("{" + ", ".join(keys) + "}" for keys in forms.values())
     has = ", ".join(record) or "no keys"
-    raise EvaluationError(f"{path}: records with {has}; accepted are {known}; {other}")
+    raise TextError(f"{path}: records with {has}; accepted are {known}; {other}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from conversion.errors import EvaluationError, OutputError
+from conversion.errors import OutputError, UsageError
 from conversion.evaluation.render import Page, Section, to_html, to_markdown
 from conversion.evaluation.results import Report
 from conversion.runtime.extras import require
@@ -21,7 +21,7 @@ def check_report_path(path: Path) -> None:
         OutputError: the file cannot be written.
     """
     if path.suffix not in (HTML, MARKDOWN):
-        raise EvaluationError(f"--report {path}: give a name that ends in {HTML} or {MARKDOWN}")
+        raise UsageError(f"--report {path}: give a name that ends in {HTML} or {MARKDOWN}")
     require("matplotlib", "--report")
     check_writable(path)
 
@@ -35,7 +35,7 @@ def write_report(path: Path, report: Report) -> None:
         report: the figures to show; figures that were not measured are left out.
 
     Raises:
-        EvaluationError, OutputError: as for :func:`check_report_path`.
+        UsageError, MissingExtraError, OutputError: as for :func:`check_report_path`.
     """
     check_report_path(path)
     from conversion.evaluation.sections import sections

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import EvaluationError
+from conversion.errors import TextError
 from conversion.evaluation.chunked import greedy
 from conversion.evaluation.questions import Question
 from conversion.evaluation.results import RetrievalFigures
@@ -65,7 +65,7 @@ def fitting(
         limit: largest number of questions, those that do not fit included; ``None``: all.
 
     Raises:
-        EvaluationError: none fits.
+        TextError: none fits.
     """
     examples = []
     taken = questions[:limit]
@@ -79,7 +79,7 @@ def fitting(
             examples.append(Example(ids, question.answer, new_tokens))
         shortest = min(shortest or needed, needed)
     if not examples:
-        raise EvaluationError(
+        raise TextError(
             f"{path}: every example is longer than the context of {context} tokens, the shortest "
             f"needs {shortest}; give shorter ones or, where the model allows it, raise --context"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import EvaluationError
+from conversion.errors import UsageError
 from conversion.evaluation.local_tasks import read_local_task
 from conversion.evaluation.results import MetricFigures, TaskFigures
 from conversion.runtime.extras import require
@@ -32,7 +32,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     all_names = [task.name for task in local] + others
     for name in all_names:
         if all_names.count(name) > 1:
-            raise EvaluationError(f"--tasks {name}: given twice; rename one or leave it out")
+            raise UsageError(f"--tasks {name}: given twice; rename one or leave it out")
     return harness_tasks(local, others)
 
 

@@ -10,7 +10,7 @@ from accelerate.utils import reduce
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from conversion.errors import HealingError
+from conversion.errors import TrainingError
 from conversion.healing.curve import LossCurve
 from conversion.healing.private_apis import set_learning_rate
 from conversion.healing.sharding import local_part
@@ -160,7 +160,7 @@ class StopWhenNotFinite(TrainerCallback):
         """Check every gradient; a loss that is not finite makes such gradients too."""
         gradients = (parameter.grad for parameter in model.parameters())
         if not all_finite(gradient for gradient in gradients if gradient is not None):
-            raise HealingError(
+            raise TrainingError(
                 f"step {state.global_step + 1}: loss or gradients are NaN or infinite; "
                 f"{self._way_out()}"
             )
@@ -175,7 +175,7 @@ class StopWhenNotFinite(TrainerCallback):
     ) -> None:
         """Check weights that are about to be saved: a finite gradient can make a step too long."""
         if control.should_save and not all_finite(p for p in model.parameters() if p.requires_grad):
-            raise HealingError(
+            raise TrainingError(
                 f"step {state.global_step}: weights are NaN or infinite; {self._way_out()}"
             )
 

@@ -4,7 +4,7 @@ import os
 
 from accelerate.utils import DistributedType
 
-from conversion.errors import HealingError
+from conversion.errors import UsageError
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
 WITH_FSDP = "launch with --use_fsdp --fsdp_version 2, or with plain data parallelism (--multi_gpu)"
@@ -60,15 +60,15 @@ def check_launch() -> None:
     """Refuse launches that healing does not support.
 
     Raises:
-        HealingError: such a launch, with the options that work.
+        UsageError: such a launch, with the options that work.
     """
     refused = (*REFUSED, *REFUSED_WITH_FSDP) if is_sharded() else REFUSED
     for name, value, reason in refused:
         # accelerate launch takes FSDP 1 where no version is given.
         if _is_set(name, value, "1" if name == "FSDP_VERSION" else ""):
-            raise HealingError(f"accelerate launch: {reason}")
+            raise UsageError(f"accelerate launch: {reason}")
     if is_sharded() and world_size() < 2:
-        raise HealingError(
+        raise UsageError(
             "accelerate launch: FSDP shards over several processes, and this is one; add "
             "--num_processes, or leave out --use_fsdp"
         )
@@ -81,10 +81,10 @@ def check_distributed_type(distributed_type: DistributedType) -> None:
         distributed_type: accelerate's, before it looks at plugins.
 
     Raises:
-        HealingError: accelerate would not shard.
+        UsageError: accelerate would not shard.
     """
     if is_sharded() and distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-        raise HealingError(
+        raise UsageError(
             "accelerate launch: FSDP needs GPUs, and none is usable here; leave out --use_fsdp"
         )
 

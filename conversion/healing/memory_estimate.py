@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import nn
 
-from conversion.errors import HealingError, first_line
+from conversion.errors import TrainingError, first_line
 from conversion.families import family_of
 from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
@@ -109,11 +109,11 @@ def check_memory(needed: int) -> None:
     """Refuse to start with too little free memory.
 
     Raises:
-        HealingError: fewer than ``needed`` bytes are free.
+        TrainingError: fewer than ``needed`` bytes are free.
     """
     free = available_bytes()
     if needed > free:
-        raise HealingError(
+        raise TrainingError(
             f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
             f"{WAY_OUT}"
         )
@@ -124,14 +124,14 @@ def memory_errors() -> Iterator[None]:
     """Turn out-of-memory errors of the block into ours.
 
     Raises:
-        HealingError: memory ran out.
+        TrainingError: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise HealingError(f"memory ran out ({first_line(error)}); {WAY_OUT}") from error
+        raise TrainingError(f"memory ran out ({first_line(error)}); {WAY_OUT}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
-from conversion.errors import HealingError
+from conversion.errors import RecipeError, SourceError
 from conversion.families import Family, family_of
 from conversion.healing.launch import is_sharded, local_world_size, world_size
 from conversion.healing.memory_estimate import check_memory, healing_bytes, prediction_bytes
@@ -36,7 +36,8 @@ class Pair:
 
     Raises:
         CheckpointError, SourceError: one of them cannot be read.
-        HealingError: they do not fit each other or the recipe.
+        SourceError: they do not fit each other.
+        RecipeError: they do not fit the recipe.
     """
 
     def __init__(self, folder: Path, teacher: str, recipe: HealingRecipe) -> None:
@@ -66,7 +67,7 @@ class Pair:
         original, converted = self.source.config, self.config
         same_tokens = self.source.tokenizer().get_vocab() == self.tokenizer.get_vocab()
         if original.vocab_size != converted.vocab_size or not same_tokens:
-            raise HealingError(
+            raise SourceError(
                 f"{self.source.name}: its vocabulary is not the checkpoint's; give the model "
                 f"it was made from, {self.provenance.source.name}"
             )
@@ -74,13 +75,13 @@ class Pair:
         if self._recipe.hidden_weight and any(
             getattr(original, key) != getattr(converted, key) for key in shape
         ):
-            raise HealingError(
+            raise SourceError(
                 f"{self.source.name}: its hidden states have another shape than the checkpoint's; "
                 "leave hidden_weight at 0"
             )
         limit = min(original.max_position_embeddings, converted.max_position_embeddings)
         if self._recipe.window > limit:
-            raise HealingError(f"window {self._recipe.window}: the models take {limit} tokens")
+            raise RecipeError(f"window {self._recipe.window}: the models take {limit} tokens")
 
     def check_memory(self, stored_teacher: bool) -> None:
         """Log how much memory the healing takes, and refuse to start with less.
@@ -89,7 +90,7 @@ class Pair:
             stored_teacher: the teacher runs only before the training, to store its predictions.
 
         Raises:
-            HealingError: too little memory is free.
+            TrainingError: too little memory is free.
         """
         with torch.device("meta"):
             student = self.family.converted_causal_lm(self.config)

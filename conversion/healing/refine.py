@@ -43,7 +43,7 @@ def refinement_windows(source: SourceCheckpoint, files: Sequence[Path], recipe: 
         token ids  # [windows, tokens]
 
     Raises:
-        CalibrationError: a text cannot be used, or the tokenizer is not this model's.
+        TextError: a text cannot be used, or the tokenizer is not this model's.
     """
     window = source.window(recipe.refine_window)
     ids = calibration_windows(source.tokenizer(), files, recipe.refine_steps * window, window).ids

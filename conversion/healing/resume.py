@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from conversion.checkpoint.staging import locked
-from conversion.errors import HealingError
+from conversion.errors import OutputError, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class TrainingCheckpoints:
             restart: drop what another run left.
 
         Raises:
-            HealingError: another run left training checkpoints, and ``restart`` is False.
+            TrainingError: another run left training checkpoints, and ``restart`` is False.
             OutputError: another process uses the folder.
         """
         with self._write_errors():
@@ -56,7 +56,7 @@ class TrainingCheckpoints:
                     self._start(run)
             elif record["run"] != run:
                 changed = ", ".join(key for key in run if record["run"].get(key) != run[key])
-                raise HealingError(
+                raise TrainingError(
                     f"{self.folder}: holds an interrupted healing with another {changed}; go on "
                     "with the same options, or drop it with --restart"
                 )
@@ -100,7 +100,7 @@ class TrainingCheckpoints:
         try:
             yield
         except OSError as error:
-            raise HealingError(
+            raise OutputError(
                 f"{self.folder}: cannot be written ({error.strerror}); free some space or choose "
                 "another folder"
             ) from error

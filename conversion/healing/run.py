@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from conversion.checkpoint.staging import check_output
-from conversion.errors import HealingError
+from conversion.errors import MissingExtraError, OutputError, UsageError
 from conversion.healing.curve import LossCurve
 from conversion.healing.launch import check_launch, is_sharded, world_size
 from conversion.healing.memory_estimate import memory_errors
@@ -77,7 +77,8 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         progress: shows stored predictions and training steps.
 
     Raises:
-        HealingError, CheckpointError, SourceError, CalibrationError, OutputError: with the way out.
+        CheckpointError, SourceError, TextError, UsageError, RecipeError, MissingExtraError,
+            OutputError, TrainingError: with the way out.
     """
     check_output(request.out, request.overwrite, request.teacher, str(request.checkpoint))
     _check_options(request, recipe)
@@ -147,11 +148,11 @@ def _run_identity(
 
 def _check_options(request: Healing, recipe: HealingRecipe) -> None:
     if request.cache_teacher is not None and recipe.hidden_weight:
-        raise HealingError(
+        raise UsageError(
             "--cache-teacher: hidden states are not stored; leave it out or set hidden_weight to 0"
         )
     if request.cache_teacher is not None and not recipe.needs_teacher:
-        raise HealingError(
+        raise UsageError(
             f"--cache-teacher: objective {recipe.objective} uses no teacher; leave it out"
         )
     check_launch()
@@ -160,17 +161,19 @@ def _check_options(request: Healing, recipe: HealingRecipe) -> None:
         ("--tensorboard", request.tensorboard),
     ):
         if folder is not None and folder.resolve().is_relative_to(request.out.resolve()):
-            raise HealingError(
+            raise UsageError(
                 f"{option} {folder}: {request.out} appears when it is whole; choose another folder"
             )
     if request.tensorboard is None:
         return
     if find_spec("tensorboard") is None:
-        raise HealingError("--tensorboard needs tensorboard; install with: pip install tensorboard")
+        raise MissingExtraError(
+            "--tensorboard needs tensorboard; install with: pip install tensorboard"
+        )
     try:
         request.tensorboard.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HealingError(f"--tensorboard {request.tensorboard}: {error.strerror}") from error
+        raise OutputError(f"--tensorboard {request.tensorboard}: {error.strerror}") from error
 
 
 def _teacher(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conversion.errors import HealingError
+from conversion.errors import OutputError, TrainingError
 from conversion.runtime.progress import Progress
 from conversion.text.tokens import fingerprint
 
@@ -28,7 +28,7 @@ class TeacherCache:
         k: predictions kept per position.
 
     Raises:
-        HealingError: the folder cannot be created.
+        OutputError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, fingerprint: str, k: int) -> None:
@@ -37,7 +37,7 @@ class TeacherCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise HealingError(f"--cache-teacher {folder}: {error.strerror}") from error
+            raise OutputError(f"--cache-teacher {folder}: {error.strerror}") from error
 
     def missing(self, windows: Tensor) -> list[Tensor]:
         """List the windows that are not stored yet, each once.
@@ -72,7 +72,7 @@ class TeacherCache:
             progress: shows one step per window.
 
         Raises:
-            HealingError: a file cannot be written.
+            OutputError: a file cannot be written.
         """
         with progress.task("Storing the teacher's predictions", len(windows)) as advance:
             for row in windows:
@@ -91,7 +91,7 @@ class TeacherCache:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, staged)
             staged.replace(path)
         except (OSError, SafetensorError) as error:
-            raise HealingError(
+            raise OutputError(
                 f"--cache-teacher {self._folder.parent}: cannot be written ({error}); free some "
                 "space, choose another folder, or leave the option out"
             ) from error
@@ -109,14 +109,14 @@ class TeacherCache:
             probability of all other tokens  # [window]
 
         Raises:
-            HealingError: the file is missing or not readable.
+            TrainingError: the file is missing or not readable.
         """
         path = self._path(row)
         try:
             tensors = load_file(path)
             return tensors[TOKENS].long(), tensors[LOG_P].float(), tensors[REST]
         except (OSError, SafetensorError, KeyError) as error:
-            raise HealingError(
+            raise TrainingError(
                 f"{path}: cannot be read ({error}); remove it and start again"
             ) from error
 

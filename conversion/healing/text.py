@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import CalibrationError
+from conversion.errors import TextError
 from conversion.healing.recipe import HealingRecipe
 from conversion.text.documents import read_texts
 from conversion.text.held_out import evenly
@@ -48,7 +48,7 @@ def packed_windows(
         recipe: ``tokens``, ``window``, ``held_out_tokens`` and ``repeats``.
 
     Raises:
-        CalibrationError: a file cannot be used, or together they are shorter than one window.
+        TextError: a file cannot be used, or together they are shorter than one window.
     """
     end, window = tokenizer.eos_token_id, recipe.window
     names, texts = read_texts(files, tokenizer)
@@ -60,7 +60,7 @@ def packed_windows(
     ids = torch.cat(parts)  # [tokens]
     count = ids.numel() // window
     if count < 1:
-        raise CalibrationError(
+        raise TextError(
             f"{', '.join(names)}: {ids.numel()} tokens are less than one window of {window}; give "
             "more text"
         )

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from conversion.errors import HealingError, first_line
+from conversion.errors import OutputError, TrainingError, first_line
 from conversion.healing.callbacks import (
     CallAtStart,
     RecordCurve,
@@ -104,7 +104,8 @@ class Training:
             the trained tensors by name, on the CPU, in the process that writes; in others nothing.
 
         Raises:
-            HealingError: NaN or infinity, or a training checkpoint cannot be written or read.
+            TrainingError: NaN or infinity, or a training checkpoint cannot be read.
+            OutputError: a training checkpoint cannot be written.
         """
         trainer = self._trainer
         with progress.task("Healing", trainer.args.max_steps) as advance:
@@ -132,7 +133,7 @@ class Training:
         self.after = trainer.measure(self._held_out)
         if not all_finite(trained.values()) or not all(map(math.isfinite, self.after.values())):
             # The last training checkpoint is of the last step: there is nothing to resume from.
-            raise HealingError(
+            raise TrainingError(
                 "the trained weights are too large for what they are stored in, or predict NaN; "
                 "begin again with --restart and a lower --lr"
             )
@@ -175,12 +176,12 @@ class Training:
                 raise
             reason = first_line(cause)
             if self._last is not None and not self._started:
-                raise HealingError(
+                raise TrainingError(
                     f"{self._last}: cannot be read ({reason}); drop it with --restart"
                 ) from error
             if not _is_write_error(cause):
                 raise
-            raise HealingError(
+            raise OutputError(
                 f"{self._checkpoints.folder}: a training checkpoint cannot be saved ({reason}); "
                 "free some space, and the same command goes on from the last one"
             ) from error

@@ -51,7 +51,7 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         steps: number of optimiser steps.
 
     Raises:
-        HealingError: accelerate does not do here what it was launched for.
+        UsageError: accelerate does not do here what it was launched for.
     """
     logging_steps = max(1, steps // CURVE_POINTS)
     arguments = TrainingArguments(

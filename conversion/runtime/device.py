@@ -2,18 +2,18 @@
 
 import torch
 
-from conversion.errors import RecipeError, first_line
+from conversion.errors import UsageError, first_line
 
 
 def usable_device(name: str) -> str:
     """The device that ``--device`` names.
 
     Raises:
-        RecipeError: not usable here.
+        UsageError: not usable here.
     """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
-        raise RecipeError(f"--device {name}: not usable here ({reason}); try cpu") from error
+        raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error
     return name

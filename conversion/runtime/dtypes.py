@@ -15,13 +15,13 @@ def dtype_named(name: str) -> "torch.dtype":
     """Look up the value of ``--dtype``.
 
     Raises:
-        RecipeError: no such dtype.
+        UsageError: no such dtype.
     """
     import torch
 
-    from conversion.errors import RecipeError
+    from conversion.errors import UsageError
 
     if name not in DTYPES:
-        raise RecipeError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
+        raise UsageError(f"--dtype {name}: choose one of {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from conversion.errors import EvaluationError
+from conversion.errors import MissingExtraError
 
 
 def require(module: str, purpose: str) -> None:
@@ -13,9 +13,9 @@ def require(module: str, purpose: str) -> None:
         purpose: the option that wants it, for the message.
 
     Raises:
-        EvaluationError: it is not installed.
+        MissingExtraError: it is not installed.
     """
     if find_spec(module) is None:
-        raise EvaluationError(
+        raise MissingExtraError(
             f'{purpose} needs {module}; install with: pip install "vllm-mha2mla[eval]"'
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from conversion.errors import EvaluationError, OutputError
+from conversion.errors import OutputError
 from conversion.evaluation import Entry
 from conversion.recipes.recipe import Recipe
 from vllm_mha2mla.config import CalibrationInfo
@@ -94,14 +94,14 @@ class SweepResults(BaseModel):
         """Read the results that a sweep left in a file; ``None`` if there is no such file.
 
         Raises:
-            EvaluationError: the file holds something else.
+            OutputError: the file holds something else.
         """
         try:
             return cls.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError:
             return None
         except (ValidationError, UnicodeDecodeError, OSError) as error:
-            raise EvaluationError(
+            raise OutputError(
                 f"{path}: not the results of a sweep; move it away or choose another file"
             ) from error
 

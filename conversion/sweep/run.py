@@ -66,8 +66,8 @@ def run_sweep(sweep: Sweep, options: Options, progress: Progress) -> SweepResult
         the results of these recipes, in their order.
 
     Raises:
-        CalibrationError: calibration or evaluation text cannot be used.
-        OutputError, EvaluationError: the results cannot be read or written.
+        TextError: calibration or evaluation text cannot be used.
+        OutputError: the results cannot be read or written.
     """
     options = replace(options, dtype=written_dtype(sweep.source, options.dtype))
     subject = _subject(sweep, options)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import CalibrationError
+from conversion.errors import TextError
 from conversion.text.files import read_json_lines, read_utf8
 
 BUILTIN_NAME = "pydoc_data.topics"
@@ -41,7 +41,7 @@ def read_texts(
     """Names and texts of files; without files, of the built-in one.
 
     Raises:
-        CalibrationError: as for :func:`read_text`.
+        TextError: as for :func:`read_text`.
     """
     if not files:
         return [BUILTIN_NAME], [builtin_text("calibration")]
@@ -57,30 +57,27 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a ``.txt`` or ``.jsonl`` file.
 
     Raises:
-        CalibrationError: missing, not UTF-8, empty, or records without a known field.
+        TextError: missing, not UTF-8, empty, or records without a known field.
     """
-    if path.suffix == ".jsonl":
-        text = "\n\n".join(_records(path, tokenizer))
-    else:
-        text = read_utf8(path, CalibrationError)
+    text = "\n\n".join(_records(path, tokenizer)) if path.suffix == ".jsonl" else read_utf8(path)
     # Half a character, as a cut \\u escape of JSON gives, is no text to a tokenizer.
     text = text.encode("utf-8", "replace").decode()
     if not text.strip():
-        raise CalibrationError(f"{path}: no text in it; give a file with some")
+        raise TextError(f"{path}: no text in it; give a file with some")
     return text
 
 
 def _records(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     records = []
-    for number, record in read_json_lines(path, CalibrationError):
+    for number, record in read_json_lines(path):
         try:
             body = _record_text(record, tokenizer)
         except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
-            raise CalibrationError(
+            raise TextError(
                 f"{path}: line {number}: messages do not fit the model's chat template ({error})"
             ) from error
         if body is None:
-            raise CalibrationError(
+            raise TextError(
                 f"{path}: line {number} has none of the fields text, messages, or "
                 "prompt and completion"
             )

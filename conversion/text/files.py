@@ -5,36 +5,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vllm_mha2mla.errors import MHA2MLAError
+from conversion.errors import TextError
 
 
-def read_utf8(path: Path, failure: type[MHA2MLAError]) -> str:
+def read_utf8(path: Path) -> str:
     """A file's text.
 
     Raises:
-        failure: missing, unreadable or not UTF-8.
+        TextError: missing, unreadable or not UTF-8.
     """
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise failure(
+        raise TextError(
             f"{path}: not UTF-8 (byte {error.start}); convert it, for example with iconv"
         ) from error
     except OSError as error:
-        raise failure(f"{path}: cannot be read ({error.strerror})") from error
+        raise TextError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_json_lines(path: Path, failure: type[MHA2MLAError]) -> Iterator[tuple[int, Any]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Every record with its line number, which starts at 1; blank lines are skipped.
 
     Raises:
-        failure: as for :func:`read_utf8`, or a line is not JSON.
+        TextError: as for :func:`read_utf8`, or a line is not JSON.
     """
     # Not splitlines: U+2028 and its like are legal inside a JSON string.
-    for number, line in enumerate(read_utf8(path, failure).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            raise failure(f"{path}: line {number} is not JSON ({error})") from error
+            raise TextError(f"{path}: line {number} is not JSON ({error})") from error

@@ -5,7 +5,7 @@ import hashlib
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import CalibrationError
+from conversion.errors import TextError
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
@@ -29,10 +29,10 @@ def check_vocabulary(name: str, vocab_size: int, *ids: Tensor) -> None:
         ids: tokens of any shape.
 
     Raises:
-        CalibrationError: it does not.
+        TextError: it does not.
     """
     if any(int(some.max()) >= vocab_size for some in ids if some.numel()):
-        raise CalibrationError(
+        raise TextError(
             f"{name}: the tokenizer makes ids beyond the vocabulary of {vocab_size}; it belongs to "
             "another model"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import CalibrationError
+from conversion.errors import TextError
 from conversion.text.documents import read_texts
 from conversion.text.held_out import held_out_starts, shared_grid
 from conversion.text.repeats import with_repeats
@@ -110,7 +110,7 @@ def calibration_windows(
             they leave no room, instead of some of them.
 
     Raises:
-        CalibrationError: a file cannot be used, or there is less than two tokens of text.
+        TextError: a file cannot be used, or there is less than two tokens of text.
     """
     names, texts = read_texts(files, tokenizer)
     tokenised = [tokenize(tokenizer, text) for text in texts]
@@ -130,7 +130,7 @@ def calibration_windows(
     stacked = torch.stack(chosen)
     length = stacked.shape[1]
     if length < 2:
-        raise CalibrationError("calibration text: fewer than two tokens; give more text")
+        raise TextError("calibration text: fewer than two tokens; give more text")
     for name, taken in zip(names, starts, strict=True):
         if not taken:
             logger.warning(
@@ -179,12 +179,12 @@ def evaluation_windows(
     A text shorter than one window is one window of its own length; a shorter rest is dropped.
 
     Raises:
-        CalibrationError: fewer than two tokens of text.
+        TextError: fewer than two tokens of text.
     """
     ids = tokenize(tokenizer, text)
     window = min(window, ids.numel())
     if window < 2:
-        raise CalibrationError("evaluation text: fewer than two tokens; give more text")
+        raise TextError("evaluation text: fewer than two tokens; give more text")
     count = ids.numel() // window
     if limit is not None:
         count = min(count, limit)

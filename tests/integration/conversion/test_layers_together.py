@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from conversion.errors import HealingError
+from conversion.errors import TrainingError
 from conversion.recipes.recipe import Recipe
 from tests.support.convert import convert_tiny, windows
 from tests.support.divergence import divergence
@@ -66,6 +66,6 @@ def test_refinement_follows_the_original_and_trains_attention_only(tmp_path):
 def test_a_refinement_that_runs_away_says_so(tmp_path):
     source = save_tiny(tmp_path / "source")
     refinement = {"refine_steps": 40, "refine_lr": 1e30, "refine_window": 64}
-    with pytest.raises(HealingError, match="NaN or infinite; choose a lower refine_lr"):
+    with pytest.raises(TrainingError, match="NaN or infinite; choose a lower refine_lr"):
         convert_tiny(source, tmp_path / "refined", cache_fraction=0.3, **refinement)
     assert not (tmp_path / "refined").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conversion.calibration.store import StatisticsStore
-from conversion.errors import CalibrationError
+from conversion.errors import StatisticsError
 from conversion.layers import converter as layer
 from conversion.pipeline import Options, convert
 from conversion.recipes.recipe import Recipe
@@ -93,7 +93,7 @@ def test_stored_statistics_give_the_same_checkpoint(source, tmp_path, monkeypatc
     store = StatisticsStore(folder) if in_folder else store
     assert weights(source, tmp_path / "second", store) == plain
     assert weights(source, tmp_path / "again", store, refit=True) == refitted
-    with pytest.raises(CalibrationError, match="another model or calibration text"):
+    with pytest.raises(StatisticsError, match="another model or calibration text"):
         weights(source, tmp_path / "other", store, window=50)
     assert not (tmp_path / "other").exists()
 

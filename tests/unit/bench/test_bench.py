@@ -24,7 +24,7 @@ from conversion.bench.plots import throughput, write_plot
 from conversion.bench.results import BenchResults, Figures, Point, Round, Settings, combine
 from conversion.bench.server import Server
 from conversion.commands.bench import tables
-from conversion.errors import BenchError, ServerError
+from conversion.errors import ServerError, UsageError
 from tests.support.bench import KEYS, METRICS
 
 LOG = """\
@@ -139,7 +139,7 @@ def test_numbers_are_repeatable_and_comma_separated():
 
 @pytest.mark.parametrize("text", ["", "0", "-4", "many", "16,,4", "1.5"])
 def test_other_numbers_are_refused(text):
-    with pytest.raises(BenchError, match="--max-concurrency"):
+    with pytest.raises(UsageError, match="--max-concurrency"):
         parse_numbers("--max-concurrency", [text])
 
 
@@ -148,7 +148,7 @@ def test_context_is_whole_blocks_within_the_models_limit():
     assert max_model_len(sweep([256], 112, [4], None), 8192) == 384
     assert max_model_len(sweep([256], 113, [4], None), 8192) == 512
     assert max_model_len(sweep([8128], 64, [4], None), 8192) == 8192
-    with pytest.raises(BenchError, match="8193"):
+    with pytest.raises(UsageError, match="8193"):
         max_model_len(sweep([8129], 64, [4], None), 8192)
 
 
@@ -156,7 +156,7 @@ def test_a_cache_too_small_for_one_request_is_refused_before_the_start():
     config = LlamaConfig(num_hidden_layers=30, num_key_value_heads=3, head_dim=64)
     # As vLLM counted them for this model: 2,816 tokens in 64 MiB of bfloat16.
     check_cache(1 << 26, 2816, config, 2)
-    with pytest.raises(BenchError, match=r"2816 tokens .* 2944; give at least 65MiB"):
+    with pytest.raises(UsageError, match=r"2816 tokens .* 2944; give at least 65MiB"):
         check_cache(1 << 26, 2944, config, 2)
     check_cache(65 << 20, 2944, config, 2)
 
@@ -165,7 +165,7 @@ def test_sizes():
     assert size_in_bytes("64MiB") == size_in_bytes("67108864") == 1 << 26
     assert size_in_bytes("2GiB") == 2 << 30
     for text in ("0", "-1MiB", "much"):
-        with pytest.raises(BenchError, match="--kv-memory"):
+        with pytest.raises(UsageError, match="--kv-memory"):
             size_in_bytes(text)
 
 

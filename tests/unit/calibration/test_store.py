@@ -6,7 +6,7 @@ import torch
 from conversion.calibration.statistics import LayerStatistics
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.turned_keys import TurnedKeys
-from conversion.errors import CalibrationError, OutputError
+from conversion.errors import OutputError, StatisticsError
 
 
 def statistics(with_turned=True):
@@ -43,7 +43,7 @@ def test_what_is_put_is_what_is_got(store):
 def test_statistics_of_something_else_are_refused(store):
     store.claim("model text")
     store.claim("model text")
-    with pytest.raises(CalibrationError, match="another model or calibration text"):
+    with pytest.raises(StatisticsError, match="another model or calibration text"):
         store.claim("model other-text")
 
 
@@ -53,7 +53,7 @@ def test_a_folder_outlives_its_store(tmp_path):
     found = statistics()
     first.put(3, found)
     again = StatisticsStore(tmp_path)
-    with pytest.raises(CalibrationError, match="another model"):
+    with pytest.raises(StatisticsError, match="another model"):
         again.claim("other-model text")
     assert equal(again.get(3), found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["layer-0003.pt", "origin.txt"]
@@ -64,7 +64,7 @@ def test_a_damaged_file(tmp_path, content):
     store = StatisticsStore(tmp_path)
     store.put(0, statistics())
     (tmp_path / "layer-0000.pt").write_bytes(content)
-    with pytest.raises(CalibrationError, match=r"layer-0000\.pt: not the statistics of a layer"):
+    with pytest.raises(StatisticsError, match=r"layer-0000\.pt: not the statistics of a layer"):
         store.get(0)
 
 
@@ -75,7 +75,7 @@ def test_a_file_of_a_version_that_measured_less(tmp_path):
     values = torch.load(path)
     del values["turned"]
     torch.save(values, path)
-    with pytest.raises(CalibrationError, match=r"layer-0000\.pt: not the statistics of a layer"):
+    with pytest.raises(StatisticsError, match=r"layer-0000\.pt: not the statistics of a layer"):
         store.get(0)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conversion.errors import EvaluationError
+from conversion.errors import TextError
 from conversion.evaluation.local_tasks import read_local_task
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import fitting, is_right
@@ -67,7 +67,7 @@ def test_last_word(tmp_path):
 )
 def test_bad_task_files(tmp_path, records, message):
     path = write(tmp_path / "bad.jsonl", *records)
-    with pytest.raises(EvaluationError) as error:
+    with pytest.raises(TextError) as error:
         read_local_task(path)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
@@ -94,7 +94,7 @@ def test_questions(tmp_path):
 )
 def test_bad_retrieval_files(tmp_path, records, message):
     path = write(tmp_path / "bad.jsonl", *records)
-    with pytest.raises(EvaluationError) as error:
+    with pytest.raises(TextError) as error:
         read_questions(path)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
@@ -108,7 +108,7 @@ def test_examples_longer_than_the_context_are_counted(tmp_path):
     assert (len(asked.examples), asked.skipped) == (2, 1)
     assert asked.examples[0].ids.numel() == 30
     assert fitting(path, questions, tiny_tokenizer(), 96, limit=1).skipped == 0
-    with pytest.raises(EvaluationError, match="the shortest needs 96"):
+    with pytest.raises(TextError, match="the shortest needs 96"):
         fitting(path, questions, tiny_tokenizer(), 95, None)
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from conversion.errors import EvaluationError, OutputError
+from conversion.errors import MissingExtraError, OutputError, UsageError
 from conversion.evaluation import (
     CacheFigures,
     Entry,
@@ -157,7 +157,7 @@ def test_a_report_survives_its_json():
 
 
 def test_places_a_report_cannot_go(tmp_path, monkeypatch):
-    with pytest.raises(EvaluationError, match=r"report\.pdf.*\.html or \.md"):
+    with pytest.raises(UsageError, match=r"report\.pdf.*\.html or \.md"):
         write_report(tmp_path / "report.pdf", REPORT)
     with pytest.raises(OutputError, match="no folder"):
         write_report(tmp_path / "nowhere" / "report.md", REPORT)
@@ -165,5 +165,5 @@ def test_places_a_report_cannot_go(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="is a folder"):
         write_report(tmp_path / "folder.md", REPORT)
     monkeypatch.setattr("conversion.runtime.extras.find_spec", lambda name: None)
-    with pytest.raises(EvaluationError, match=r'pip install "vllm-mha2mla\[eval\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "vllm-mha2mla\[eval\]"'):
         write_report(tmp_path / "report.md", REPORT)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from conversion.errors import HealingError
+from conversion.errors import TrainingError
 from conversion.healing.callbacks import StopWhenNotFinite
 
 
@@ -21,5 +21,5 @@ def test_weights_that_ran_away_are_not_saved():
         model.weight[1, 2] = torch.inf
     # Looked at where a state is saved: every step would read all weights once more.
     end_of_step(saved=False)
-    with pytest.raises(HealingError, match=r"step 7: .*NaN or infinite; the way out"):
+    with pytest.raises(TrainingError, match=r"step 7: .*NaN or infinite; the way out"):
         end_of_step(saved=True)

@@ -3,7 +3,7 @@
 import pytest
 from accelerate.utils import DistributedType
 
-from conversion.errors import HealingError
+from conversion.errors import UsageError
 from conversion.healing.launch import (
     check_distributed_type,
     check_launch,
@@ -43,7 +43,7 @@ def launched(monkeypatch):
 )
 def test_refusals(launched, variables, message):
     launched(variables)
-    with pytest.raises(HealingError, match="accelerate launch: ") as refused:
+    with pytest.raises(UsageError, match="accelerate launch: ") as refused:
         check_launch()
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -63,5 +63,5 @@ def test_accelerate_has_to_shard_where_it_is_asked_to(launched):
     check_distributed_type(DistributedType.MULTI_CPU)
     launched(FSDP)
     check_distributed_type(DistributedType.MULTI_GPU)
-    with pytest.raises(HealingError, match="FSDP needs GPUs"):
+    with pytest.raises(UsageError, match="FSDP needs GPUs"):
         check_distributed_type(DistributedType.MULTI_CPU)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion.errors import HealingError, OutputError
+from conversion.errors import OutputError, TrainingError
 from conversion.healing.resume import TrainingCheckpoints
 
 
@@ -39,7 +39,7 @@ def test_another_run_is_refused_by_what_differs_and_dropped_when_told(tmp_path):
     with checkpoints.claimed({"text": "a", "teacher": "t"}, restart=False):
         save(checkpoints, 5)
     with (
-        pytest.raises(HealingError, match=r"with another text;.*--restart"),
+        pytest.raises(TrainingError, match=r"with another text;.*--restart"),
         checkpoints.claimed({"text": "b", "teacher": "t"}, restart=False),
     ):
         pass
@@ -85,7 +85,7 @@ def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)
     checkpoints = TrainingCheckpoints(tmp_path / "out")
     with (
-        pytest.raises(HealingError, match=r"No space left on device\); free some space"),
+        pytest.raises(OutputError, match=r"No space left on device\); free some space"),
         checkpoints.claimed({}, restart=False),
     ):
         pass

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conversion.errors import HealingError
+from conversion.errors import OutputError, TrainingError
 from conversion.healing.losses import divergence, top_divergence
 from conversion.healing.teacher_cache import TeacherCache
 from conversion.runtime.progress import Progress
@@ -63,11 +63,11 @@ def test_a_damaged_file_is_named(tmp_path):
     _, cache = filled(tmp_path, 4, windows)
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(HealingError, match=path.name):
+    with pytest.raises(TrainingError, match=path.name):
         cache.read(windows[0])
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(HealingError, match="--cache-teacher"):
+    with pytest.raises(OutputError, match="--cache-teacher"):
         TeacherCache(tmp_path / "file", "fingerprint", 4)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from conversion.errors import CalibrationError
+from conversion.errors import TextError
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import packed_windows
 from tests.support.tiny import TEXT, tiny_tokenizer
@@ -84,5 +84,5 @@ def test_without_files_it_is_the_built_in_text():
 def test_less_than_a_window_is_refused(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("short")
-    with pytest.raises(CalibrationError, match=r"text\.txt: 5 tokens are less than one window"):
+    with pytest.raises(TextError, match=r"text\.txt: 5 tokens are less than one window"):
         pack([file])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion.errors import CalibrationError
+from conversion.errors import TextError
 from conversion.text.documents import builtin_text, read_text, text_name
 from tests.support.tiny import tiny_tokenizer
 
@@ -55,7 +55,7 @@ def test_messages_go_through_the_chat_template(tmp_path):
 def test_unusable_files_are_named(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(CalibrationError, match=f"{name}.*{message}"):
+    with pytest.raises(TextError, match=f"{name}.*{message}"):
         read_text(path, tiny_tokenizer())
 
 
