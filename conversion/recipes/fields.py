@@ -7,7 +7,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-NAMES = {int: "integer", float: "number", bool: "true or false", str: "text", list[str]: "list"}
+NAMES = {
+    int: "integer",
+    float: "number",
+    bool: "on or off",
+    str: "name",
+    list[str]: "list of files",
+}
 
 
 def optional(unset: str, description: str, **bounds: Any) -> Any:
@@ -22,10 +28,12 @@ def optional(unset: str, description: str, **bounds: Any) -> Any:
 
 
 def default_text(field: FieldInfo) -> str:
-    """A field's default as a recipe would write it, or what holds without a value."""
+    """A field's default in words."""
     if isinstance(field.json_schema_extra, dict) and "unset" in field.json_schema_extra:
         return str(field.json_schema_extra["unset"])
-    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return str(field.default)
 
 
 def value_type(field: FieldInfo) -> Any:

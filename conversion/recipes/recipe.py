@@ -112,7 +112,7 @@ class Recipe(BaseModel):
     refine_window: int = Field(512, ge=2, description="Tokens per window of that distillation.")
     calibration: list[str] = Field(
         default_factory=list,
-        description="Files of calibration text, .txt or .jsonl.",
+        description="Calibration texts, .txt or .jsonl.",
         json_schema_extra={"unset": "Python's documentation"},
     )
     calibration_tokens: int = Field(
