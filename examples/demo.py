@@ -1,4 +1,4 @@
-"""Converts a small real model to half its cache and serves both in vLLM. Run: make demo."""
+"""Convert a small real model to half its cache and serve both in vLLM. Run: make demo."""
 
 import argparse
 import logging
@@ -54,7 +54,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Served:
-    """What a model did in vLLM."""
+    """A model's answers in vLLM, and the tokens that its cache holds."""
 
     answers: list[str]
     cache_tokens: int
@@ -75,7 +75,7 @@ def prepare(fresh: bool, progress: Progress) -> None:
 
 
 def is_converted() -> bool:
-    """Whether an earlier run left a checkpoint of the same recipe."""
+    """Tell if an earlier run left a checkpoint of the same recipe."""
     try:
         return inspect(CONVERTED).recipe == RECIPE.model_dump(exclude_none=True)
     except MHA2MLAError:
@@ -93,7 +93,7 @@ def ask(folder: Path, options: tuple[str, ...]) -> Served:
 
 
 def answer(server: Server, question: str) -> str:
-    """The model's answer, greedy.
+    """Ask the model and return its greedy answer.
 
     Raises:
         ServerError: the server died or refused.
@@ -114,7 +114,7 @@ def answer(server: Server, question: str) -> str:
 
 
 def answers_table(original: Served, converted: Served) -> Table:
-    """Both models' answers side by side."""
+    """Make the table of both models' answers."""
     table = Table("", "original", "converted", show_lines=True)
     for row in zip(QUESTIONS, original.answers, converted.answers, strict=True):
         table.add_row(*map(Text, row))  # as text: brackets in an answer are no markup
@@ -122,7 +122,7 @@ def answers_table(original: Served, converted: Served) -> Table:
 
 
 def figures_table(original: Served, converted: Served, quality: PerplexityFigures) -> Table:
-    """What conversion saves and what it costs."""
+    """Make the table of cache, tokens and perplexity of both models."""
     config = read_converted_config(CONVERTED)
     layer_widths = latent_widths(config)
     table = Table("", "original", "converted", "ratio", caption=NOTE)
@@ -150,13 +150,13 @@ def figures_table(original: Served, converted: Served, quality: PerplexityFigure
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be written here."""
+    """Shorten a path that lies below the current folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def run(fresh: bool) -> None:
-    """The whole demo."""
+    """Convert, measure, serve both models, and print the tables."""
     progress = Progress(console)
     FOLDER.mkdir(exist_ok=True)
     prepare(fresh, progress)

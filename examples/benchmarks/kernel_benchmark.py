@@ -35,7 +35,10 @@ LAYERS = 30
 
 @dataclass(frozen=True)
 class Shape:
-    """SmolLM2-135M, converted to 31.25 % of its cache, unless told otherwise."""
+    """The shapes of a model's attention, original and converted.
+
+    The command line's defaults are SmolLM2-135M, converted to 31.25 % of its cache.
+    """
 
     heads: int
     rank: int
@@ -60,7 +63,7 @@ class Peaks:
 
 
 def measure_peaks(threads: int) -> Peaks:
-    """The best of some rounds, of all threads together."""
+    """Measure the machine's peaks: the best of several rounds, summed over all threads."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peaks.so"
         flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"]
@@ -98,11 +101,11 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """New tokens of all requests."""
+        """The number of new tokens of all requests."""
         return self.requests * self.new
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Block table, first query of each request, lengths."""
+        """Make the block table, the first query of each request, and the lengths."""
         blocks = -(-self.context // BLOCK)
         order = torch.randperm(self.requests * blocks, dtype=torch.int32)
         starts = torch.arange(self.requests + 1, dtype=torch.int32) * self.new
@@ -113,7 +116,7 @@ class Batch:
 def latent_calls(
     shape: Shape, batch: Batch, layers: int, isa: str | None
 ) -> list[Callable[[], None]]:
-    """One call of our kernel for each of some layers."""
+    """Prepare one call of our kernel for each of several layers."""
     kernel = cpu.CpuKernel(build.library(), isa)
     table, starts, lengths = batch.tables()
     query = torch.randn(batch.tokens, shape.heads, shape.width).to(shape.dtype)
@@ -128,7 +131,7 @@ def latent_calls(
 
 
 def grouped_calls(shape: Shape, batch: Batch, layers: int) -> list[Callable[[], None]]:
-    """The same of vLLM's kernel."""
+    """Prepare the same calls of vLLM's kernel."""
     from vllm import _custom_ops as ops
     from vllm import envs
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
@@ -175,7 +178,7 @@ def grouped_calls(shape: Shape, batch: Batch, layers: int) -> list[Callable[[], 
 
 
 def seconds_per_call(calls: list[Callable[[], None]], least: float) -> float:
-    """Mean over one round: through all layers, for at least so many seconds."""
+    """Time one round through all layers, of at least ``least`` seconds, and return its mean."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     done, start = 0, clock()
     while done < len(calls) or clock() - start < least:
@@ -185,7 +188,7 @@ def seconds_per_call(calls: list[Callable[[], None]], least: float) -> float:
 
 
 def measure(shape: Shape, batch: Batch, peaks: Peaks, arguments: Any) -> str:
-    """One line of the table."""
+    """Time one batch and return its line of the table."""
     row_bytes = 2 * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
     held = batch.requests * batch.context * row_bytes
     layers = max(1, min(LAYERS, LARGEST_BYTES // held // 2, -(-COLD_BYTES // held) * 4))

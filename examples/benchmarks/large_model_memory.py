@@ -37,7 +37,7 @@ MIB = 2**20
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """A random checkpoint, a shard per layer and one each for embedding and head."""
+    """Write a random checkpoint: a shard per layer, and one each for embedding and head."""
     config = LlamaConfig(**SHAPE, num_hidden_layers=layers, dtype="bfloat16")
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
@@ -72,7 +72,7 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def resident(field: str) -> int:
-    """``VmRSS`` or ``VmHWM``, its peak, of this process in bytes."""
+    """Read this process's resident memory (``VmRSS``) or its peak (``VmHWM``), in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "source"
         write_model(source, arguments.layers)
-        # What writing needed is not part of the peak.
+        # The memory that writing took is not part of the peak.
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
         checkpoint = open_source(str(source))
