@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = PROMPT_LENGTHS.index(300)
 CHUNK = 256
-# Of 16 tokens each: room for the longest prompt's continuation (and the block vLLM keeps for
+# Blocks of 16 tokens: room for the longest prompt's continuation (and the block vLLM keeps for
 # itself), but not for those of all the others together.
 SMALL_CACHE_BLOCKS = 99
 BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 4  # layers, keys and values, KV heads, head_dim, float32

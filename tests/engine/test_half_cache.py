@@ -31,7 +31,7 @@ def started(half_cache, source, prompts, tmp_path_factory):
     common = {"dtype": "float32", "kv_cache_memory_bytes": CACHE_BYTES, "max_model_len": 4096}
     batch = {"prompts": prompts[SOME], "sampling": greedy_sampling(NEW_TOKENS)}
     half = common | {"model": str(half_cache)}
-    # What fits depends on the config alone: no weights, and nothing is compiled.
+    # How many tokens fit depends on the config alone: no weights, and nothing is compiled.
     original = common | {
         "model": str(folder),
         "load_format": "dummy",

@@ -1,4 +1,4 @@
-"""What an engine must refuse, in words its user can act on."""
+"""Checkpoints and options that an engine must refuse, in words its user can act on."""
 
 import json
 import shutil

@@ -22,7 +22,7 @@ from tests.support.engine import (
 
 pytestmark = pytest.mark.slow
 
-# Whether it hangs: compiling and warming up alone take 130 s on two slow cores.
+# Only a server that hangs takes longer: compiling and warming up take 130 s on two slow cores.
 START_TIMEOUT = 600
 STOP_TIMEOUT = 30
 TEXT = PROMPT_LENGTHS.index(300)

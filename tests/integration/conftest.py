@@ -1,4 +1,4 @@
-"""What tests of the whole command share."""
+"""The command in the test's own process."""
 
 import sys
 from typing import NamedTuple

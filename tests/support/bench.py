@@ -10,7 +10,7 @@ KEYS = {
     "preemptions",
     "peak_memory_bytes",
 }
-# Of a vLLM 0.32 under load.
+# Answer of a vLLM 0.32 under load.
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge

@@ -1,4 +1,4 @@
-"""How far one model's predictions are from another's, by the whole vocabulary at once."""
+"""The divergence of one model's predictions from another's, over the whole vocabulary at once."""
 
 import torch
 

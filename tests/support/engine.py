@@ -20,7 +20,7 @@ PROMPT_LENGTHS = (1, 2, 7, 33, 128, 300, 701, 1500)
 NEW_TOKENS = 64
 
 RUNNER = Path(__file__).with_name("run_engine.py")
-# Whether it hangs: beside other jobs, a conversion on AVX2 cores took more than 500 s.
+# Only what hangs takes longer: beside other jobs, a conversion took more than 500 s on AVX2 cores.
 RUN_TIMEOUT = 1500
 LOG_TAIL = 6000
 
@@ -29,10 +29,10 @@ LOG_TAIL = 6000
 # scale, mask or slot is off by hundreds of times more.
 FLOAT32_TOLERANCE = 4e-4
 
-# Of a text's log-probability in bfloat16 against float32. Its sum, relative: the original in vLLM,
-# with vLLM's own attention, is off by 0.001 to 0.007; the dtype does that much by itself, and how
-# much depends on the text. Per token, root mean square: 0.05 to 0.06 here, and the bound keeps
-# errors of both signs from passing as a good sum.
+# Bounds of a text's log-probabilities in bfloat16 against float32. The relative error of their sum
+# is 0.001 to 0.007 already for the original in vLLM, with vLLM's own attention: the dtype does that
+# much by itself, and how much depends on the text. The root mean square per token is 0.05 to 0.06
+# here; its bound keeps errors of both signs from passing as a good sum.
 BFLOAT16_SUM_TOLERANCE = 0.01
 BFLOAT16_TOKEN_TOLERANCE = 0.15
 
@@ -63,7 +63,7 @@ def run_logged(specification: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def refusals(*specifications: dict[str, Any], **environment: str) -> list[str]:
-    """Why the engines did not start; for one that did, that it did."""
+    """Return why each engine did not start, or that it did."""
     results, _ = _run(specifications, environment)
     return [result["error"] or "the engine started" for result in results]
 

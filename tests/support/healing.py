@@ -30,7 +30,7 @@ def original(models):
 
 
 def in_two_processes(models, out, *more):
-    """What accelerate launch runs for several processes; itself it starts only one on a CPU."""
+    """Return what accelerate launch would run for two processes; on CPUs it starts only one."""
     return [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
         "--master_port", str(free_port()),
@@ -39,7 +39,7 @@ def in_two_processes(models, out, *more):
 
 
 def in_shards(models, out, *more, **options):
-    """The command of two processes that hold half of each model."""
+    """Return the command of two processes that each hold half of each model."""
     return [
         sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2",
         "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",

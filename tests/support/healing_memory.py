@@ -1,6 +1,6 @@
-"""Run as a script: what a healing says it needs, and by how much it raised resident memory.
+"""Run as a script: the memory a healing says it needs, and by how much it raised resident memory.
 
-In several processes each of them says what this machine needs, and what it took itself.
+In several processes each says what the machine needs, and what that process took.
 """
 
 import json
@@ -62,7 +62,7 @@ def main(folder, out, options):
     model, stored = options.pop("model"), options.pop("stored", False)
     if is_sharded():
         allow_cpus()
-    # As small beside real ones as these models' layers are.
+    # Small, as these models' layers are beside real ones.
     freed.THRESHOLD_BYTES = 1 << 18
     # Code of libraries becomes resident when it first runs; that is no memory of a model.
     run(folder / "tiny", HealingRecipe(tokens=128, window=64), out / "tiny")

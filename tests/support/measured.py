@@ -27,7 +27,7 @@ def measure(variant, **changes):
 
 
 def rotation(inv_freq, distance):
-    """Real matrix of a turn of all pairs, halves layout  # [2 * pairs, 2 * pairs]"""
+    """Return the real matrix that rotates all pairs, halves layout  # [2 * pairs, 2 * pairs]"""
     cos, sin = (inv_freq * distance).cos(), (inv_freq * distance).sin()
     return torch.cat(
         (

@@ -12,7 +12,7 @@ def environment():
 
 
 def kill_with_children(process):
-    """What was launched and the processes it started, at once."""
+    """Kill what was launched and the processes it started, at once."""
     launched = psutil.Process(process.pid)
     for each in (launched, *launched.children(recursive=True)):
         each.kill()

@@ -21,7 +21,7 @@ def run(specification: dict[str, Any]) -> dict[str, Any]:
     try:
         llm = LLM(disable_log_stats=False, **specification["llm"])
     except Exception as error:
-        # What users of the Python API see; whether it was to be expected is the test's to say.
+        # The error that users of the Python API see; the test says if it was to be expected.
         return {"error": f"{type(error).__name__}: {error}"}
     cache = llm.llm_engine.vllm_config.cache_config
     result = {

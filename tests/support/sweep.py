@@ -1,4 +1,4 @@
-"""One conversion by itself, and its perplexity: what a sweep's figures are held to."""
+"""One conversion by itself and its perplexity, to which a sweep's figures are held."""
 
 import math
 

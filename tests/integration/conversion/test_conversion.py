@@ -125,7 +125,7 @@ def test_refit_tokens_are_for_the_refit_alone(tmp_path, refit):
     convert(original, tmp_path / "out", recipe, Options(), Progress(), store)
     measured = calibration_text(original, recipe).measured
     assert measured.shape == (2, 128)
-    # Of the first layer, on its own input: the normed embeddings of the measured windows.
+    # The first layer's input: the normed embeddings of the measured windows.
     model = LlamaForCausalLM.from_pretrained(source).model
     inputs = model.layers[0].input_layernorm(model.embed_tokens(measured)).flatten(0, 1).double()
     expected = (inputs.T @ inputs / len(inputs)).detach()

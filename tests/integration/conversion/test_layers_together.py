@@ -1,4 +1,4 @@
-"""What a conversion decides or trains over all layers together: widths, and refinement."""
+"""Decisions and training over all layers together: widths per layer, and refinement."""
 
 import pytest
 import torch

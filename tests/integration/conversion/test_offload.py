@@ -1,4 +1,4 @@
-"""Where activations and statistics are kept changes nothing in a checkpoint."""
+"""A checkpoint is the same wherever activations and statistics were kept."""
 
 import signal
 import subprocess

@@ -168,7 +168,7 @@ def test_numbers_that_run_away_keep_the_last_checkpoint(mha2mla, models, tmp_pat
     assert str(kept) in line
     last = max(int(path.name.rpartition("-")[2]) for path in kept.glob("checkpoint-*"))
     assert f"the training checkpoint of step {last} is kept" in line
-    # What is lost is lost: from the beginning, with what the message says.
+    # The numbers are lost: it begins again, with the options that the message names.
     assert mha2mla(*asked, "--restart", "--lr", 1e-3).returncode == 0
     assert (tmp_path / "out" / "config.json").exists()
     assert not kept.exists()

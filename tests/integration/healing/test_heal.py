@@ -68,7 +68,7 @@ def test_distillation_follows_the_teacher_and_trains_attention_only(
     assert healing.tokens == 40 * WINDOW
     assert healing.files == ["text.txt"]
     assert healing.after["divergence"] < healing.before["divergence"]
-    # What is written is what was measured: the same held-out windows, once more.
+    # The weights that were measured are the ones written: the same held-out windows, once more.
     text = packed_windows(tiny_tokenizer(), [models / "text.txt"], HealingRecipe(window=WINDOW))
     held_out = text.held_out
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_slow_steps_are_saved_in_time(models, tmp_path, heal):
         time.sleep(0.002)
     process.kill()
     process.wait()
-    # How often it saves makes no other healing of it.
+    # Saving more often changes nothing in the healing.
     heal(models, out)
     heal(models, tmp_path / "whole")
     assert losses(out) == losses(tmp_path / "whole")

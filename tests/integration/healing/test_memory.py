@@ -23,7 +23,7 @@ def models(tmp_path_factory):
 
 
 def heal(models, out, recipe, processes=1):
-    """What it said, and what each process took."""
+    """Return the bytes that a healing said it needs, and those that each process took."""
     several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     several += ["--master_port", str(free_port())]
     out.mkdir()

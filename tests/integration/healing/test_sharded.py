@@ -59,7 +59,7 @@ def sharded(models):
 
 
 def same(one, other, before):
-    """Whether two healings of the same checkpoint came out the same, up to rounding."""
+    """Assert that two healings of the same checkpoint came out the same, up to rounding."""
     curves = [torch.tensor([loss for _, loss in losses(out)]) for out in (one, other)]
     # Sums are in another order, and products in bfloat16 where the processor has it: 2e-4 was seen
     # in the first step. Then Adam carries such differences into the weights: 2e-3.

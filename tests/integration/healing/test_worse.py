@@ -33,7 +33,7 @@ def recorded(out):
 
 
 def same_weights(models, out):
-    """Whether a checkpoint's weights are the converted ones, bit for bit."""
+    """Return True if a checkpoint's weights are the converted ones, bit for bit."""
     old, new = (load_file(folder / "model.safetensors") for folder in (models / "converted", out))
     assert old.keys() == new.keys()
     return all(torch.equal(tensor, new[name]) for name, tensor in old.items())

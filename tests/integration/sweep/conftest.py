@@ -39,7 +39,7 @@ def run(folder, tmp_path, mha2mla):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often a layer is measured, a checkpoint converted, an original loaded."""
+    """Counts of layers measured, checkpoints converted, originals loaded."""
     counts = {"statistics": 0, "conversions": [], "originals": 0}
     measure, convert_one, load = layer.layer_statistics, sweep.convert, compare.load_source
 

@@ -1,4 +1,4 @@
-"""What of a sweep's folder and results survives, is used again, or is measured again."""
+"""A sweep's folder and results: what survives, is used again, or is measured again."""
 
 import json
 import math
@@ -153,13 +153,13 @@ def test_statistics_that_a_killed_sweep_left_are_its_own(folder, tmp_path, run, 
     with monkeypatch.context() as killed:
         killed.setattr(SweepFolder, "clear_statistics", lambda _: None)
         assert run(*few, "--calibration-tokens", 256)[0] == 0
-    # Of less of the same text.
+    # Statistics of less of the same text.
     code, _, error = run(*few, "--calibration-tokens", 128)
     assert code == 0, error
     with monkeypatch.context() as killed:
         killed.setattr(SweepFolder, "clear_statistics", lambda _: None)
         assert run(*few, "--calibration-tokens", 256)[0] == 0
-    # Of another model with the same tokens.
+    # Statistics of another model with the same tokens.
     code, _, error = run(*few, "--calibration-tokens", 256, source=save_tiny(tmp_path / "other"))
     assert code == 0, error
 

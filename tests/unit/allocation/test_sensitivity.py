@@ -1,4 +1,4 @@
-"""What a layer's error costs, beside the divergence that really results."""
+"""The forecast cost of a layer's error, against the divergence that really results."""
 
 import torch
 

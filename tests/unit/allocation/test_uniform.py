@@ -1,4 +1,4 @@
-"""The layer_widths to choose from, and the measure they are chosen by."""
+"""The widths to choose from, and the measure they are chosen by."""
 
 import pytest
 import torch

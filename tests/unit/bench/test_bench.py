@@ -107,7 +107,7 @@ def test_rounds_become_medians_and_maxima():
     assert found.ratios.output_throughput == pytest.approx(60 / 45)
     assert found.ratios.cache_tokens == pytest.approx(9216 / 2816)
     assert found.ratios.preemptions is None
-    # Of 1.2, 1.1 and 1.4, each within a round.
+    # Rounds have the ratios 1.2, 1.1 and 1.4.
     assert found.spread.lowest.output_throughput == pytest.approx(1.1)
     assert found.spread.highest.output_throughput == pytest.approx(1.4)
 
@@ -154,7 +154,7 @@ def test_context_is_whole_blocks_within_the_models_limit():
 
 def test_a_cache_too_small_for_one_request_is_refused_before_the_start():
     config = LlamaConfig(num_hidden_layers=30, num_key_value_heads=3, head_dim=64)
-    # As vLLM counted them for this model: 2,816 tokens in 64 MiB of bfloat16.
+    # vLLM counted 2,816 tokens of this model in 64 MiB of bfloat16.
     check_cache(1 << 26, 2816, config, 2)
     with pytest.raises(UsageError, match=r"2816 tokens .* 2944; give at least 65MiB"):
         check_cache(1 << 26, 2944, config, 2)

@@ -1,4 +1,4 @@
-"""What errors of keys and values cost, against PyTorch's own derivatives."""
+"""The cost of errors of keys and values, against PyTorch's own derivatives."""
 
 import pytest
 import torch

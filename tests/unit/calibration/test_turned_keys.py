@@ -125,7 +125,7 @@ def score_error(weights, selection, inputs):
 
 @pytest.mark.parametrize("rope", [0, 4, 8])
 def test_scores_are_closer_than_with_a_mean_rotation(measured, rope):
-    """Where keys tell how far away they are: the first token is another than all others."""
+    """Keys that tell how far away they are: the first token is another than all others."""
     weights, _, inputs = measured
     inputs = inputs.clone()
     inputs[:, 0] = 3 * inputs[0, 0]

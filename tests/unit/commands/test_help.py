@@ -1,4 +1,4 @@
-"""What --help and --version cost, and what they say."""
+"""The cost of --help and --version, and their words."""
 
 import importlib.metadata
 import inspect

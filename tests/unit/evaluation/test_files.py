@@ -1,4 +1,4 @@
-"""What ``mha2mla eval`` reads: tasks and retrieval questions as JSON lines."""
+"""The files that ``mha2mla eval`` reads: tasks and retrieval questions as JSON lines."""
 
 import json
 

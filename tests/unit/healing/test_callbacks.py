@@ -1,4 +1,4 @@
-"""What stops a training before its numbers are lost."""
+"""The callback that stops a training before its numbers are lost."""
 
 import pytest
 import torch

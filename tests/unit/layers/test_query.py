@@ -42,7 +42,7 @@ def product(compressed):
 
 
 def explicit_metric(tensors, weights, statistics, inputs):
-    """What a unit error in each direction of a head's query costs, from every key separately."""
+    """The cost of a unit error in each direction of a head's query, from every key separately."""
     heads, d, _ = weights.query.shape
     rank, rope = LAYOUT.kv_lora_rank, LAYOUT.qk_rope_head_dim
     query = weights.query.double().flatten(0, 1)

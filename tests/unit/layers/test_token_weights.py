@@ -1,4 +1,4 @@
-"""How much tokens count in a refit."""
+"""The weights of tokens in a refit."""
 
 import math
 

@@ -42,7 +42,7 @@ def test_every_head_keeps_the_pairs_of_the_paper(measured, strategy, per_head, p
     selection = ROTARY[strategy](weights, statistics, 2 * kv_heads * per_head)
     inv_freq = 10000.0 ** (-torch.tensor(pairs * kv_heads).double() / 8)
     torch.testing.assert_close(selection.inv_freq, inv_freq, atol=0, rtol=1e-6)
-    # What left RoPE is what was not kept: rows of the identity.
+    # The components without RoPE are the others: rows of the identity.
     lost = selection.key_nope.diagonal().view(kv_heads, 2, d // 2)
     expected = torch.ones(d // 2).double()
     expected[pairs] = 0

@@ -13,7 +13,7 @@ from conversion.rotary import ROTARY
 @pytest.mark.parametrize("strategy", ROTARY)
 @pytest.mark.parametrize("rope", [0, 16, 32, "all"])
 def test_scores_split_into_rotary_and_unrotated_parts(measured, strategy, rope):
-    """At distance zero nothing turns: both parts together are the original score."""
+    """At distance zero nothing is rotated: both parts together are the original score."""
     weights, statistics, _ = measured
     heads, d, _ = weights.query.shape
     kv_heads = weights.key.shape[0]
@@ -37,7 +37,7 @@ def test_scores_split_into_rotary_and_unrotated_parts(measured, strategy, rope):
 
 
 @pytest.mark.parametrize("strategy", ROTARY)
-def test_kept_components_turn_as_the_original_does(measured, strategy):
+def test_kept_components_rotate_as_the_original_does(measured, strategy):
     weights, statistics, _ = measured
     heads, d, _ = weights.query.shape
     kv_heads = weights.key.shape[0]

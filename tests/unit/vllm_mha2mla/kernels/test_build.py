@@ -18,7 +18,7 @@ from vllm_mha2mla.errors import KernelBuildError
 from vllm_mha2mla.kernels import build, cpu
 from vllm_mha2mla.kernels.reference import ReferenceLayer
 
-# In place of a compiler: counts its calls in a file, and writes what it is asked for.
+# A stand-in for the compiler: counts its calls in a file, and writes the file it is asked for.
 COMPILER = """#!/bin/sh
 if [ "$1" = --version ]; then echo "{version}"; exit; fi
 echo call >> {log}
@@ -96,7 +96,7 @@ def test_folder_that_cannot_be_written(compiler, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     path = build.library()
     assert path.parent == tmp_path / f"mha2mla-{os.getuid()}"
-    # What lies there is loaded: another user must not be able to put it there.
+    # The library there is loaded: another user must not be able to put one there.
     path.parent.chmod(0o777)
     assert build.library().parent != path.parent
 

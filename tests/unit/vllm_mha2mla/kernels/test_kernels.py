@@ -31,7 +31,7 @@ LARGE_TOLERANCE = 2e-3
 
 
 def in_pairs(kernel, cache):
-    """Whether this kernel keeps this cache in the order of ``csrc/paired.h``."""
+    """Return True if this kernel keeps this cache in the order of ``csrc/paired.h``."""
     if getattr(kernel, "isa", None) != "avx512bf16" or cache.dtype != torch.bfloat16:
         return False
     block_size, width = cache.shape[1:]
@@ -218,7 +218,7 @@ def test_only_the_slots_of_new_rows_are_written(kernel, dtype, block_size, width
 @pytest.mark.parametrize("query_dtype", DTYPES)
 @pytest.mark.parametrize(("block_size", "rank"), [(16, 8), (128, 26), (48, 13), (7, 16)])
 def test_blocks_fill_row_by_row(kernel, query_dtype, block_size, rank):
-    """As in decoding: each row is written beside what a block's last owner has left."""
+    """Decoding: each row is written beside those that a block's last owner has left."""
     dtypes = (torch.bfloat16, query_dtype)
     paged = Paged(kernel, [(70, 1)], block_size, (9, rank, 2), dtypes, seed=rank)
     paged.cache.fill_(float("nan"))
