@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import load_converted, load_source, read_converted_config
+from conversion.errors import SourceError
 from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
 from conversion.evaluation.layer_error import attention_outputs, layer_errors
 from conversion.evaluation.perplexity import perplexity, perplexity_figures
@@ -120,7 +121,7 @@ class Comparison:
         for key in ("vocab_size", "num_hidden_layers", "hidden_size"):
             original, converted = getattr(source.config, key), getattr(config, key)
             if original != converted:
-                raise EvaluationError(
+                raise SourceError(
                     f"{self._baseline}: its {key} is {original} and the checkpoint's {converted}; "
                     "give the model it was made from"
                 )

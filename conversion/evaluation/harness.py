@@ -112,7 +112,8 @@ def harness_tasks(local: list[LocalTask], names: list[str]) -> TaskDict:
         names: tasks, groups or tags of the harness.
 
     Raises:
-        EvaluationError: the harness has no such task, or its data cannot be loaded.
+        UsageError: the harness has no such task.
+        TextError: its data cannot be loaded.
     """
     loaded: list[Any] = [DocumentsTask(task) for task in local]
     # Without names there is nothing to look up, and the index of all tasks takes 10 s to build.

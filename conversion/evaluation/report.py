@@ -16,8 +16,8 @@ def check_report_path(path: Path) -> None:
     """Check that a report can be written to ``path``, before the long work that fills it.
 
     Raises:
-        EvaluationError: the name ends in neither ``.html`` nor ``.md``.
-        EvaluationError: matplotlib is not installed.
+        UsageError: the name ends in neither ``.html`` nor ``.md``.
+        MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
     if path.suffix not in (HTML, MARKDOWN):

@@ -22,7 +22,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
         names: paths of JSON-lines files, or names of harness tasks.
 
     Raises:
-        EvaluationError: the harness is not installed, or a task cannot be loaded.
+        MissingExtraError: the harness is not installed.
+        UsageError, TextError: a task is unknown, given twice, or cannot be loaded.
     """
     require("lm_eval", "--tasks")
     from conversion.evaluation.harness import harness_tasks
