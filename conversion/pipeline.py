@@ -26,6 +26,7 @@ from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths, query_rank
 from conversion.runtime.memory import return_freed_memory
+from conversion.runtime.numbers import ceil_div
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
 from conversion.text.sinks import sink_tokens
@@ -149,7 +150,7 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     windows = calibration_windows(
         source.tokenizer(), _files(recipe), recipe.text_tokens, window, recipe.held_out_tokens
     )
-    windows = windows.measured_first(-(-recipe.calibration_tokens // window))
+    windows = windows.measured_first(ceil_div(recipe.calibration_tokens, window))
     windows = windows.repeated(recipe.repeats)
     check_vocabulary(source.name, source.config.vocab_size, windows.ids, windows.held_out)
     return windows

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conversion.errors import OutputError
+from conversion.runtime.numbers import ceil_div
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -39,7 +40,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, max_tensors: int) -> None:
         reserved = 64 + max_tensors * HEADER_BYTES_PER_TENSOR
-        self._header_bytes = -(-reserved // ALIGNMENT) * ALIGNMENT
+        self._header_bytes = ceil_div(reserved, ALIGNMENT) * ALIGNMENT
         self._file: BinaryIO = path.open("wb")
         self._file.seek(8 + self._header_bytes)
         self._entries: dict[str, dict[str, object]] = {}

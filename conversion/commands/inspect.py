@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversion.commands.options import Checkpoint
+from conversion.runtime.numbers import span
 
 if TYPE_CHECKING:
     from conversion.checkpoint.inspection import Inspection
@@ -47,7 +48,5 @@ def inspection_table(result: "Inspection") -> Table:
 
 
 def _widths(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return (
-        str(low) if low == high else f"{low} to {high}, {sum(values) / len(values):.1f} on average"
-    )
+    mean = f", {sum(values) / len(values):.1f} on average"
+    return span(values) + (mean if len(set(values)) > 1 else "")

@@ -37,9 +37,8 @@ calibration: [articles.txt, chats.jsonl]
 
 METHODS_TEXT = """\
 A method is a pair of strategies, either of which `rotary` and `latent` can replace; `mha2mla
-methods` says where each strategy is described. The method also decides which share of the cache
-`split: fixed` gives to rotary numbers, and whether `spread` and `refit` are on where the recipe does
-not say so.
+methods` says where each strategy is described. The method also decides the share of the cache that
+`split: fixed` gives to rotary numbers, and whether `spread` and `refit` are on by default.
 """
 
 

@@ -28,6 +28,7 @@ from conversion.healing.train import Training
 from conversion.healing.trainer_arguments import healing_arguments, uses_bf16_autocast
 from conversion.healing.write import healed_provenance, write_healed
 from conversion.runtime.memory import keep_freed_memory, return_freed_memory
+from conversion.runtime.numbers import ceil_div
 from conversion.runtime.progress import Progress
 from conversion.text.tokens import check_vocabulary
 
@@ -198,7 +199,7 @@ def _teacher(
         size = cache.bytes_of(missing) / 2**30
         logger.info("up to %.2f GiB for %s", size, request.cache_teacher)
         # The same number for each process, because all run a sharded teacher together.
-        count = arguments.world_size * -(-len(missing) // arguments.world_size)
+        count = arguments.world_size * ceil_div(len(missing), arguments.world_size)
         share = [
             missing[index % len(missing)]
             for index in range(arguments.process_index, count, arguments.world_size)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import TextError
 from conversion.healing.recipe import HealingRecipe
+from conversion.runtime.numbers import ceil_div
 from conversion.text.documents import read_texts
 from conversion.text.held_out import evenly
 from conversion.text.repeats import with_repeats
@@ -65,7 +66,7 @@ def packed_windows(
             "more text"
         )
     windows = ids[: count * window].view(count, window)  # [windows, window]
-    held_out_count = -(-recipe.held_out_tokens // window)
+    held_out_count = ceil_div(recipe.held_out_tokens, window)
     held = evenly(count, min(held_out_count, count // 5))
     others = torch.ones(count, dtype=torch.bool)  # [windows]
     others[held] = False
@@ -91,6 +92,6 @@ def training_order(ids: Tensor, count: int, seed: int) -> Tensor:
         indices of windows  # [count]
     """
     generator = torch.Generator().manual_seed(seed)
-    passes = -(-count // len(ids))
+    passes = ceil_div(count, len(ids))
     orders = [torch.randperm(len(ids), generator=generator) for _ in range(passes)]
     return torch.cat(orders)[:count]

@@ -10,6 +10,7 @@ from conversion.healing.launch import check_distributed_type, is_sharded
 from conversion.healing.private_apis import use_one_device
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import FSDP_CONFIG
+from conversion.runtime.numbers import ceil_div
 from conversion.runtime.precision import bfloat16_is_fast
 
 BETAS = (0.9, 0.98)
@@ -74,7 +75,7 @@ def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> Traini
         save_strategy="steps",
         # A multiple of logging_steps: the mean loss of a point of the curve begins anew after an
         # interruption, so it must not span one.
-        save_steps=-(-recipe.save_steps // logging_steps) * logging_steps,
+        save_steps=ceil_div(recipe.save_steps, logging_steps) * logging_steps,
         save_total_limit=2,
         train_sampling_strategy="sequential",
         seed=recipe.seed,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from conversion.runtime.numbers import ceil_div
 from conversion.text.held_out import evenly
 
 
@@ -22,6 +23,6 @@ def with_repeats(ids: Tensor, count: int, parts: Sequence[int] = (2,)) -> Tensor
     repeated = ids.clone()
     for turn, index in enumerate(chosen):
         part = max(1, ids.shape[1] // parts[turn % len(parts)])
-        times = -(-ids.shape[1] // part)
+        times = ceil_div(ids.shape[1], part)
         repeated[index] = ids[index, :part].repeat(times)[: ids.shape[1]]
     return repeated

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import TextError
+from conversion.runtime.numbers import ceil_div
 from conversion.text.documents import read_texts
 from conversion.text.held_out import held_out_starts, shared_grid
 from conversion.text.repeats import with_repeats
@@ -115,9 +116,9 @@ def calibration_windows(
     names, texts = read_texts(files, tokenizer)
     tokenised = [tokenize(tokenizer, text) for text in texts]
     lengths = [ids.numel() for ids in tokenised]
-    shares = _shares(lengths, window, max(1, -(-tokens // window)))
+    shares = _shares(lengths, window, max(1, ceil_div(tokens, window)))
     starts = [_spread(*each, window) for each in zip(lengths, shares, strict=True)]
-    apart = -(-held_out_tokens // window)
+    apart = ceil_div(held_out_tokens, window)
     places = held_out_starts(list(zip(lengths, starts, strict=True)), window, apart)
     fitting = sum(length // window for length in lengths)
     if len(places) < apart and HELD_OUT_AT_MOST * fitting >= apart:
@@ -160,7 +161,7 @@ def _shares(lengths: Sequence[int], window: int, wanted: int) -> list[int]:
     left = min(wanted, sum(room))
     # What a short text lacks, the longer ones after it share.
     for done, text in enumerate(sorted(range(len(lengths)), key=room.__getitem__)):
-        shares[text] = min(room[text], -(-left // (len(lengths) - done)))
+        shares[text] = min(room[text], ceil_div(left, len(lengths) - done))
         left -= shares[text]
     return shares
 

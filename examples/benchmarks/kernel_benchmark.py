@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.runtime.numbers import ceil_div
 from vllm_mha2mla.kernels import build, cpu
 
 PEAKS = Path(__file__).with_name("kernel_peaks.cpp")
@@ -106,7 +107,7 @@ class Batch:
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Make the block table, the first query of each request, and the lengths."""
-        blocks = -(-self.context // BLOCK)
+        blocks = ceil_div(self.context, BLOCK)
         order = torch.randperm(self.requests * blocks, dtype=torch.int32)
         starts = torch.arange(self.requests + 1, dtype=torch.int32) * self.new
         lengths = torch.full((self.requests,), self.context, dtype=torch.int32)
@@ -191,7 +192,7 @@ def measure(shape: Shape, batch: Batch, peaks: Peaks, arguments: Any) -> str:
     """Time one batch and return its line of the table."""
     row_bytes = 2 * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
     held = batch.requests * batch.context * row_bytes
-    layers = max(1, min(LAYERS, LARGEST_BYTES // held // 2, -(-COLD_BYTES // held) * 4))
+    layers = max(1, min(LAYERS, LARGEST_BYTES // held // 2, ceil_div(COLD_BYTES, held) * 4))
     kernels = [latent_calls(shape, batch, layers, arguments.isa)]
     if arguments.vllm:
         kernels.append(grouped_calls(shape, batch, layers))

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conversion.pipeline import Options, convert
 from conversion.recipes.make import make_recipe
+from conversion.runtime.numbers import ceil_div
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 
@@ -110,7 +111,7 @@ def main() -> None:
     # gradients of it. Later, with a refit, the original stream of more text and a window of sink
     # tokens, the converted one and the heads' outputs, as wide.
     refitted = 3 * (recipe.text_tokens + recipe.window)
-    held_out = -(-recipe.held_out_tokens // recipe.window) * recipe.window
+    held_out = ceil_div(recipe.held_out_tokens, recipe.window) * recipe.window
     tokens = recipe.calibration_tokens + held_out * (arguments.layers + 3)
     if arguments.refit:
         tokens = max(tokens, refitted)

@@ -29,7 +29,6 @@ ROOMS = [
 ]
 # Rooms that stand before another and are none of its business.
 NEVER = {
-    "text": {"runtime"},
     "families": {"runtime", "text"},
     "checkpoint": {"text"},
     "layers": {"checkpoint"},
