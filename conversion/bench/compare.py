@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion.bench.loads import check_cache, max_model_len, sweep
+from conversion.bench.loads import check_cache, make_loads, max_model_len
 from conversion.bench.machine import machine
 from conversion.bench.results import BenchResults, Point, Settings, combine
 from conversion.bench.sides import CONVERTED, ORIGINAL, Plan, Side, run
@@ -64,7 +64,7 @@ def bench(request: Request, progress: Progress) -> BenchResults:
     )
     config = read_converted_config(request.checkpoint)
     source = open_source(request.baseline)
-    loads = sweep(
+    loads = make_loads(
         request.input_len, request.output_len, request.max_concurrency, request.num_prompts
     )
     limit = min(config.max_position_embeddings, source.config.max_position_embeddings)

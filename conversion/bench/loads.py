@@ -68,7 +68,7 @@ def size_in_bytes(text: str) -> int:
     return size
 
 
-def sweep(
+def make_loads(
     input_lens: Sequence[int],
     output_len: int,
     concurrencies: Sequence[int],

@@ -59,7 +59,7 @@ def heal_command(
 ) -> None:
     """Train CHECKPOINT for a short while, with its original as teacher, and write OUTPUT.
 
-    Interrupted or killed, the same command goes on from the last saved state.
+    Interrupted or killed, the same command goes on from the last training checkpoint.
     """
     from conversion.healing.run import Healing, heal
     from conversion.runtime.progress import Progress

@@ -5,16 +5,16 @@ from transformers import LlamaConfig
 
 from conversion.bench.loads import (
     check_cache,
+    make_loads,
     max_model_len,
     parse_numbers,
     size_in_bytes,
-    sweep,
 )
 from conversion.errors import UsageError
 
 
 def test_sweep_goes_through_the_first_point():
-    loads = sweep([256, 2048], 64, [16, 1], None)
+    loads = make_loads([256, 2048], 64, [16, 1], None)
     assert [(load.input_len, load.max_concurrency) for load in loads] == [
         (256, 16),
         (2048, 16),
@@ -22,7 +22,7 @@ def test_sweep_goes_through_the_first_point():
     ]
     # Enough that the batch is full most of the time, and never a handful.
     assert [load.num_prompts for load in loads] == [48, 48, 8]
-    assert {load.num_prompts for load in sweep([256], 64, [16], 5)} == {5}
+    assert {load.num_prompts for load in make_loads([256], 64, [16], 5)} == {5}
 
 
 def test_numbers_are_repeatable_and_comma_separated():
@@ -36,12 +36,12 @@ def test_other_numbers_are_refused(text):
 
 
 def test_context_is_whole_blocks_within_the_models_limit():
-    assert max_model_len(sweep([256], 64, [4], None), 8192) == 384
-    assert max_model_len(sweep([256], 112, [4], None), 8192) == 384
-    assert max_model_len(sweep([256], 113, [4], None), 8192) == 512
-    assert max_model_len(sweep([8128], 64, [4], None), 8192) == 8192
+    assert max_model_len(make_loads([256], 64, [4], None), 8192) == 384
+    assert max_model_len(make_loads([256], 112, [4], None), 8192) == 384
+    assert max_model_len(make_loads([256], 113, [4], None), 8192) == 512
+    assert max_model_len(make_loads([8128], 64, [4], None), 8192) == 8192
     with pytest.raises(UsageError, match="8193"):
-        max_model_len(sweep([8129], 64, [4], None), 8192)
+        max_model_len(make_loads([8129], 64, [4], None), 8192)
 
 
 def test_a_cache_too_small_for_one_request_is_refused_before_the_start():
