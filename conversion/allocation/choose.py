@@ -18,6 +18,7 @@ from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
 from conversion.layers.token_weights import TokenWeights, equal_weights, fit_token_weights
 from conversion.recipes.recipe import Recipe
+from conversion.runtime.numbers import span
 from conversion.runtime.progress import Progress
 from conversion.text.windows import Windows
 from vllm_mha2mla.config import LatentWidths
@@ -129,17 +130,12 @@ class _OfGradients:
 
 
 def _summary(name: str, layer_widths: list[LatentWidths], loss: float) -> str:
-    ranks = _range([widths.kv_lora_rank for widths in layer_widths])
-    ropes = _range([widths.qk_rope_head_dim for widths in layer_widths])
+    ranks = span([widths.kv_lora_rank for widths in layer_widths])
+    ropes = span([widths.qk_rope_head_dim for widths in layer_widths])
     return (
         f"kv_lora_rank {ranks}, qk_rope_head_dim {ropes} ({name}): {loss:.4f} nats lost per token "
         "of held-out text, before any refit"
     )
-
-
-def _range(widths: list[int]) -> str:
-    least, most = min(widths), max(widths)
-    return str(least) if least == most else f"{least} to {most}"
 
 
 def _held_out(windows: Windows) -> Tensor:

@@ -12,7 +12,7 @@ from conversion.errors import TextError
 from conversion.healing.recipe import HealingRecipe
 from conversion.runtime.numbers import ceil_div
 from conversion.text.documents import read_texts
-from conversion.text.held_out import evenly
+from conversion.text.places import evenly
 from conversion.text.repeats import with_repeats
 from conversion.text.tokens import fingerprint, tokenize
 

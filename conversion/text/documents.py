@@ -1,4 +1,4 @@
-"""Texts: reading files, one that every CPython carries, and their tokens."""
+"""Documents: the text of files, and the one that every CPython carries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,20 @@ from conversion.errors import TextError
 from conversion.text.files import read_json_lines, read_utf8
 
 BUILTIN_NAME = "pydoc_data.topics"
-# Every fifth topic of the built-in text is kept out of calibration, to measure on.
+# Every fifth topic of the built-in text is left to measure on.
 HELD_OUT_EVERY = 5
-# JSON-lines fields that make up a record's text: the first of these that is there, else messages,
-# else all of the others.
+# Fields that a record's text is taken from: the first of TEXT_FIELDS that is there, else its
+# messages, else all prompt and completion fields together.
 TEXT_FIELDS = ("text", "content")
 PROMPT_FIELDS = ("prompt", "instruction", "question", "input")
 COMPLETION_FIELDS = ("completion", "response", "answer", "output")
 
 
 def builtin_text(part: Literal["calibration", "held-out"]) -> str:
-    """Python's own language reference, as ``help()`` shows it: about 0.6 MB of technical English.
+    """Python's language reference, as ``help()`` shows it: 0.6 MB of technical English.
 
-    The two parts share no topic.
+    Args:
+        part: the topics to calibrate on, or the others.
     """
     from pydoc_data.topics import topics
 
@@ -38,7 +39,10 @@ def builtin_text(part: Literal["calibration", "held-out"]) -> str:
 def read_texts(
     files: Sequence[Path], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[str], list[str]]:
-    """Names and texts of files; without files, of the built-in one.
+    """Read files, or the built-in text if there are none.
+
+    Returns:
+        names; texts
 
     Raises:
         TextError: as for :func:`read_text`.
@@ -49,18 +53,22 @@ def read_texts(
 
 
 def text_name(path: Path) -> str:
-    """A file's name as provenance and model card can hold it, whatever bytes it has."""
+    """A file's name as UTF-8 for provenance and model card; other bytes are replaced."""
     return path.name.encode("utf-8", "replace").decode()
 
 
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a ``.txt`` or ``.jsonl`` file.
+    """Read the text of a ``.txt`` or ``.jsonl`` file; records are joined by blank lines.
+
+    Args:
+        path: the file.
+        tokenizer: its chat template gives the text of a record with messages.
 
     Raises:
         TextError: missing, not UTF-8, empty, or records without a known field.
     """
     text = "\n\n".join(_records(path, tokenizer)) if path.suffix == ".jsonl" else read_utf8(path)
-    # Half a character, as a cut \\u escape of JSON gives, is no text to a tokenizer.
+    # A cut \\u escape of JSON leaves half a character, which tokenizers refuse.
     text = text.encode("utf-8", "replace").decode()
     if not text.strip():
         raise TextError(f"{path}: no text in it; give a file with some")

@@ -1,4 +1,4 @@
-"""Reading text files and the JSON-lines records in them."""
+"""Text files, and the JSON-lines records in them."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from conversion.errors import TextError
 
 
 def read_utf8(path: Path) -> str:
-    """A file's text.
+    """Read a file as UTF-8.
 
     Raises:
         TextError: missing, unreadable or not UTF-8.
@@ -25,12 +25,12 @@ def read_utf8(path: Path) -> str:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Every record with its line number, which starts at 1; blank lines are skipped.
+    """Read every record with its line number, which starts at 1; blank lines are skipped.
 
     Raises:
         TextError: as for :func:`read_utf8`, or a line is not JSON.
     """
-    # Not splitlines: U+2028 and its like are legal inside a JSON string.
+    # splitlines would also split at U+2028 and its like, which are legal inside a JSON string.
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue

@@ -1,23 +1,26 @@
-"""Text that repeats itself, for attention to certain earlier tokens."""
+"""Windows that repeat their own beginning, which train attention to single earlier tokens."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from conversion.runtime.numbers import ceil_div
-from conversion.text.held_out import evenly
+from conversion.text.places import evenly
 
 
 def with_repeats(ids: Tensor, count: int, parts: Sequence[int] = (2,)) -> Tensor:
-    """The same windows, so many of them with nothing but their beginning, again and again.
+    """Fill some of the windows with repeats of their beginning.
 
-    A small cache hurts attention to one certain earlier token most, and in text few predictions
-    show it. Where text repeats itself, all do.
+    A small cache hurts attention to one particular earlier token most. Few predictions in running
+    text depend on that; where text repeats itself, all do.
 
     Args:
         ids: windows  # [windows, window]
-        count: how many; they are spread evenly.
-        parts: the beginning of a window is one of so many parts; windows take turns.
+        count: number of windows to fill, spread evenly.
+        parts: the beginning is one half of a window for 2, a quarter for 4; windows take turns.
+
+    Returns:
+        # [windows, window]
     """
     chosen = evenly(len(ids), count)
     repeated = ids.clone()

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conversion.text.held_out import held_out_starts, shared_grid
+from conversion.text.places import held_out_starts, shared_grid, spread_starts, window_shares
 from conversion.text.repeats import with_repeats
-from conversion.text.windows import _shares, _spread, calibration_windows, evaluation_windows
+from conversion.text.windows import calibration_windows, evaluation_windows
 from tests.support.tiny import TEXT, tiny_tokenizer
 
 
@@ -22,7 +22,7 @@ def test_windows_are_spread_over_all_files(tmp_path):
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=9), st.integers(1, 60))
 def test_texts_share_the_windows_as_their_lengths_allow(sizes, wanted):
     room = [size // 10 for size in sizes]
-    shares = _shares(sizes, 10, wanted)
+    shares = window_shares(sizes, 10, wanted)
     if not any(room):
         assert sum(shares) == 1
         assert sizes[shares.index(1)] == max(sizes)
@@ -197,7 +197,7 @@ def test_evaluation_windows_do_not_overlap():
 
 @given(st.integers(2**24, 2**31), st.integers(2, 300))
 def test_windows_of_a_very_long_text_stay_in_it(length, count):
-    starts = _spread(length, count, 1024)
+    starts = spread_starts(length, count, 1024)
     assert starts[0] == 0
     assert starts[-1] == length - 1024
     assert starts == sorted(starts)
