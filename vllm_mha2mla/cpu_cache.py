@@ -44,8 +44,9 @@ def choose_cache_size(vllm_config: VllmConfig) -> None:
     size = cache_bytes(free, weights, one, one * vllm_config.scheduler_config.max_num_seqs)
     cache.kv_cache_memory_bytes = size
     logger.info(
-        "mha2mla: KV cache of %.2f GiB, at most half of what %.2f GiB of free memory leave beside "
-        "weights (%.2f GiB) and engine (%.2f GiB); --kv-cache-memory-bytes sets another size",
+        "mha2mla: KV cache of %.2f GiB (%.2f GiB of memory are free; weights take %.2f GiB, the "
+        "engine about %.2f GiB, and the rest is left to other programs); "
+        "--kv-cache-memory-bytes sets another size",
         *(size / GIB, free / GIB, weights / GIB, ENGINE_BYTES / GIB),
     )
 

@@ -8,6 +8,11 @@ import torch
 from conversion.source import SourceCheckpoint
 from vllm_mha2mla.config import LatentWidths, Provenance
 
+NOT_THE_SOURCES = (
+    *("architectures", "model_type", "auto_map"),
+    *("transformers_version", "quantization_config"),
+)
+
 
 def converted_config(
     source: SourceCheckpoint,
@@ -28,7 +33,7 @@ def converted_config(
         provenance: how the checkpoint came to be.
     """
     values = source.config.to_dict()
-    for key in ("architectures", "model_type", "transformers_version", "quantization_config"):
+    for key in NOT_THE_SOURCES:
         values.pop(key, None)
     rope = values.get("rope_parameters") or {}
     scaling = _rope_attention_scaling(source)

@@ -31,8 +31,13 @@ def errors(tiny_checkpoint, tmp_path_factory):
             {"llm": usual | {"model": str(newer)}},
             {"llm": usual | {"kv_cache_dtype": "fp8"}},
         )
-        no_plugin = pool.submit(refusals, {"llm": usual}, VLLM_PLUGINS="")
-        names = ("newer format", "fp8 cache", "no plugin")
+        no_plugin = pool.submit(
+            refusals,
+            {"llm": usual},
+            {"llm": usual | {"trust_remote_code": True}},
+            VLLM_PLUGINS="",
+        )
+        names = ("newer format", "fp8 cache", "no plugin", "no plugin, trusted")
         return dict(zip(names, plugin.result() + no_plugin.result(), strict=True))
 
 
@@ -50,4 +55,6 @@ def test_quantised_cache(errors):
 
 def test_engine_without_the_plugin(errors):
     # Not served as a plain Llama: the model type is one that only the plugin knows.
-    assert "llama_mla" in errors["no plugin"]
+    assert "Please pass the argument `trust_remote_code=True`" in errors["no plugin"]
+    # Then transformers knows it, from the package itself, and the engine still does not.
+    assert "LlamaMLAConfig" in errors["no plugin, trusted"]

@@ -1,6 +1,6 @@
 """Converted Llama models in transformers."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -8,13 +8,15 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from vllm_mha2mla.config import check_format_version, latent_widths
 from vllm_mha2mla.hf.attention import LatentAttention
+from vllm_mha2mla.hf.auto_classes import FindsPackage
 
 
 @strict
-class LlamaMLAConfig(LlamaConfig):
+class LlamaMLAConfig(FindsPackage, LlamaConfig):
     """A Llama config whose attention is latent; see ``vllm_mha2mla.config`` for the keys."""
 
     model_type = "llama_mla"
+    causal_lm: ClassVar[str] = "LlamaMLAForCausalLM"
 
     kv_lora_rank: int = 512
     q_lora_rank: int | None = None

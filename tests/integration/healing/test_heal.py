@@ -88,6 +88,9 @@ def test_distillation_follows_the_teacher_and_trains_attention_only(
     assert mha2mla(*again).returncode == 0
     config = json.loads((tmp_path / "twice" / "config.json").read_text())
     assert len(config["mha2mla"]["healing"]) == 2
+    # Transformers finds its classes in the installed package.
+    module = config["auto_map"]["AutoModelForCausalLM"].partition(".")[0]
+    assert (tmp_path / "twice" / f"{module}.py").is_file()
 
 
 def test_next_tokens_of_all_weights(models, tmp_path, heal):
