@@ -1,4 +1,4 @@
-"""What a recipe's fields say of themselves, for ``--help`` and for the reference of recipe keys."""
+"""Type, default and bounds of a recipe's fields in words, for ``--help`` and the reference."""
 
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -17,12 +17,12 @@ NAMES = {
 
 
 def optional(unset: str, description: str, **bounds: Any) -> Any:
-    """A field that is ``None`` where it is left out.
+    """Declare a field that is ``None`` where a recipe leaves it out.
 
     Args:
-        unset: what then holds, as the reader's default.
-        description: what the field does.
-        bounds: as pydantic's ``Field`` takes them.
+        unset: the effect of leaving it out, shown as its default.
+        description: the effect of the field.
+        bounds: bounds of its value, as pydantic's ``Field`` takes them.
     """
     return Field(None, description=description, json_schema_extra={"unset": unset}, **bounds)
 

@@ -1,4 +1,4 @@
-"""Recipes from a file or a preset, and from options."""
+"""Recipes made from a file or a preset, and from options."""
 
 from pathlib import Path
 from typing import Any
@@ -8,30 +8,35 @@ from conversion.recipes.presets import FOLDER, presets
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.typed_yaml import read_yaml, validated
 
+BUDGET = {"cache_fraction", "kv_lora_rank", "rope_dim"}
+
 
 def make_recipe(file: Path | None, **options: Any) -> Recipe:
-    """A recipe from a YAML file or a preset's name, with options that were given on top.
+    """Make a recipe from a YAML file or a preset and from options, which win over it.
+
+    Args:
+        file: the YAML file, or a preset's name; ``None`` for the defaults.
+        options: values by key; ``None`` leaves a key as it is.
 
     Raises:
         RecipeError: unreadable file, unknown preset or key, or a value out of range.
     """
     file = None if file is None else _recipe_file(file)
     values = read_yaml(file)
-    # An option's mistake is not the file's.
+    # First the file alone: a mistake in an option must not be reported as the file's.
     validated(Recipe, values, file)
     given = {key: value for key, value in options.items() if value is not None}
-    # A budget given as an option replaces the file's, in whichever way that one was given.
-    if given.keys() & {"cache_fraction", "kv_lora_rank", "rope_dim"}:
-        for key in ("cache_fraction", "kv_lora_rank", "rope_dim"):
-            values.pop(key, None)
-    # So do one split for all layers, and exact widths.
+    # A budget given as an option replaces the file's, even if that one is given by other keys.
+    if given.keys() & BUDGET:
+        values = {key: value for key, value in values.items() if key not in BUDGET}
+    # Exact widths and a split for all layers exclude the file's spread.
     if given.keys() & {"kv_lora_rank", "split"}:
         values.pop("spread", None)
     return validated(Recipe, values | given, None)
 
 
 def _recipe_file(recipe: Path) -> Path:
-    """The file of a recipe given as a path or as a preset's bare name.
+    """Find the file of a recipe that is given as a path or as a preset's bare name.
 
     A file of that name wins; anything with a suffix or a folder is a path.
 

@@ -1,25 +1,25 @@
-"""Methods: a rotary strategy with a low-rank strategy."""
+"""Methods: pairs of a rotary and a low-rank strategy, by name."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Method(BaseModel):
-    """A rotary strategy with a low-rank strategy, and how they share a budget."""
+    """A rotary and a low-rank strategy, and their defaults."""
 
     model_config = ConfigDict(frozen=True)
 
     rotary: str
     latent: str
     rope_share: float
-    """Part of the cache that goes to rotary keys when only the whole budget is given."""
+    """Share of the cache for rotary keys where a recipe gives only a cache fraction."""
     spread: bool = False
-    """Whether layers get different widths when only the whole budget is given."""
+    """True if layers get widths of their own where a recipe gives only a cache fraction."""
     refit: bool = False
-    """Whether the output projection is refitted."""
+    """True if output projections are refitted by default."""
 
 
-# CARE's release removes RoPE as TransMLA does, on whose code it is built, and then factorises; the
-# published shares are 64 of 576 numbers (TransMLA) and 64 of 320 (CARE).
+# Published shares: 64 of 576 numbers (TransMLA), 64 of 320 (CARE). CARE removes RoPE as TransMLA
+# does: its release is built on that code.
 METHODS = {
     "calibrated": Method(
         rotary="calibrated", latent="calibrated", rope_share=1 / 3, spread=True, refit=True

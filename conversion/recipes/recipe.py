@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 # Part of the cache that is kept where neither a fraction nor widths are given.
 DEFAULT_FRACTION = 0.5
-# Text for refits over text for statistics: a window of it takes a fraction of the time.
+# Text for refits as a multiple of that for statistics; a refit takes far less time per window.
 REFIT_SHARE = 3
 CHOICES: dict[str, Collection[str]] = {"method": METHODS, "rotary": ROTARY, "latent": LATENT}
 
 
 class Recipe(BaseModel):
-    """How a checkpoint is converted."""
+    """Settings of a conversion that decide its result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -151,35 +151,35 @@ class Recipe(BaseModel):
 
     @property
     def spreads(self) -> bool:
-        """Whether layers get different widths."""
-        asked = METHODS[self.method].spread if self.spread is None else self.spread
+        """True if layers get widths of their own."""
+        wanted = METHODS[self.method].spread if self.spread is None else self.spread
         whole = self.cache_fraction == 1
-        return asked and self.split == "auto" and self.kv_lora_rank is None and not whole
+        return wanted and self.split == "auto" and self.kv_lora_rank is None and not whole
 
     @property
     def refits(self) -> bool:
-        """Whether output projections are refitted."""
+        """True if output projections are refitted."""
         if self.refit is not None:
             return self.refit
-        # Where nothing is lost a refit would only round.
+        # A refit of what lost nothing would only add rounding.
         return METHODS[self.method].refit and self.cache_fraction != 1
 
     @property
     def weighs_tokens(self) -> bool:
-        """Whether refits need to know how much tokens count."""
+        """True if refits need token weights."""
         return self.refits and self.weigh_tokens
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of calibration text to take: to calibrate on, and the rest to refit on.
+        """Tokens of calibration text to take, of which refits use all and statistics a part.
 
-        The same with and without a refit: methods that are compared calibrate on the same text.
+        They are the same without a refit, so that methods are compared on the same text.
         """
         return max(
             self.calibration_tokens, self.refit_tokens or REFIT_SHARE * self.calibration_tokens
         )
 
     def strategies(self) -> "tuple[RotaryMethod, LatentMethod]":
-        """The rotary and the low-rank strategy: the method's, unless the recipe names others."""
+        """The rotary and the low-rank strategy: the method's, or those that the recipe names."""
         method = METHODS[self.method]
         return ROTARY[self.rotary or method.rotary], LATENT[self.latent or method.latent]

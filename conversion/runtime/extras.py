@@ -1,4 +1,4 @@
-"""What reports and plots want and a conversion does not: the extra ``eval``."""
+"""Optional packages: the extra ``eval``, for reports and plots."""
 
 from importlib.util import find_spec
 
@@ -6,11 +6,11 @@ from conversion.errors import MissingExtraError
 
 
 def require(module: str, purpose: str) -> None:
-    """Make sure that a module of the extra is there, before any long work.
+    """Make sure that a module of the extra is installed, before any long work.
 
     Args:
-        module: its import name.
-        purpose: the option that wants it, for the message.
+        module: the module's import name.
+        purpose: the option that needs it, for the message.
 
     Raises:
         MissingExtraError: it is not installed.

@@ -1,4 +1,4 @@
-"""Figures alike: sizes, colours, and their bytes. Imports matplotlib."""
+"""The common look of all plots, and their files' bytes. Imports matplotlib."""
 
 import io
 
@@ -9,9 +9,9 @@ WIDTH, HEIGHT = 7.5, 4.0  # inches
 
 
 def image(figure: Figure, kind: str) -> bytes:
-    """A plot as ``svg`` or ``png``."""
+    """Render a plot as ``svg`` or ``png``."""
     buffer = io.BytesIO()
-    # No date: the same figures give the same file.
+    # Without a date, the same plot gives the same bytes.
     metadata = {"Date": None} if kind == "svg" else None
     figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=120, metadata=metadata)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Ctrl-C, and stops from outside, as one thing."""
+"""One interruption for Ctrl-C and for signals from outside."""
 
 import signal
 from types import FrameType
@@ -7,17 +7,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
-    """Signals that end the process as Ctrl-C does, and whether one came.
+    """Handler of the signals that end the process as Ctrl-C does; remembers if one came.
 
-    A library that is hit in a callback can turn the KeyboardInterrupt into an error of its own, so
-    an exception does not say why a command ended.
+    A library that is interrupted in a callback can turn the KeyboardInterrupt into an error of its
+    own, so an exception does not say why a command ended.
+
+    Attributes:
+        came: true once a signal came.
     """
 
     def __init__(self) -> None:
         self.came = False
 
     def listen(self) -> None:
-        """Take the signals over, but those that the process was started to ignore (nohup)."""
+        """Handle the signals, except those that the process was started to ignore (nohup)."""
         self.came = False
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:

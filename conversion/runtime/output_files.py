@@ -1,4 +1,4 @@
-"""Files and folders that commands are asked to write: checked before the work, written after."""
+"""Output files and folders: checked before the work, written after it."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from conversion.errors import OutputError
 
 
 def check_writable(path: Path) -> None:
-    """Whether a file can be made or replaced at ``path``, before the long work that fills it.
+    """Make sure that a file can be written at ``path``, before the long work that fills it.
 
     Raises:
-        OutputError: its folder is not there, it is a folder itself, or it may not be written.
+        OutputError: its folder is missing, it is a folder itself, or it may not be written.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: no folder {path.parent}; create it first")
@@ -23,7 +23,7 @@ def check_writable(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """A folder, with those above it.
+    """Make a folder, and those above it.
 
     Raises:
         OutputError: it cannot be made.

@@ -1,4 +1,4 @@
-"""Values of a recipe of any kind: from a YAML file, checked, with errors that name the key."""
+"""Recipes of any kind: read from YAML, checked, with errors that name the key."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,20 +12,25 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def from_yaml(kind: type[Kind], file: Path | None, **options: Any) -> Kind:
-    """A recipe from a YAML file, with options that were given on top.
+    """Make a recipe from a YAML file and options, which win over the file.
+
+    Args:
+        kind: the recipe's model.
+        file: the YAML file; ``None`` for the defaults.
+        options: values by key; ``None`` leaves a key as it is.
 
     Raises:
         RecipeError: unreadable file, unknown key, or a value out of range.
     """
     values = read_yaml(file)
-    # An option's mistake is not the file's.
+    # First the file alone: a mistake in an option must not be reported as the file's.
     validated(kind, values, file)
     given = {key: value for key, value in options.items() if value is not None}
     return validated(kind, values | given, None)
 
 
 def read_yaml(file: Path | None) -> dict[str, Any]:
-    """The mapping in a recipe's file; empty without one.
+    """Read the mapping in a recipe's file; without a file it is empty.
 
     Raises:
         RecipeError: unreadable, or not a mapping.
@@ -43,7 +48,12 @@ def read_yaml(file: Path | None) -> dict[str, Any]:
 
 
 def validated(kind: type[Kind], values: dict[str, Any], file: Path | None) -> Kind:
-    """A recipe of some kind from its values.
+    """Make a recipe from its values.
+
+    Args:
+        kind: the recipe's model.
+        values: by key.
+        file: where they come from, for the error; ``None`` for options of the command line.
 
     Raises:
         RecipeError: an unknown key, or a value out of range.
@@ -53,9 +63,9 @@ def validated(kind: type[Kind], values: dict[str, Any], file: Path | None) -> Ki
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        name = key if file is not None else f"--{key.replace('_', '-')}"
-        what = f"{name}: " if key else ""
-        place = f"{file}: " if file is not None else ""
         message = first["msg"].removeprefix("Value error, ")
-        got = f" (got {first['input']!r})" if key else ""
-        raise RecipeError(f"{place}{what}{message}{got}") from error
+        if key:
+            name = key if file is not None else f"--{key.replace('_', '-')}"
+            message = f"{name}: {message} (got {first['input']!r})"
+        place = f"{file}: " if file is not None else ""
+        raise RecipeError(place + message) from error

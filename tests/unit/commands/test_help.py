@@ -28,6 +28,22 @@ print("imported:", *(name for name in {HEAVY} if name in sys.modules))
 """
 
 
+# Presses Ctrl-C where the command imports torch.
+INTERRUPTED_IMPORT = """
+import signal, sys
+
+class Press:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from conversion.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
 )
@@ -36,6 +52,16 @@ def test_nothing_heavy_is_imported(arguments):
         [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True
     )
     assert run.stdout.splitlines()[-1] == "imported:"
+
+
+def test_an_interrupted_import_ends_the_command_well(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, "inspect", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 130
+    assert run.stderr.splitlines()[-1] == "interrupted; nothing half-written was left behind"
+    assert "Traceback" not in run.stderr
 
 
 def test_a_mistyped_option_is_named():
