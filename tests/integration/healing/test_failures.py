@@ -10,20 +10,14 @@ import torch
 
 from conversion.healing import memory_estimate as memory
 from conversion.healing.trainer import HealingTrainer
-from tests.support.convert import convert_tiny
 from tests.support.healing import interrupt_at
 from tests.support.processes import full_disk, one_line
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    convert_tiny(
-        save_tiny(folder / "source"), folder / "converted", cache_fraction=0.5, refit=False
-    )
-    (folder / "text.txt").write_text(TEXT)
-    return folder
+@pytest.fixture
+def models(good_models):
+    return good_models
 
 
 def arguments(models, out, *more):

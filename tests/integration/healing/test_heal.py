@@ -22,15 +22,9 @@ from vllm_mha2mla.config import read_provenance
 from vllm_mha2mla.hf.llama import LlamaMLAForCausalLM
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """An original, its conversion by a method that leaves much to repair, and a text."""
-    folder = tmp_path_factory.mktemp("models")
-    source = save_tiny(folder / "source")
-    recipe = {"cache_fraction": 0.3, "split": "fixed", "method": "mha2mla"}
-    convert_tiny(source, folder / "converted", **recipe)
-    (folder / "text.txt").write_text(TEXT)
-    return folder
+@pytest.fixture
+def models(poor_models):
+    return poor_models
 
 
 @pytest.fixture

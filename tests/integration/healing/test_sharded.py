@@ -12,10 +12,9 @@ from conversion.healing.recipe import HealingRecipe
 from conversion.healing.teacher_cache import TeacherCache
 from conversion.healing.text import packed_windows
 from conversion.source import open_source
-from tests.support.convert import convert_tiny
 from tests.support.healing import WINDOW, arguments, in_shards, losses, original
 from tests.support.processes import environment, kill_with_children
-from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
+from tests.support.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -33,14 +32,10 @@ save_steps: 2
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    source = save_tiny(folder / "source")
-    convert_tiny(source, folder / "converted", cache_fraction=0.3, split="fixed", method="mha2mla")
-    (folder / "text.txt").write_text(TEXT)
-    (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "whole.yaml").write_text(RECIPE + "batch_size: 2\n")
-    return folder
+def models(poor_models):
+    (poor_models / "recipe.yaml").write_text(RECIPE)
+    (poor_models / "whole.yaml").write_text(RECIPE + "batch_size: 2\n")
+    return poor_models
 
 
 def heal_in_shards(models, out, *more, **options):

@@ -7,23 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.convert import convert_tiny
 from tests.support.healing import arguments, in_shards, in_two_processes, interrupt_at
 from tests.support.processes import environment
-from tests.support.tiny import TEXT, save_tiny
 
 # So large that weights are lost, and so few steps that they are not found again.
 TOO_LARGE = ("--lr", 0.3)
 TOKENS = 512
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    source = save_tiny(folder / "source")
-    convert_tiny(source, folder / "converted", cache_fraction=0.5, refit=False)
-    (folder / "text.txt").write_text(TEXT)
-    return folder
+@pytest.fixture
+def models(good_models):
+    return good_models
 
 
 def recorded(out):
