@@ -301,9 +301,9 @@ def test_eval_writes_its_figures(source, mha2mla):
     perplexity = found["perplexity"]
     assert perplexity["ratio"] == perplexity["converted"] / perplexity["baseline"]
     assert (perplexity["window"], perplexity["windows"]) == (64, 3)
-    # 2 layers, 2 KV heads of 16: 128 numbers of 4 bytes, and half of that.
+    # 2 layers, 2 KV heads of 16: 128 numbers of 2 bytes (bfloat16), and half of that.
     assert found["cache"] == {
-        "bytes_per_token": 256,
-        "baseline_bytes_per_token": 512,
+        "bytes_per_token": 128,
+        "baseline_bytes_per_token": 256,
         "fraction": 0.5,
     }
