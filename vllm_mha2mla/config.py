@@ -1,7 +1,8 @@
-"""The checkpoint contract: what a converted ``config.json`` holds.
+"""The checkpoint contract: the keys of a converted ``config.json``.
 
-Both sides read this file and nothing else of each other: ``conversion`` writes these
-values, ``vllm_mha2mla`` serves them. The key names follow DeepSeek-V2's MLA.
+``conversion`` writes them and ``vllm_mha2mla`` serves by them. Of this package, ``conversion``
+imports this file, errors, version, rotary embedding and the transformers models; ``vllm_mha2mla``
+imports nothing of ``conversion``. The names follow DeepSeek-V2's MLA.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vllm_mha2mla.errors import CheckpointError
 
 FORMAT_VERSION = 1
+"""Version of the contract, written into every checkpoint.
+
+A release reads this version and older ones and refuses newer ones. It goes up when an older release
+would serve a new checkpoint wrongly, not when a key is added that it may ignore.
+"""
 
 ROPE_INV_FREQ = "rope_inv_freq"
 """Name, under ``self_attn.``, of the float32 frequencies of the kept rotary pairs."""
@@ -20,7 +26,7 @@ ROPE_INV_FREQ = "rope_inv_freq"
 
 @dataclass(frozen=True)
 class LatentWidths:
-    """What one layer caches per token: ``[c ; k_rope]``, one row for all heads."""
+    """Widths of the row ``[c ; k_rope]`` that one layer caches per token, for all heads."""
 
     kv_lora_rank: int
     qk_rope_head_dim: int
@@ -83,7 +89,7 @@ class HealingInfo(BaseModel):
     fingerprint: str
     tokens: int
     stored_top_k: int | None = None
-    """Predictions kept per position where the teacher's were stored; ``None``: it was asked."""
+    """Predictions stored per position; ``None`` where the teacher itself was run in training."""
     versions: dict[str, str] = {}
     before: dict[str, float] = {}
     after: dict[str, float] = {}
@@ -92,7 +98,7 @@ class HealingInfo(BaseModel):
 
 
 class Provenance(BaseModel):
-    """How a checkpoint came to be: the ``mha2mla`` block of ``config.json``."""
+    """The ``mha2mla`` block of ``config.json``: how the checkpoint came to be."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -148,14 +154,14 @@ def latent_widths(config: LatentConfig) -> list[LatentWidths]:
     Raises:
         CheckpointError: a per-layer list has the wrong length, or a width is impossible.
     """
-    layers = config.num_hidden_layers
+    num_layers = config.num_hidden_layers
     ranks = _per_layer(
-        config.kv_lora_rank_per_layer, config.kv_lora_rank, layers, "kv_lora_rank_per_layer"
+        config.kv_lora_rank_per_layer, config.kv_lora_rank, num_layers, "kv_lora_rank_per_layer"
     )
     ropes = _per_layer(
         config.qk_rope_head_dim_per_layer,
         config.qk_rope_head_dim,
-        layers,
+        num_layers,
         "qk_rope_head_dim_per_layer",
     )
     for rank, rope in zip(ranks, ropes, strict=True):
@@ -167,12 +173,12 @@ def latent_widths(config: LatentConfig) -> list[LatentWidths]:
     return [LatentWidths(rank, rope) for rank, rope in zip(ranks, ropes, strict=True)]
 
 
-def _per_layer(values: Sequence[int] | None, uniform: int, layers: int, key: str) -> list[int]:
+def _per_layer(values: Sequence[int] | None, uniform: int, num_layers: int, key: str) -> list[int]:
     if values is None:
-        return [uniform] * layers
-    if len(values) != layers:
+        return [uniform] * num_layers
+    if len(values) != num_layers:
         raise CheckpointError(
-            f"config.json: {key} has {len(values)} entries for {layers} layers; "
+            f"config.json: {key} has {len(values)} entries for {num_layers} layers; "
             "convert the model again"
         )
     return list(values)

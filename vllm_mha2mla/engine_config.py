@@ -16,7 +16,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Called once by vLLM, before its own defaults are resolved."""
+        """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
         choose_cache_size(vllm_config)

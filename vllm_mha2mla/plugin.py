@@ -1,4 +1,4 @@
-"""What vLLM calls in every process to learn about our architectures."""
+"""The plugin's entry point: vLLM calls it in every process to learn about our architectures."""
 
 VLLM_ARCHITECTURES = {"LlamaMLAForCausalLM": "vllm_mha2mla.models.llama:LlamaMLAForCausalLM"}
 

@@ -22,7 +22,7 @@ vllm serve <this folder>
 ```
 
 vLLM needs the vllm-mha2mla plugin installed beside it; without it, it refuses this checkpoint. In
-transformers, `import vllm_mha2mla` first.
+transformers, `import vllm_mha2mla` first, or pass `trust_remote_code=True`.
 
 ## Made with
 
@@ -54,7 +54,7 @@ On held-out windows of that text: {figures}.{kept}
 
 
 def model_card(provenance: Provenance, layer_widths: Sequence[LatentWidths], dtype: Any) -> str:
-    """How the checkpoint was made, what it caches and what was measured, as Markdown."""
+    """Describe in Markdown how a checkpoint was made, what it caches and what was measured."""
     widths = sorted({widths.width for widths in layer_widths})
     original = provenance.source.cache_width
     calibration = provenance.calibration

@@ -26,7 +26,7 @@ def export(
         out: the folder to create.
         dtype: of the written weights; ``None`` gives the source's if that has 16 bits, else
             bfloat16.
-        overwrite: whether an existing checkpoint may be replaced.
+        overwrite: replace an existing checkpoint.
         progress: told about every tensor.
 
     Raises:

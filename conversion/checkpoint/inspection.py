@@ -1,4 +1,4 @@
-"""What a converted checkpoint is: source, method, widths and cache."""
+"""The description of a converted checkpoint: source, method, widths and cache."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from vllm_mha2mla.config import latent_widths, read_provenance
 
 
 class Inspection(BaseModel):
-    """What ``mha2mla inspect`` shows."""
+    """The description of a checkpoint that ``mha2mla inspect`` shows."""
 
     source: str
     source_fingerprint: str
@@ -35,7 +35,7 @@ def inspect(folder: Path) -> Inspection:
     """Read a converted checkpoint's config.
 
     Raises:
-        CheckpointError: not a converted checkpoint, or of a newer format.
+        CheckpointError: ``folder`` is not a converted checkpoint, or has a newer format.
     """
     config = read_converted_config(folder)
     provenance = read_provenance(config)

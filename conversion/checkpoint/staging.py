@@ -20,7 +20,7 @@ def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]
 
     Args:
         out: the folder to create.
-        overwrite: whether a checkpoint that is there may be replaced.
+        overwrite: replace a checkpoint that is there.
         originals: names of models that it may not replace: what it is made from.
 
     Raises:

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class LatentAttentionImpl(AttentionImplBase["LatentAttentionMetadata"]):
-    """What vLLM asks of a backend's implementation: flags only.
+    """The flags that vLLM asks a backend's implementation for.
 
-    The computation lives in ``LatentCacheAttention``, which vLLM reaches through the layer itself.
+    The computation is in ``LatentCacheAttention``, which vLLM reaches through the layer itself.
     """
 
 
 @dataclass
 class LatentAttentionMetadata(PagedBatch, AttentionMetadata):
-    """One batch as the kernels want it."""
+    """One step's batch in the form that the kernels take."""
 
 
 class LatentAttentionMetadataBuilder(AttentionMetadataBuilder[LatentAttentionMetadata]):
-    """Picks what the kernels need out of vLLM's batch description."""
+    """Translates vLLM's description of a batch for the kernels."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class LatentAttentionBackend(AttentionBackend):
     def get_supported_kernel_block_sizes(
         kv_cache_spec: KVCacheSpec | None = None,
     ) -> list[int | MultipleOf]:
-        """Any: rows are addressed one block at a time."""
+        """Accept any block size: the kernels address rows one block at a time."""
         return [MultipleOf(1)]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The attention layer vLLM runs: what lies between a decoder layer's projections."""
+"""The attention layer that vLLM runs between a decoder layer's projections."""
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ from vllm_mha2mla.kernels import LayerStep, layer_factory
 class UpProjection(nn.Module):
     """``W_UK`` and ``W_UV`` of the heads on this rank.
 
-    Not one of vLLM's linear layers: those repack or quantise their weight after loading, and this
-    one is never multiplied as a whole but absorbed, half into queries, half into outputs. Absorbed
-    by the kernel in every step: folded into the projections around it beforehand, the two would
-    grow by more than this weight wherever the rank is above the head widths.
+    A plain parameter, because vLLM's linear layers repack or quantise their weight after loading.
+    This weight is never multiplied as a whole: the kernel absorbs one half into the queries and the
+    other into the outputs, in every step. Folding the halves into the projections around them
+    instead would make those larger than this weight wherever the rank is above the head widths.
     """
 
     def __init__(self, num_heads: int, nope: int, v: int, rank: int) -> None:
@@ -44,7 +44,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         up: the absorbed projections.
         inv_freq: frequency of each rotary pair, float32  # [rope/2]
         widths: the layer's cache widths.
-        scale: what scores are multiplied with.
+        scale: factor of the scores.
         cache_config: vLLM's cache settings.
         prefix: the layer's name, under which the engine finds it.
     """
@@ -68,9 +68,10 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self.cache_dtype = cache_config.cache_dtype if cache_config else "auto"
         self.layer_name = prefix
         self.impl = LatentAttentionBackend.get_impl_cls()()
-        # The engine replaces it once it knows how many blocks fit.
+        # The engine binds the real cache once it knows how many blocks fit.
         self.kv_cache = torch.empty(0)
-        # Compiled while the engine starts, where it has to be, not in the first request.
+        # If the kernel has to be compiled, it is now, while the engine starts, and not in the first
+        # request.
         self.make_step = layer_factory()
         self._step: LayerStep | None = None
         layers = get_current_vllm_config().compilation_config.static_forward_context
@@ -99,25 +100,25 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self._step = None
 
     def weights_changed(self) -> None:
-        """To be called after loading: a kernel keeps the weights in an order of its own."""
+        """Drop what was made of the old weights, which a kernel keeps in an order of its own."""
         self._step = None
 
     @property
     def step(self) -> LayerStep:
-        """What computes one step; made when weights and cache are there."""
+        """The function that computes one step; made once weights and cache are there."""
         if self._step is None:
             up, inv_freq = self.weights
             w_uk, w_uv = up()
             self._step = self.make_step(self.kv_cache, w_uk, w_uv, inv_freq.data, self.scale)
         return self._step
 
-    def forward(self, query: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Cache the new rows and attend over all of each request's.
+    def forward(self, query: Tensor, kv_latent: Tensor, positions: Tensor) -> Tensor:
+        """Cache the new tokens' latents and attend over all of each request's.
 
         Args:
-            query: of all heads, ``[q_nope ; q_rope]`` each  # [tokens, heads * (nope + rope)]
-            rows: new cache rows ``[c ; k_rope]``, not rotated  # [tokens, rank + rope]
-            positions: of each token in its request  # [tokens]
+            query: ``[q_nope ; q_rope]`` of every head  # [tokens, heads * (nope + rope)]
+            kv_latent: ``[c ; k_rope]`` of the new tokens, not rotated  # [tokens, rank + rope]
+            positions: position of each token in its request  # [tokens]
 
         Returns:
             outputs of all heads  # [tokens, heads * v]
@@ -125,15 +126,15 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         up, _ = self.weights
         out = query.new_empty(query.shape[0], up.num_heads * up.v)
         if torch.compiler.is_compiling():
-            torch.ops.vllm.mha2mla_attention(query, rows, positions, out, self.layer_name)
+            torch.ops.vllm.mha2mla_attention(query, kv_latent, positions, out, self.layer_name)
         else:
-            # The same without the dispatcher, which costs more than a small batch's attention.
-            _attention(query, rows, positions, out, self.layer_name)
+            # Called directly, because the dispatcher costs more than a small batch's attention.
+            _attention(query, kv_latent, positions, out, self.layer_name)
         return out
 
 
 def _attention(
-    query: Tensor, rows: Tensor, positions: Tensor, out: Tensor, layer_name: str
+    query: Tensor, kv_latent: Tensor, positions: Tensor, out: Tensor, layer_name: str
 ) -> None:
     context = get_forward_context()
     batches = context.attn_metadata
@@ -142,11 +143,11 @@ def _attention(
         out.zero_()
         return
     layer: LatentCacheAttention = context.no_compile_layers[layer_name]
-    layer.step(query, rows, positions, batches[layer_name], out)
+    layer.step(query, kv_latent, positions, batches[layer_name], out)
 
 
 def _attention_fake(
-    query: Tensor, rows: Tensor, positions: Tensor, out: Tensor, layer_name: str
+    query: Tensor, kv_latent: Tensor, positions: Tensor, out: Tensor, layer_name: str
 ) -> None:
     return None
 

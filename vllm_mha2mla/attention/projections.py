@@ -93,7 +93,7 @@ class LatentSelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.o_proj",
         )
-        # Rotary angles lose whole turns at long context in 16 bits.
+        # In 16 bits, rotary angles of long contexts would be wrong by whole turns.
         self.rope_inv_freq = nn.Parameter(
             torch.empty(self.rope // 2, dtype=torch.float32), requires_grad=False
         )
@@ -114,8 +114,8 @@ class LatentSelfAttention(nn.Module):
             hidden_states: normed input  # [tokens, hidden]
         """
         query = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
-        rows, _ = self.kv_a_proj_with_mqa(hidden_states)  # [tokens, rank + rope]
-        out = self.attn(query, rows, positions)  # [tokens, heads * v]
+        kv_latent, _ = self.kv_a_proj_with_mqa(hidden_states)  # [tokens, rank + rope]
+        out = self.attn(query, kv_latent, positions)  # [tokens, heads * v]
         output: Tensor = self.o_proj(out)[0]
         return output
 

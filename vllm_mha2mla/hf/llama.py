@@ -40,7 +40,7 @@ class LlamaMLAModel(LlamaModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_record_outputs = {"hidden_states": LlamaDecoderLayer, "attentions": LatentAttention}
-    # Rotary angles lose whole turns at long context in 16 bits.
+    # In 16 bits, rotary angles of long contexts would be wrong by whole turns.
     _keep_in_fp32_modules_strict = {"rope_inv_freq"}
 
     def __init__(self, config: LlamaMLAConfig) -> None:

@@ -1,4 +1,4 @@
-"""Latent attention over a paged cache: the functions every kernel implements, and which one serves.
+"""Latent attention over a paged cache: the functions of every kernel, and the choice of one.
 
 A kernel has ``write_latents``, ``latent_attention`` and ``layer`` as ``reference.py`` defines
 them, which it is tested against.
@@ -24,9 +24,9 @@ LayerFactory = Callable[[Tensor, Tensor, Tensor, Tensor, float], LayerStep]
 
 @functools.cache
 def layer_factory() -> LayerFactory:
-    """What makes a layer's attention: the C++ kernel, compiled now if it has never been.
+    """Choose the maker of a layer's attention: the C++ kernel, compiled now if it never was.
 
-    Where that fails, PyTorch's, with a warning.
+    Where it cannot be compiled, PyTorch computes, and a warning says so.
     """
     try:
         kernel = cpu.CpuKernel(build.library(), cpu.chosen_isa())

@@ -1,4 +1,4 @@
-"""One step's batch as the kernels want it."""
+"""One step's batch in the form that the kernels take."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,8 @@ class PagedBatch:
     """Requests of one step; ``reference.latent_attention`` says what the tensors mean.
 
     Attributes:
-        num_tokens: new tokens; what a tensor holds beyond is padding.
-        step: what a kernel has prepared of it, the same for every layer.
+        num_tokens: number of new tokens; entries of a tensor beyond it are padding.
+        step: made by the kernel in the first layer of a step, and reused by the others.
     """
 
     num_tokens: int

@@ -23,7 +23,7 @@ class CpuKernel:
 
     Args:
         path: the compiled library.
-        isa: the instruction set; the best this CPU has by default.
+        isa: the instruction set; ``None`` takes the best that this CPU has.
 
     Raises:
         KernelBuildError: the library does not load, or this CPU lacks the instruction set.
@@ -41,15 +41,15 @@ class CpuKernel:
         self.isa = isa
         self.variant = variants[isa]
 
-    def write_latents(self, cache: Tensor, rows: Tensor, slots: Tensor) -> None:
+    def write_latents(self, cache: Tensor, kv_latent: Tensor, slots: Tensor) -> None:
         """See ``reference.write_latents``."""
-        rows = rows.contiguous()
+        kv_latent = kv_latent.contiguous()
         slots = slots.contiguous()
         arguments = structures.Write(
             structures.cache_of(cache),
-            rows.data_ptr(),
-            DTYPES[rows.dtype],
-            rows.shape[1],
+            kv_latent.data_ptr(),
+            DTYPES[kv_latent.dtype],
+            kv_latent.shape[1],
             slots.data_ptr(),
             len(slots),
         )
@@ -92,15 +92,15 @@ class CpuKernel:
         return out
 
     def threads(self) -> int:
-        """How many threads a call may use."""
+        """The number of threads that a call may use."""
         return int(self.library.mha2mla_max_threads())
 
     def pack(self, weights: Tensor, cache_dtype: torch.dtype) -> Tensor:
-        """Weights in the order the kernel reads them.
+        """Bring weights into the order in which the kernel reads them.
 
         Args:
             weights: any strides  # [heads, inputs, outputs]
-            cache_dtype: of the cache they are used with.
+            cache_dtype: dtype of the cache they are used with.
         """
         arguments = structures.Weights(
             weights.data_ptr(),
@@ -110,7 +110,7 @@ class CpuKernel:
             DTYPES[cache_dtype],
         )
         size = self.library.mha2mla_packed_size(self.variant, byref(arguments))
-        # Vectors are read from it, so it starts where one may start.
+        # float32, so that the buffer starts where a vector may start.
         packed = torch.empty(size, dtype=torch.float32)
         arguments.packed = packed.data_ptr()
         self.library.mha2mla_pack(self.variant, byref(arguments))
@@ -149,7 +149,7 @@ class CpuLayer:
         )
 
     def __call__(
-        self, query: Tensor, rows: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor
+        self, query: Tensor, kv_latent: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor
     ) -> None:
         """See ``reference.ReferenceLayer``."""
         step = batch.step
@@ -157,13 +157,13 @@ class CpuLayer:
             step = batch.step = _step_of(batch)
         step.positions = positions.data_ptr()
         step.query, step.query_token = query.data_ptr(), query.stride(0)
-        step.rows, step.rows_token = rows.data_ptr(), rows.stride(0)
+        step.kv_latent, step.kv_latent_token = kv_latent.data_ptr(), kv_latent.stride(0)
         step.out, step.out_token = out.data_ptr(), out.stride(0)
         _check(self.call(self.layer, byref(step)))
 
 
 def _int32(tensor: Tensor) -> Tensor:
-    # Asked first, because converting takes longer even where there is nothing to convert.
+    # Checked first, because ``to`` takes longer even where there is nothing to convert.
     if tensor.dtype == torch.int32 and tensor.is_contiguous():
         return tensor
     return tensor.to(torch.int32).contiguous()
@@ -204,5 +204,5 @@ def supported(path: Path) -> dict[str, int]:
 
 
 def chosen_isa() -> str | None:
-    """The instruction set the environment asks for."""
+    """The instruction set that the environment names, or ``None``."""
     return os.environ.get(ISA_VARIABLE) or None

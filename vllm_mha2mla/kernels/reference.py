@@ -16,19 +16,19 @@ from vllm_mha2mla.rope import apply_rotary, rotary_angles
 QUERY_CHUNK = 256
 
 
-def write_latents(cache: Tensor, rows: Tensor, slots: Tensor) -> None:
-    """Store new rows at their slots; a negative slot is padding and is skipped.
+def write_latents(cache: Tensor, kv_latent: Tensor, slots: Tensor) -> None:
+    """Store new tokens' latents at their slots; a negative slot is padding and is skipped.
 
     Args:
         cache: the paged cache, changed in place  # [blocks, block_size, width]
-        rows: new rows, any float dtype  # [tokens, width]
-        slots: ``block * block_size + offset`` of each row  # [tokens], int64
+        kv_latent: ``[c ; k_rope]`` of the new tokens, any float dtype  # [tokens, width]
+        slots: ``block * block_size + offset`` of each token  # [tokens], int64
     """
     valid = slots >= 0
     if not bool(valid.all()):
-        rows, slots = rows[valid], slots[valid]
+        kv_latent, slots = kv_latent[valid], slots[valid]
     block_size = cache.shape[1]
-    cache[slots // block_size, slots % block_size] = rows.to(cache.dtype)
+    cache[slots // block_size, slots % block_size] = kv_latent.to(cache.dtype)
 
 
 def latent_attention(
@@ -52,7 +52,7 @@ def latent_attention(
         block_table: block numbers of each request  # [requests, max_blocks]
         query_start_loc: first query of each request, and the end  # [requests + 1]
         seq_lens: context length of each request, new tokens included  # [requests]
-        scale: what scores are multiplied with.
+        scale: factor of the scores.
         out: attention-weighted latents, filled in place  # [tokens, heads, rank]
     """
     rank = out.shape[-1]
@@ -88,7 +88,7 @@ class ReferenceLayer:
         w_uk: ``W_UK``  # [heads, nope, rank]
         w_uv: ``W_UV``  # [heads, v, rank]
         inv_freq: frequency of each rotary pair, float32  # [rope/2]
-        scale: what scores are multiplied with.
+        scale: factor of the scores.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class ReferenceLayer:
         self.w_uk, self.w_uv = w_uk, w_uv
 
     def __call__(
-        self, query: Tensor, rows: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor
+        self, query: Tensor, kv_latent: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor
     ) -> None:
-        """One step; whatever the tensors hold beyond ``batch.num_tokens`` is padding.
+        """Compute one step; entries of the tensors beyond ``batch.num_tokens`` are padding.
 
         Args:
-            query: of all heads, ``[q_nope ; q_rope]`` each  # [tokens, heads * (nope + rope)]
-            rows: new cache rows, not rotated  # [tokens, rank + rope]
-            positions: of each token in its request  # [tokens], int64
+            query: ``[q_nope ; q_rope]`` of every head  # [tokens, heads * (nope + rope)]
+            kv_latent: ``[c ; k_rope]`` of the new tokens, not rotated  # [tokens, rank + rope]
+            positions: position of each token in its request  # [tokens], int64
             batch: the requests.
             out: filled in place  # [tokens, heads * v]
         """
@@ -114,7 +114,7 @@ class ReferenceLayer:
         q_nope, q_rope = (
             query[:tokens].view(tokens, heads, nope + rope).split((nope, rope), dim=-1)
         )  # [tokens, heads, nope | rope]
-        c, k_rope = rows[:tokens].split((rank, rope), dim=-1)  # [tokens, rank | rope]
+        c, k_rope = kv_latent[:tokens].split((rank, rope), dim=-1)  # [tokens, rank | rope]
         cos, sin = rotary_angles(positions[:tokens], self.inv_freq)  # [tokens, rope/2]
         q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
         k_rope = apply_rotary(k_rope, cos, sin)

@@ -24,7 +24,7 @@ class Cache(Structure):
 
 
 class Batch(Structure):
-    """Which blocks and queries belong to which request."""
+    """The blocks and queries of every request."""
 
     _fields_ = [
         ("block_table", c_void_p),
@@ -55,15 +55,15 @@ class Write(Structure):
 
     _fields_ = [
         ("cache", Cache),
-        ("rows", c_void_p),
-        *_integers("rows_dtype", "rows_token"),
+        ("kv_latent", c_void_p),
+        *_integers("kv_latent_dtype", "kv_latent_token"),
         ("slots", c_void_p),
         ("tokens", c_int64),
     ]
 
 
 class Layer(Structure):
-    """What stays the same in every call of a layer."""
+    """The part of a layer's arguments that never changes."""
 
     _fields_ = [
         ("cache", Cache),
@@ -76,7 +76,7 @@ class Layer(Structure):
 
 
 class Step(Structure):
-    """What changes from one call of a layer to the next."""
+    """The part of a layer's arguments that changes from call to call."""
 
     _fields_ = [
         ("batch", Batch),
@@ -85,8 +85,8 @@ class Step(Structure):
         ("tokens", c_int64),
         ("query", c_void_p),
         ("query_token", c_int64),
-        ("rows", c_void_p),
-        ("rows_token", c_int64),
+        ("kv_latent", c_void_p),
+        ("kv_latent_token", c_int64),
         ("out", c_void_p),
         ("out_token", c_int64),
     ]

@@ -1,31 +1,31 @@
-// The cache lines of rows to come, asked for a few at a time beside the products.
+// Prefetches the cache rows that are needed next, a few lines at a time between multiplications.
 //
-// A cache is spread over memory block by block, and the hardware stops at the end of each; memory
-// has to work all the time, not in bursts between the products.
+// The hardware's own prefetching stops at the end of each block of the paged cache. Memory has to
+// work all the time, not in bursts between the products.
 #pragma once
 
 #include "kernel.h"
 #include "vec.h"
 
-// Rows from where products are to where lines are asked for: what L1 holds beside the sums.
+// How many rows the prefetches are ahead of the products: as many as L1 holds beside the sums.
 constexpr int64_t ROWS_AHEAD = 64;
 
 struct Tile {
   int64_t request;
-  int64_t first, queries;  // of the batch
-  int64_t begin, end;      // cache rows
-  int64_t partial;         // where the result goes; negative: to the output
+  int64_t first, queries;  // the queries, counted through the batch
+  int64_t begin, end;      // the cache rows of the request
+  int64_t partial;         // place of the partial result; negative if it is the whole result
 };
 
-// A stream over the rows of tiles that one thread takes in turn.
+// The lines of the rows of consecutive tiles, in the order in which one thread computes them.
 struct Ahead {
   const Cache* cache;
   const Batch* batch;
-  const Tile *tile, *last;  // being asked for; past the last
-  int64_t row;              // of the tile, where the next run begins
+  const Tile *tile, *last;  // the tile whose rows are prefetched; one past the last tile
+  int64_t row;              // first row of the next run: contiguous rows of one block
   const char* line;
-  int64_t left, step;  // bytes: to the end of the run, from line to line
-  int64_t lead;        // bytes from the rows in work to the end of the run
+  int64_t left, step;  // bytes to the end of the run, and from line to line
+  int64_t lead;        // bytes from the rows being multiplied to the end of the run
 };
 
 INLINE int64_t bytes_of(const Cache& c, int64_t rows) {
@@ -36,7 +36,7 @@ INLINE Ahead ahead_of(const Cache& cache, const Batch& batch, const Tile* tile, 
   return {&cache, &batch, tile, last, tile->begin, nullptr, 0, 64, 0};
 }
 
-// Asks for nothing, without end.
+// Makes all further prefetches go to one harmless address.
 INLINE void stop(Ahead& a) {
   static const char nothing = 0;
   a.line = &nothing;
@@ -44,7 +44,7 @@ INLINE void stop(Ahead& a) {
   a.step = 0;
 }
 
-// Goes on to the rows' next run, which ends with their block.
+// Moves to the next run of rows, which ends where their block ends.
 static void __attribute__((noinline)) next_run(Ahead& a) {
   if (a.tile < a.last && a.row >= a.tile->end && ++a.tile < a.last) a.row = a.tile->begin;
   if (a.tile >= a.last) return stop(a);
@@ -60,7 +60,7 @@ static void __attribute__((noinline)) next_run(Ahead& a) {
   a.row += rows;
 }
 
-// The first of so many lines, `step` apart, for the caller to ask for.
+// Returns the first of the next `lines` lines, `step` apart, for the caller to prefetch.
 INLINE const char* take_lines(Ahead& a, int64_t lines) {
   if (a.left <= 0) next_run(a);
   const char* const line = a.line;
@@ -69,7 +69,7 @@ INLINE const char* take_lines(Ahead& a, int64_t lines) {
   return line;
 }
 
-// Asks for a number of lines so few that they need no loop, which would take longer than they do.
+// Prefetches a few lines, without a loop: it would take longer than the prefetches.
 template <int LINES>
 INLINE void ask_for(Ahead& a) {
   const char* const line = take_lines(a, LINES);
@@ -77,7 +77,7 @@ INLINE void ask_for(Ahead& a) {
   for (int i = 0; i < LINES; i++) __builtin_prefetch(line + i * a.step, 0, 3);
 }
 
-// Asks for what is missing of ROWS_AHEAD.
+// Prefetches until the lead is ROWS_AHEAD rows.
 INLINE void catch_up(Ahead& a) {
   const int64_t wanted = bytes_of(*a.cache, ROWS_AHEAD);
   while (a.lead - (a.left > 0 ? a.left : 0) < wanted) ask_for<8>(a);

@@ -93,7 +93,7 @@ INLINE const T* row_of(const Attention& a, const Tile& t, int64_t row) {
          row % cache.block_size * cache.row_stride;
 }
 
-// Where the panels of a step lie: LANES rows each, so many numbers apart.
+// The panels of a step: the address of each one's LANES rows, and the numbers from row to row.
 template <class T>
 struct Panels {
   const T* rows[BLOCK_ROWS / LANES];
@@ -101,8 +101,8 @@ struct Panels {
   int64_t count;
 };
 
-// Finds the panels of rows [begin, begin + count). A panel that crosses blocks is gathered, as are
-// one in pairs and the last, whose rows past the end are zeros.
+// Finds the panels of rows [begin, begin + count). A panel is copied to `gathered` if it crosses
+// blocks, is stored in pairs, or is the last one and has to be filled up with zeros.
 template <class T>
 static Panels<T> panels_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
                            T* gathered) {
@@ -149,16 +149,16 @@ static void pack_rows(const Shape& s, const Panels<T>& panels, const TileBuffers
 
 #if defined(__AVX512BF16__)
 
-// Finds the groups of rows [begin, begin + count), begin a multiple of GROUP_ROWS, and goes on to a
-// multiple of so many rows. A cache that is not in pairs is brought into them; rows past the
-// end are zeros.
+// Finds the groups of rows [begin, begin + count), filled up with zeros to a multiple of MULTIPLE
+// rows; `begin` is a multiple of GROUP_ROWS. Rows that are not stored in pairs are paired in
+// `gathered`.
 template <int64_t MULTIPLE>
 INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
                         char* gathered) {
   const Cache& cache = a.cache;
   const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
   const bool paired = is_paired(cache);
-  // Narrow, because the division would take as long as a row otherwise.
+  // 32 bits, because a 64-bit division would take as long as a row.
   const uint32_t row = (uint32_t)begin, block_size = (uint32_t)cache.block_size;
   int64_t block = row / block_size, offset = row % block_size;
   Groups groups;
@@ -215,9 +215,9 @@ static Lines lines_of(const Attention& a, const Tile& t, int64_t begin, int64_t 
   return {list, next - list};
 }
 
-// One row of scores to probabilities, in place; with DOT as pairs of bfloat16 at the row's start.
-// Sums are of what is used, so that rounding the probabilities cancels to first order. Whether the
-// maximum has grown.
+// Turns one row of scores into probabilities, in place; with DOT as pairs of bfloat16 at the row's
+// start. The sums are those of the rounded probabilities, so that rounding cancels to first order.
+// Returns true if the maximum has grown.
 template <bool DOT>
 INLINE bool softmax_row(float* scores, int64_t columns, float* maximum, float* carry, float* sums) {
   vf largest = splat(-FLT_MAX);
@@ -255,18 +255,19 @@ INLINE bool softmax_row(float* scores, int64_t columns, float* maximum, float* c
   return grown;
 }
 
-// A tile on its way through the rows.
+// The state of one tile while it goes through the cache rows.
 struct Progress {
   const Attention& a;
   const Shape& s;
   const Tile& t;
   const TileBuffers& b;
-  int64_t rows;     // of A: queries times heads
+  int64_t rows;     // rows of A: queries times heads
   int64_t visible;  // cache rows that the first query may see; every later one sees one more
   float to_exponents;
 };
 
-// Scores of cache rows [begin, begin + count) to probabilities; whether any maximum has grown.
+// Turns the scores of cache rows [begin, begin + count) into probabilities. Returns true if the
+// maximum of any row has grown.
 template <bool DOT>
 static bool softmax(const Progress& p, int64_t begin, int64_t count) {
   const int64_t columns = round_up(count, DOT ? 2 * LANES : LANES);
@@ -279,7 +280,7 @@ static bool softmax(const Progress& p, int64_t begin, int64_t count) {
       float* row = p.b.scores + m * BLOCK_ROWS;
       for (int64_t i = shown; i < columns; i++) row[i] = -__builtin_inff();
       float *const maximum = p.b.maxima + m, *const sums = p.b.sums + m * LANES;
-      // A known number of columns leaves no loops.
+      // With a constant number of columns, the compiler unrolls all loops.
       grown |= DOT && columns == DIRECT_ROWS
                    ? softmax_row<DOT>(row, DIRECT_ROWS, maximum, p.b.carry + m, sums)
                    : softmax_row<DOT>(row, columns, maximum, p.b.carry + m, sums);
@@ -314,7 +315,7 @@ static void attend_packed(const Progress& p) {
 
 #if defined(__AVX512BF16__)
 
-// Multiplies with groups as they lie in the cache, TILE_ROWS rows of A at most at a time.
+// Multiplies with groups as they are stored in the cache, at most TILE_ROWS rows of A at a time.
 static void attend_directly(const Progress& p, Ahead& ahead) {
   const Tile& t = p.t;
   const TileBuffers& b = p.b;
@@ -326,10 +327,10 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
   for (int64_t i = 0; i < parts; i++)
     spread_query(b.query + first[i] * steps, first[i + 1] - first[i], steps,
                  b.spread + first[i] * spread);
-  // Only the first part reads rows that are not in L1.
+  // The first part brings the rows into L1; the others have nothing to prefetch.
   Ahead none = {};
   stop(none);
-  // Behind after tiles that did not need it.
+  // Tiles computed by `attend_packed` have not moved it on.
   if (ahead.tile < &t) ahead = ahead_of(p.a.cache, p.a.batch, &t, ahead.last);
   catch_up(ahead);
   for (int64_t begin = t.begin; begin < t.end; begin += DIRECT_ROWS) {

@@ -1,14 +1,15 @@
-// Products with cache rows in pairs, without packing: for few rows of A, which would use each packed
-// vector once or a few times only.
+// Products with cache rows in pairs, without packing them: packing does not pay for few rows of A,
+// which would use each packed vector only once or a few times.
 #pragma once
 
 #include "ahead.h"
 #include "pack.h"
 
-// Cache rows per step of the online softmax; a multiple of 2 * LANES. Packed, they stay in L1; as
-// they are, so do they, the next ones, which come from memory meanwhile, and the sums.
+// Cache rows per step of the online softmax, packed and unpacked; multiples of 2 * LANES. L1 holds
+// BLOCK_ROWS packed rows, or DIRECT_ROWS unpacked ones with the prefetched rows after them and the
+// sums.
 constexpr int64_t BLOCK_ROWS = 96, DIRECT_ROWS = 32;
-// Up to so many times TILE_ROWS rows of A, if they leave L1 room for the rest.
+// Limits for few rows of A: in multiples of TILE_ROWS, and in bytes, to leave L1 room for the rest.
 constexpr int64_t DIRECT_PARTS = 4, DIRECT_BYTES = 36 << 10;
 
 // The groups of a step.
@@ -17,15 +18,15 @@ struct Groups {
   int64_t count;
 };
 
-// Cache lines asked for beside a group's values: with those beside scores, a little less than all.
+// Lines prefetched with each group's values; with those of the scores, a little less than needed.
 constexpr int VALUE_LINES = 3;
 
-// Dwords of one row of a query: of each pair, the four that a lane of a tile is multiplied with.
+// Dwords of one spread row of A: each pair four times, once for every row of a lane of a tile.
 INLINE int64_t query_dwords(int64_t width) {
   return (width + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_DWORDS;
 }
 
-// How many rows of A are few.
+// The most rows of A that are multiplied without packing.
 INLINE int64_t direct_limit(int64_t width) {
   const int64_t fit = DIRECT_BYTES / (query_dwords(width) * 4);
   if (fit < TILE_ROWS) return TILE_ROWS;
@@ -34,7 +35,7 @@ INLINE int64_t direct_limit(int64_t width) {
 
 #if defined(__AVX512BF16__)
 
-// Rows of A, [rows][steps], to [tiles][rows][TILE_DWORDS].
+// Spreads rows of A, [rows][steps], to [tiles][rows][TILE_DWORDS].
 INLINE void spread_query(const float* pairs, int64_t rows, int64_t steps, float* to) {
   const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   for (int64_t step = 0; step < steps; step += 4) {
@@ -111,7 +112,7 @@ static void direct_scores(const float* query, const Groups& in, int64_t steps, f
 template <int ROWS, int WIDE, bool WHOLE>
 static void weigh_units(const float* weights, const Groups& in, int64_t steps, int64_t unit,
                         float* c, int64_t stride, Ahead& ahead) {
-  // One unit alone would wait for its own sums: it has every one twice.
+  // A single unit has too few sums to hide the latency of additions, so each is kept in two parts.
   constexpr int SUMS = WIDE == 1 ? 2 : WIDE;
   vf sum[ROWS][SUMS];
   c += unit * LANES;
@@ -158,7 +159,7 @@ static void direct_values(const float* weights, const Groups& in, int64_t steps,
   }
 }
 
-// The two products by the number of rows of A.
+// The two products, compiled for each number of rows of A.
 struct Direct {
   void (*scores)(const float*, const Groups&, int64_t, float*, float, Ahead&);
   void (*values)(const float*, const Groups&, int64_t, float*, int64_t, Ahead&);

@@ -1,4 +1,4 @@
-// The one matrix product everything is made of: C = A B, A read by broadcast, B packed in panels.
+// The matrix product that everything is made of: C = A B, A read by broadcast, B packed in panels.
 //
 // A dword is one float, or with DOT a pair of bfloat16 numbers that the hardware multiplies and
 // adds at once. A: [rows, steps] dwords. B: panels of LANES columns, [panels][steps][LANES] dwords.
@@ -12,7 +12,7 @@ constexpr bool HAS_DOT = true;
 constexpr bool HAS_DOT = false;
 #endif
 
-// Register tiles: as many accumulators as leave room for a step of B and one broadcast.
+// Size of a register tile: its sums leave registers for one step of B and one broadcast of A.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int TILE_ROWS = 9, TILE_PANELS = 3;
 #else
@@ -28,7 +28,7 @@ INLINE vf multiply_add(vf sum, vf a, vf b) {
   return sum + a * b;
 }
 
-// What becomes of C: overwritten with scale * A B, or multiplied by carry[row] and added to.
+// The result: C = scale * A B, or with CARRY C = carry[row] * C + A B.
 struct Into {
   float* c;
   int64_t stride;
@@ -44,8 +44,8 @@ struct Operands {
   int64_t steps;
 };
 
-// Cache lines to be asked for while multiplying: two in each step, so that memory works all the
-// time instead of in bursts between the products. Those left over are dropped.
+// Cache lines to prefetch while multiplying, two in each step, so that memory works all the time
+// instead of in bursts between the products. Lines left over are not prefetched.
 struct Lines {
   const char* const* next;
   int64_t left;
@@ -88,7 +88,7 @@ template <bool DOT, bool CARRY, int PANELS>
 static void tiles(Operands in, Into out, int64_t rows, Lines& lines) {
   static const char nothing = 0;
   static const char* const none[2] = {&nothing, &nothing};
-  // Tiles of even height: a last one of a single row would wait for its own sums.
+  // Tiles of nearly equal height: one of a single row has too few sums to hide their latency.
   int64_t count = (rows + TILE_ROWS - 1) / TILE_ROWS;
   for (; count > 0; count--) {
     const int64_t height = (rows + count - 1) / count;

@@ -32,8 +32,8 @@ struct Attention {
 
 struct Write {
   Cache cache;
-  const void* rows;  // [tokens, width]
-  int64_t rows_dtype, rows_token;
+  const void* kv_latent;  // [tokens, width]
+  int64_t kv_latent_dtype, kv_latent_token;
   const int64_t* slots;  // [tokens]; negative: padding
   int64_t tokens;
 };
@@ -43,7 +43,7 @@ struct Layer {
   Cache cache;
   const float* inv_freq;      // [rope/2]
   const float *w_uk, *w_uv;   // as packed by pack_weights
-  int64_t dtype;              // of queries, rows and outputs
+  int64_t dtype;              // of queries, new latents and outputs
   int64_t heads, nope, rope, rank, v;
   double scale;
 };
@@ -55,8 +55,8 @@ struct Step {
   int64_t tokens;
   const void* query;  // [tokens, heads * (nope + rope)]
   int64_t query_token;
-  const void* rows;  // [tokens, rank + rope], not rotated
-  int64_t rows_token;
+  const void* kv_latent;  // [tokens, rank + rope], not rotated
+  int64_t kv_latent_token;
   void* out;  // [tokens, heads * v]
   int64_t out_token;
 };
@@ -79,5 +79,5 @@ struct Variant {
   int (*layer)(const Layer*, const Step*);
   int64_t (*packed_size)(const Weights*);  // in floats
   void (*pack)(const Weights*);
-  void (*exp2)(const float*, float*, int64_t);  // for its test
+  void (*exp2)(const float*, float*, int64_t);  // called by tests only
 };

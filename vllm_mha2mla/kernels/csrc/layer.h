@@ -1,4 +1,4 @@
-// Everything of a layer between its projections, and the cache write by itself.
+// A layer between its projections in one call, and the cache write as a call of its own.
 //
 //   rotate and cache the new rows; q_latent[h] = W_UK[h]^T q_nope[h] beside the rotated q_rope;
 //   attention; out[h] = W_UV[h] latent[h]                  (arXiv:2405.04434, section 2.1.2)
@@ -8,9 +8,9 @@
 
 #include "schedule.h"
 
-// Tokens of one task of the steps around attention.
+// Tokens per task in the steps before and after attention.
 constexpr int64_t TOKENS_AT_ONCE = 36;
-// A layer's intermediate results are kept for the next call up to this size.
+// Scratch memory up to this size is kept for the next call.
 constexpr size_t KEEP_BYTES = 4 << 20;
 
 // Cosines and sines of float32 angles, whose whole turns are taken off in double precision.
@@ -58,7 +58,8 @@ template <class D, class T>
 static int write_as(const Write& w) {
   for (int64_t t = 0; t < w.tokens; t++)
     if (w.slots[t] >= 0)
-      convert((const D*)w.rows + t * w.rows_token, slot_row<T>(w.cache, w.slots[t]), w.cache.width);
+      convert((const D*)w.kv_latent + t * w.kv_latent_token, slot_row<T>(w.cache, w.slots[t]),
+              w.cache.width);
   return DONE;
 }
 
@@ -68,7 +69,7 @@ static int write_pairs(const Write& w) {
     for (int64_t i = 0; i < w.cache.width && w.slots[t] >= 0; i += LANES) {
       const int64_t left = w.cache.width - i, n = left < LANES ? left : LANES;
       bf16 rounded[LANES];
-      convert((const D*)w.rows + t * w.rows_token + i, rounded, n);
+      convert((const D*)w.kv_latent + t * w.kv_latent_token + i, rounded, n);
       store_pairs(w.cache, w.slots[t], i, rounded, n);
     }
   return DONE;
@@ -83,8 +84,8 @@ static int write_from(const Write& w) {
 }
 
 static int write(const Write* w) {
-  if (w->rows_dtype == FLOAT32) return write_from<float>(*w);
-  if (w->rows_dtype == FLOAT16) return write_from<f16>(*w);
+  if (w->kv_latent_dtype == FLOAT32) return write_from<float>(*w);
+  if (w->kv_latent_dtype == FLOAT16) return write_from<f16>(*w);
   return write_from<bf16>(*w);
 }
 
@@ -173,7 +174,7 @@ static void run_rows(void* context, int64_t chunk, int worker) {
     const int64_t t = chunk * TOKENS_AT_ONCE + i;
     angles(s.positions[t], l.inv_freq, half, job.cos + t * pitch, job.sin + t * pitch);
     if (s.slots[t] < 0) continue;
-    const D* row = (const D*)s.rows + t * s.rows_token;
+    const D* row = (const D*)s.kv_latent + t * s.kv_latent_token;
     T* to = paired ? (T*)(job.workers + worker * job.worker_bytes)
                    : slot_row<T>(l.cache, s.slots[t]);
     convert(row, to, l.rank);
@@ -225,7 +226,7 @@ static int layer_as(const Layer& l, const Step& s) {
   const size_t query_bytes = round_up(s.tokens * l.heads * width * sizeof(D), 64);
   const size_t out_bytes = round_up(s.tokens * l.heads * l.rank * sizeof(D), 64);
   const int64_t longest = l.nope > l.rank ? l.nope : l.rank, widest = l.rank > l.v ? l.rank : l.v;
-  // Of a head's product, and of one row before it is put into pairs.
+  // A worker needs room for one head's product, or for one row before it is put into pairs.
   const int64_t product_bytes =
       TOKENS_AT_ONCE * (steps_of<DOT>(longest) + round_up(widest, LANES)) * 4;
   const int64_t row_bytes = width * sizeof(bf16);

@@ -3,18 +3,18 @@
 
 #include "paired.h"
 
-// Dwords that n numbers take in the direction of summation.
+// Dwords of n numbers that are summed over.
 template <bool DOT>
 INLINE int64_t steps_of(int64_t n) { return DOT ? pairs_of(n) : n; }
 
 struct Widths {
   int64_t width, rank;
-  int64_t key_steps;     // of one score
-  int64_t value_panels;  // of LANES latents each
-  int64_t value_panel;   // dwords of one: a block's rows, or pairs of rows, times LANES
+  int64_t key_steps;     // dwords summed over for one score
+  int64_t value_panels;  // panels of LANES latents
+  int64_t value_panel;   // dwords per panel: a block's rows, or pairs of rows, times LANES
 };
 
-// Turns LANES vectors of LANES floats around: log2(LANES) rounds of interleaving halves.
+// Transposes LANES vectors of LANES floats, in log2(LANES) rounds of interleaving halves.
 INLINE void transpose(vf x[LANES]) {
   vf y[LANES];
 #pragma GCC unroll 4
@@ -65,8 +65,8 @@ static void pack_floats(const T* rows, int64_t stride, const Widths& w, float* s
 
 #if defined(__AVX512BF16__)
 
-// Lanes of the four tiles that two groups have for eight columns change places: all 16 rows of one
-// pair of columns each.
+// Two groups have four tiles for eight columns. Exchanging their lanes gives four vectors, each
+// with one pair of columns of all 16 rows.
 template <bool WHOLE>
 INLINE void pack_tiles(const char* const groups[2], int64_t step, int64_t lanes, float* keys) {
   __m512i x[4];

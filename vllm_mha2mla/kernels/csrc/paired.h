@@ -14,8 +14,9 @@ constexpr int64_t GROUP_ROWS = 8, TILE_COLUMNS = 8;
 // Dwords of a whole tile, and of both.
 constexpr int64_t TILE_DWORDS = 16, TILES_DWORDS = 32;
 
-// Whether a cache's blocks are in pairs. Follows from the cache and the variant alone, so that all
-// that write and read it agree; a group has to lie in one block, and its rows without gaps.
+// Returns true if a cache's blocks are stored in pairs. It depends on the cache and the variant
+// alone, so that all writers and readers agree. A group has to be in one block, without gaps
+// between its rows.
 INLINE bool is_paired(const Cache& c) {
   return HAS_DOT && c.dtype == BFLOAT16 && c.width % 2 == 0 && c.row_stride == c.width &&
          c.block_size % GROUP_ROWS == 0;
@@ -47,13 +48,13 @@ INLINE void store_pairs(const Cache& c, int64_t slot, int64_t column, const bf16
 // Lanes of a group's last tiles when they are fewer than four, as a mask of dwords.
 INLINE __mmask16 lanes_mask(int64_t lanes) { return (__mmask16)((1 << 4 * lanes) - 1); }
 
-// Turns a tile around: from lanes of four pairs of a row to lanes of four rows of a pair, and back.
+// Transposes a tile: from lanes of four pairs of a row to lanes of four rows of a pair, and back.
 INLINE __m512i turn(__m512i x) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(order, x);
 }
 
-// Rows in their usual order, to a group; null: zeros. No load leaves its row.
+// Stores rows of the usual order as a group; a null row gives zeros. No load reads past its row.
 INLINE void pair_rows(const bf16* const rows[GROUP_ROWS], int64_t width, char* group) {
   for (int64_t column = 0; column < width; column += TILE_COLUMNS) {
     const int64_t n = width - column < TILE_COLUMNS ? width - column : TILE_COLUMNS;
@@ -75,7 +76,7 @@ INLINE void pair_rows(const bf16* const rows[GROUP_ROWS], int64_t width, char* g
   }
 }
 
-// A group's first rows in their usual order  # to: [rows, width]
+// Copies a group's first rows back to their usual order  # to: [rows, width]
 INLINE void unpair_rows(const char* group, int64_t rows, int64_t width, bf16* to) {
   for (int64_t column = 0; column < width; column += TILE_COLUMNS) {
     const int64_t n = width - column < TILE_COLUMNS ? width - column : TILE_COLUMNS;
@@ -93,7 +94,7 @@ INLINE void unpair_rows(const char* group, int64_t rows, int64_t width, bf16* to
   }
 }
 
-// The first rows of a group, and zeros for the others, which may never have been written.
+// Copies the first rows of a group; the others, which may never have been written, become zeros.
 INLINE void first_rows(const char* group, int64_t rows, int64_t width, char* to) {
   for (int64_t pair = 0; pair < width / 2; pair += 4) {
     const int64_t left = width / 2 - pair, lanes = left < 4 ? left : 4;

@@ -6,16 +6,16 @@
 #include "attention.h"
 #include "parallel.h"
 
-// Queries times heads of one tile: what a packed block of rows is used for at once.
+// Queries times heads of one tile, which share each packed block of rows.
 constexpr int64_t TILE_TARGET = 144;
-// Tiles per thread to aim at when contexts have to be split, and the shortest piece of one.
+// Contexts are split until each thread has this many tiles, but not into shorter pieces than this.
 constexpr int64_t TILES_PER_THREAD = 3, SHORTEST_PIECE = 4 * BLOCK_ROWS;
-// Less than this many multiplications are not worth waking threads for.
+// With fewer multiplications than this, one thread computes: waking others would take longer.
 constexpr int64_t WORTH_THREADS = 1 << 17;
 
 // Queries whose context was split into pieces.
 struct Merge {
-  int64_t first, queries;  // of the batch
+  int64_t first, queries;  // the queries, counted through the batch
   int64_t partial, pieces, piece_floats;
 };
 
@@ -67,7 +67,7 @@ struct AttendJob {
   char* workers;
   size_t worker_bytes;
   int64_t largest;
-  Ahead* ahead;  // null: which tile a thread takes next is not known
+  Ahead* ahead;  // null if several threads take tiles, as the next tile of each is not known
 };
 
 template <class O>
@@ -110,7 +110,7 @@ static void run_tile(void* context, int64_t task, int worker) {
   }
 }
 
-// Puts the pieces of one tile together: each is weighted by the exponential of its maximum.
+// Merges the pieces of one tile, each weighted by the exponential of its maximum.
 static void run_merge(void* context, int64_t task, int) {
   const AttendJob& job = *(const AttendJob*)context;
   const Attention& a = *job.attention;
@@ -123,7 +123,7 @@ static void run_merge(void* context, int64_t task, int) {
       const float maximum = first[i * merge.piece_floats];
       largest = maximum > largest ? maximum : largest;
     }
-    // The first piece is summed into.
+    // The sum is collected in the first piece.
     for (int64_t i = 0; i < merge.pieces; i++) {
       float* piece = first + i * merge.piece_floats;
       const float factor = exp2(splat(piece[0] - largest))[0];
