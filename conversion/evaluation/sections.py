@@ -53,8 +53,8 @@ def _summary(entries: Sequence[Entry], kind: str) -> Section:
                 else [MISSING] * 4
             )
         )
-    header = ["", "method", "cache bytes per token", "of the original's", "perplexity, original",
-              "converted", "ratio", "excess loss"]  # fmt: skip
+    header = ["", "method", "cache bytes per token", "cache kept", "perplexity, original",
+              "perplexity, converted", "ratio", "excess loss"]  # fmt: skip
     text = f"The original caches {entries[0].cache.baseline_bytes_per_token:,} bytes per token."
     measured = [entry for entry in entries if entry.perplexity]
     if not measured:
