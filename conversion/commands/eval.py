@@ -79,7 +79,7 @@ def eval_command(
         check_report_path(report)
     if json is not None:
         check_writable(json)
-    # The harness warns about its own ways of doing what it was asked for.
+    # The harness warns of how it works, which the user did not choose.
     for noisy in ("lm_eval", "datasets"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     request = Measurement(

@@ -1,4 +1,4 @@
-"""``mha2mla heal``: a short training that gives back what a conversion took."""
+"""``mha2mla heal``: a short training that regains a part of what a conversion lost."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -40,7 +40,8 @@ Checkpoint = Annotated[
     ),
 ]
 Original = Annotated[
-    str, typer.Option(metavar="SOURCE", help="The original: model folder, .gguf file, or demo.")
+    str,
+    typer.Option(metavar="SOURCE", help="The original: folder, .gguf file, or demo:smollm2-135m."),
 ]
 Device = Annotated[str, typer.Option(help="Device that computes a layer: cpu, cuda, ...")]
 Dtype = Annotated[

@@ -1,1 +1,1 @@
-"""What to make: the typed recipe, the methods it names, and presets."""
+"""Recipes: typed settings of a conversion, the methods they name, and presets."""

@@ -1,1 +1,1 @@
-"""What a long computation needs of this machine: screen, signals, memory, precision."""
+"""Needs of a long computation: screen, signals, memory, precision, files; no model, no text."""

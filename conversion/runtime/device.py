@@ -6,14 +6,16 @@ from conversion.errors import UsageError, first_line
 
 
 def usable_device(name: str) -> str:
-    """The device that ``--device`` names.
+    """Make sure that the device that ``--device`` names can be used here.
 
     Raises:
-        UsageError: not usable here.
+        UsageError: it cannot.
     """
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
+        # Read back, because meta tensors have no values.
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # Sentences after the first are for PyTorch's developers.
+        reason = first_line(error).split(". ")[0]
         raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error
     return name

@@ -1,4 +1,4 @@
-"""Sink tokens: sequences of one token, on which a refit keeps what it needs of attention sinks.
+"""Sink tokens: sequences of one token, on which a refit learns to keep the attention sinks.
 
 The first token of a text sees only itself, and early layers turn it into the sink that all others
 attend to ("massive activations", arXiv:2402.17762). A small error can undo that: the sink does not
