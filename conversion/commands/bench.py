@@ -57,10 +57,14 @@ def bench_command(
         str,
         typer.Option(metavar="|".join(DTYPES), help="Data type of the served weights and caches."),
     ] = "bfloat16",
-    args: Annotated[str, typer.Option(help="Give both vllm serve these further options.")] = "",
-    original_args: Annotated[str, typer.Option(help="Give these to the original's alone.")] = "",
+    args: Annotated[
+        str, typer.Option(help="Further options for both servers, as vllm serve takes them.")
+    ] = "",
+    original_args: Annotated[
+        str, typer.Option(help="Further options for the original's server.")
+    ] = "",
     converted_args: Annotated[
-        str, typer.Option(help="Give these to the converted one's alone.")
+        str, typer.Option(help="Further options for the converted one's server.")
     ] = "",
     one_at_a_time: Annotated[
         bool,

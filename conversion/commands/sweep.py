@@ -35,9 +35,9 @@ def sweep_command(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE...",
+            metavar="RECIPE",
             help="YAML recipes, presets, or METHOD@FRACTION, such as mha2mla@0.5, with a method "
-            f"of {', '.join(METHODS)}. Other strategies go between: mha2mla+high+svd-split@0.5.",
+            f"of {', '.join(METHODS)}. Other strategies go between the two: mha2mla+high+svd-split@0.5.",
             show_default=False,
         ),
     ],

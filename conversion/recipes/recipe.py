@@ -61,8 +61,8 @@ class Recipe(BaseModel):
     held_out_tokens: int = Field(
         2048,
         ge=2,
-        description="Tokens of calibration text to hold out, to choose widths on. Below a quarter "
-        "of the cache, 8192 choose better.",
+        description="Tokens of calibration text to hold out and choose widths on. Below a quarter "
+        "of the cache, 8192 give better widths.",
     )
     spread: bool | None = optional(
         "on for calibrated",
