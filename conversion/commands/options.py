@@ -25,7 +25,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Model folder, .gguf file, or demo:smollm2-135m.",
+        help="Model folder, .gguf file, model of the hub (org/name), or demo:smollm2-135m.",
         show_default=False,
     ),
 ]

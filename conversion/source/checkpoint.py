@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
+from conversion.source.kinds import check_convertible
 
 # Buffers that old exporters saved; transformers and vLLM compute them.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
@@ -86,19 +87,10 @@ class SourceCheckpoint(ABC):
         """The registered family.
 
         Raises:
-            SourceError: unknown family, or a variant of it that cannot be converted.
+            SourceError: as for :func:`check_convertible`.
         """
-        family = FAMILIES.get(self.config.model_type)
-        if family is None:
-            known = ", ".join(sorted(FAMILIES))
-            raise SourceError(
-                f"{self.name}: model family {self.config.model_type!r} is not supported; "
-                f"convert a decoder of one of: {known}"
-            )
-        reason = family.unsupported_reason(self.config)
-        if reason:
-            raise SourceError(f"{self.name}: {reason}; this model cannot be converted")
-        return family
+        check_convertible(self.config, self.name)
+        return FAMILIES[self.config.model_type]
 
     def tensor(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
         """One tensor, or some of its rows, refused if it is missing or not finite."""
@@ -145,17 +137,17 @@ class SourceCheckpoint(ABC):
         missing = [n for n in expected if n not in self.tensors and n != head]
         if head not in self.tensors and not self.config.tie_word_embeddings:
             missing.append(head)
-        if missing:
-            raise SourceError(
-                f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}; "
-                "download the model again"
-            )
         unexpected = [n for n in self.tensors if n not in expected]
         if unexpected:
             raise SourceError(
                 f"{self.name}: {len(unexpected)} unexpected tensors, the first is "
-                f"{unexpected[0]}; quantised checkpoints and adapters must be merged to plain "
-                "weights first"
+                f"{unexpected[0]}; convert from the plain model, neither quantised nor with an "
+                "adapter that is not merged"
+            )
+        if missing:
+            raise SourceError(
+                f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}; "
+                "download the model again"
             )
         for name, info in self.tensors.items():
             if info.shape != expected[name]:

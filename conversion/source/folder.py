@@ -13,12 +13,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from conversion.errors import SourceError, first_line
 from conversion.source.checkpoint import ALL_ROWS, IGNORED_SUFFIXES, SourceCheckpoint, TensorInfo
+from conversion.source.kinds import check_has_config, no_safetensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Replaced by the converter's own, or weights in formats it does not write.
 NOT_CARRIED_OVER = {"config.json", "README.md", INDEX}
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # How much of each shard's head and tail goes into the fingerprint.
 FINGERPRINT_BYTES = 1 << 20
 
@@ -48,7 +50,7 @@ class FolderCheckpoint(SourceCheckpoint):
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder = folder
         self.name = name or str(folder)
-        self.config = _read_config(folder, self.name)
+        self.config = read_config(folder, self.name)
         self.tensors = {}
         for shard in _shard_names(folder, self.name):
             self.tensors.update(self._list_shard(shard))
@@ -122,9 +124,11 @@ class FolderCheckpoint(SourceCheckpoint):
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
+            found = any((self.folder / file).is_file() for file in TOKENIZER_FILES)
+            trouble = f"no usable tokenizer ({first_line(error)})" if found else "no tokenizer"
             raise SourceError(
-                f"{self.name}: no usable tokenizer ({first_line(error)}); put the model's "
-                "tokenizer files into the folder"
+                f"{self.name}: {trouble}; copy tokenizer.json and tokenizer_config.json of the "
+                f"original model into {self.folder}"
             ) from error
         return tokenizer
 
@@ -137,9 +141,13 @@ class FolderCheckpoint(SourceCheckpoint):
                 shutil.copyfile(path, folder / path.name)
 
 
-def _read_config(folder: Path, name: str) -> Any:
-    if not (folder / "config.json").is_file():
-        raise SourceError(f"{name}: no config.json; give a Hugging Face model folder")
+def read_config(folder: Path, name: str) -> Any:
+    """The config of a model folder.
+
+    Raises:
+        SourceError: there is none, or transformers cannot read it.
+    """
+    check_has_config(folder, name)
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
@@ -164,6 +172,4 @@ def _shard_names(folder: Path, name: str) -> list[str]:
             ) from error
     if (folder / SINGLE).is_file():
         return [SINGLE]
-    raise SourceError(
-        f"{name}: neither {SINGLE} nor {INDEX} found; only safetensors weights are read"
-    )
+    raise no_safetensors(folder, name, f"{SINGLE} nor {INDEX}")

@@ -1,0 +1,86 @@
+"""Folders that hold something else than a model to convert, and what to do with each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conversion.errors import SourceError
+from conversion.families import FAMILIES
+
+ADAPTER = "adapter_config.json"
+TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def check_has_config(folder: Path, name: str) -> None:
+    """Refuse a folder without a model's config.
+
+    Raises:
+        SourceError: an adapter, a folder of GGUF files, or no model at all.
+    """
+    if (folder / "config.json").is_file():
+        return
+    if (folder / ADAPTER).is_file():
+        raise SourceError(
+            f"{name}: an adapter{_base(folder / ADAPTER)}, not a whole model; merge it first: "
+            f'python -c "from peft import AutoPeftModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('merged')\""
+        )
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf:
+        raise SourceError(f"{name}: no config.json; give the GGUF file itself: {gguf[0]}")
+    raise SourceError(f"{name}: no config.json; give a Hugging Face model folder")
+
+
+def check_convertible(config: Any, name: str) -> None:
+    """Refuse a model whose config says that it is quantised, converted or of an unknown family.
+
+    Raises:
+        SourceError: with the way out.
+    """
+    if config.model_type in {family.config_class.model_type for family in FAMILIES.values()}:
+        source = (config.mha2mla or {}).get("source", {}).get("name", "the original")
+        raise SourceError(
+            f"{name}: converted already; convert {source} again, or go on with this: mha2mla heal "
+            "trains it, vllm serve serves it"
+        )
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        method = _method(quantisation)
+        raise SourceError(f"{name}: {method}-quantised; convert from the unquantised model")
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise SourceError(
+            f"{name}: model family {config.model_type!r} is not supported; "
+            f"convert a decoder of one of: {known}"
+        )
+    reason = family.unsupported_reason(config)
+    if reason:
+        raise SourceError(f"{name}: {reason}; this model cannot be converted")
+
+
+def no_safetensors(folder: Path, name: str, wanted: str) -> SourceError:
+    """The error for a folder without safetensors, which names the way to make them."""
+    if not any((folder / weights).is_file() for weights in TORCH_WEIGHTS):
+        return SourceError(f"{name}: neither {wanted} found; only safetensors weights are read")
+    made = f"{folder.name}-safetensors"
+    return SourceError(
+        f"{name}: only PyTorch .bin weights, which are not read; make safetensors of them, then "
+        f'convert {made}: python -c "from transformers import AutoModelForCausalLM as M, '
+        f"AutoTokenizer as T; M.from_pretrained('{folder}').save_pretrained('{made}'); "
+        f"T.from_pretrained('{folder}').save_pretrained('{made}')\""
+    )
+
+
+def _method(quantisation: Any) -> str:
+    get = quantisation.get if isinstance(quantisation, dict) else vars(quantisation).get
+    method = get("quant_method") or "already"
+    return str(getattr(method, "value", method)).upper()
+
+
+def _base(file: Path) -> str:
+    try:
+        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        return ""
+    return f" of {base}" if base else ""

@@ -1,0 +1,107 @@
+"""Sources that are something else than a plain model: one line that says what, and the way out."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from conversion.errors import SourceError
+from conversion.source import open_source
+from tests.support.tiny import save_tiny
+from tests.support.tiny_converted import save_tiny_converted
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny(tmp_path / "model")
+
+
+def refused(folder):
+    with pytest.raises(SourceError) as error:
+        open_source(str(folder)).tokenizer()
+    line = str(error.value)
+    assert line.startswith(f"{folder}: ")
+    assert "\n" not in line
+    return line
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rename_weights(folder, old, new):
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors"])
+def test_a_quantised_model(folder, method):
+    change_config(folder, quantization_config={"quant_method": method, "bits": 4})
+    rename_weights(folder, "up_proj.weight", "up_proj.qweight")
+    line = refused(folder)
+    assert f"{method.upper()}-quantised; convert from the unquantised model" in line
+
+
+def test_quantised_weights_that_the_config_does_not_mention(folder):
+    rename_weights(folder, "up_proj.weight", "up_proj.qweight")
+    line = refused(folder)
+    assert "up_proj.qweight" in line
+    assert "neither quantised" in line
+
+
+def test_a_converted_model(tmp_path):
+    folder = save_tiny_converted(tmp_path / "converted")
+    change_config(folder, mha2mla={"format_version": 1, "source": {"name": "tiny"}})
+    line = refused(folder)
+    assert "converted already" in line
+    assert "convert tiny again" in line
+    assert "mha2mla heal" in line
+    assert "vllm serve" in line
+
+
+def test_an_adapter(folder):
+    (folder / "config.json").unlink()
+    adapter = {"base_model_name_or_path": "some-org/base", "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    line = refused(folder)
+    assert "an adapter of some-org/base" in line
+    assert "merge_and_unload" in line
+
+
+def test_torch_weights_become_safetensors_by_the_command_of_the_message(folder):
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    line = refused(folder)
+    assert "only PyTorch .bin weights" in line
+    command = shlex.split(line[line.index("python -c") :])
+    subprocess.run([sys.executable, *command[1:]], cwd=folder.parent, check=True, timeout=300)
+    source = open_source(str(folder.parent / "model-safetensors"))
+    for name, tensor in tensors.items():
+        assert torch.equal(source.tensor(name), tensor)
+    assert source.tokenizer().get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
+
+
+def test_no_weights_at_all(folder):
+    (folder / "model.safetensors").unlink()
+    assert "only safetensors weights are read" in refused(folder)
+
+
+def test_no_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    line = refused(folder)
+    assert "no tokenizer; copy tokenizer.json and tokenizer_config.json" in line
+    assert str(folder) in line
+
+
+def test_a_folder_of_gguf_files(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert f"give the GGUF file itself: {tmp_path / 'model.gguf'}" in refused(tmp_path)
