@@ -37,7 +37,8 @@ def sweep_command(
         typer.Argument(
             metavar="RECIPE",
             help="YAML recipes, presets, or METHOD@FRACTION, such as mha2mla@0.5, with a method "
-            f"of {', '.join(METHODS)}. Other strategies go between the two: mha2mla+high+svd-split@0.5.",
+            f"of {', '.join(METHODS)}. Other strategies go between the two: "
+            "mha2mla+high+svd-split@0.5.",
             show_default=False,
         ),
     ],
