@@ -1,4 +1,4 @@
-"""What a low-rank strategy is given, and what it returns."""
+"""The input and the result of a low-rank strategy, and how one is registered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class LatentTarget:
     Attributes:
         key: keys left without rotation, all KV heads  # [kv_heads * d, hidden]
         value: values, all KV heads  # [kv_heads * d, hidden]
-        metric: ``M``, what errors of keys and values cost together
+        metric: ``M``, the cost of errors of keys and values together
             # [2 * kv_heads * d, 2 * kv_heads * d]
         covariance: of the layer's input, weighted by attention received  # [hidden, hidden]
-        token_moment: ``E[x x^T]`` of the layer's input, uncentred, every token alike; what
-            published methods take  # [hidden, hidden]
+        token_moment: ``E[x x^T]`` of the layer's input, uncentred, every token alike; the
+            published methods use it  # [hidden, hidden]
     """
 
     key: Tensor

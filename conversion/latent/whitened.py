@@ -6,7 +6,7 @@ from conversion.latent.factors import LatentFactors, LatentMethod, LatentTarget
 from conversion.latent.truncation import truncated_svd
 
 SHRINKAGE = 0.1
-"""What is added to the covariance, in units of its mean diagonal element."""
+"""The multiple of the identity added to the covariance, in units of its mean diagonal element."""
 
 
 def whitened(target: LatentTarget, rank: int) -> LatentFactors:
@@ -16,7 +16,7 @@ def whitened(target: LatentTarget, rank: int) -> LatentFactors:
     ``W C^(1/2) = U S V^T`` the up-projections are ``U`` and the latent is
     ``S V^T C^(-1/2) x``. ``C`` is the uncentred second moment of the input, every token alike,
     shrunk towards the identity as in the release: ``C = E[x x^T] + 0.1 mean(diag E[x x^T])``.
-    CARE's ranks that differ by layer are not here: every layer gets the rank it is asked for.
+    CARE also chooses ranks per layer; here ranks are given.
     """
     C = target.token_moment
     eye = torch.eye(len(C), dtype=C.dtype, device=C.device)

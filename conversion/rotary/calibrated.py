@@ -1,4 +1,4 @@
-"""Ours: complex rotation across heads, and unrotated keys that stand in for what leaves RoPE."""
+"""Ours: complex rotation across heads, and unrotated stand-ins for the keys that leave RoPE."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from conversion.rotary.selection import RotaryMethod, RotarySelection, pair_powe
 RIDGE = 1e-2
 # The same relative to the keys before any left: where all are rotary, nothing is left to map.
 LEAST = 1e-9
-# Of a pair's power, what counts as lost at least: measured moments are rounded.
+# The least part of a pair's power that counts as lost: measured moments are rounded.
 LEAST_LOST = 1e-6
 
 
@@ -23,27 +23,27 @@ def calibrated(
 ) -> RotarySelection:
     """Keep the rotary components that unrotated keys can stand in for least.
 
-    A query meets a key turned by the distance between them, ``R(-D) k``. Without RoPE it meets
+    A query meets a key rotated by the distance between them, ``R(-D) k``. Without RoPE it meets
     ``T_h k``, the best linear stand-in for what the head attends to:
 
         min_T  E_m sum_n a[m, n] |R(n - m) k_n - T k_n - c_m|^2  =>  T_h = X_h C_h^-1
         C_h = E_m Cov_n[k]        X_h = E_m Cov_n[R(n - m) k_n, k_n]
 
     Covariances are within each query's attention, since the constant ``c_m`` cancels in the
-    softmax. ``T_h`` goes into the query. It tells the first tokens, far away and with most of the
-    attention, from the others, which are near; one mean rotation per pair (``mean_rotation``) is
-    too little turned for these and too much for those.
+    softmax. ``T_h`` goes into the query. It tells the sink tokens, far away and with most of the
+    attention, from the others, which are near; one mean rotation per pair (``mean_rotation``)
+    rotates the former too little and the latter too much.
 
-    1. ``lost[h, f]`` is the part of a pair's power, turned as queries see it, that ``T_h`` cannot
+    1. ``lost[h, f]`` is the part of a pair's power, rotated as queries see it, that ``T_h`` cannot
        explain. ``keep_costliest`` chooses what stays, with ``p = E|u[h, f]|^2 lost[h, f]``,
        ``D_f = diag_g(sum_{h in g} p)`` and ``Z_f`` the mean over heads, weighted by ``p``, of
        ``E_m Cov_n[z]``.
-    2. The keys' rest ``N k`` is turned as ``k`` is, so its stand-in has ``N X_h N^T`` and
+    2. The keys' rest ``N k`` is rotated as ``k`` is, so its stand-in has ``N X_h N^T`` and
        ``N C_h N^T`` in the place of ``X_h`` and ``C_h``, in the block of the head's own keys.
 
     Limitations: queries are taken as independent of keys, and one calibration window bounds the
     distances ``D`` seen. With so many KV heads that these moments would be larger than the layer
-    (multi-head attention), it is ``mean_rotation``.
+    (multi-head attention), the result is that of ``mean_rotation``.
     """
     turned = statistics.turned
     if turned is None:

@@ -1,4 +1,4 @@
-"""Components across the heads of one frequency, of which some stay rotary."""
+"""Components across the KV heads of one frequency, the costliest of which stay rotary."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class KeptComponents:
-    """All of a ``RotarySelection`` but the query for what turns no more; float64.
+    """A ``RotarySelection`` without the queries of what loses its rotation; float64.
 
     Attributes:
         inv_freq: frequency of each kept pair  # [rope/2]
@@ -35,7 +35,7 @@ def keep_costliest(
     """Keep the rotary components that are the costliest to lose.
 
     RoPE commutes with any complex-linear map across the heads of one frequency f. With ``Z_f`` a
-    second moment of the pairs and ``D_f`` a diagonal of what a unit of lost power costs in each KV
+    second moment of the pairs and ``D_f`` a diagonal of the cost of a unit of lost power in each KV
     head, the eigenvectors ``E`` of ``D^(1/2) Z D^(1/2)`` give components ``y = E^H D^(1/2) z``,
     each with the cost of its loss as eigenvalue. The ``keep`` costliest over all frequencies stay;
     one frequency may keep none or all of its heads'. The keys' rest is ``z - V_kept y_kept`` with

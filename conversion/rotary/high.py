@@ -1,4 +1,4 @@
-"""MHA2MLA's high-frequency choice: the pairs that turn fastest stay rotary."""
+"""MHA2MLA's high-frequency choice: the pairs of highest frequency stay rotary."""
 
 from conversion.calibration.statistics import LayerStatistics
 from conversion.families import AttentionWeights

@@ -1,4 +1,4 @@
-"""MHA2MLA's low-frequency choice: the pairs that turn slowest stay rotary."""
+"""MHA2MLA's low-frequency choice: the pairs of lowest frequency stay rotary."""
 
 from conversion.calibration.statistics import LayerStatistics
 from conversion.families import AttentionWeights
@@ -10,7 +10,7 @@ def low(weights: AttentionWeights, statistics: LayerStatistics, rope_dim: int) -
     """Keep the same pairs of lowest frequency in every KV head; drop rotation from the rest.
 
     ``S_low`` of MHA2MLA (arXiv:2502.14837, section 3.1): ``{f | d/2 - r <= f < d/2}`` with ``r``
-    pairs per head, frequencies falling with ``f``. Slow pairs hardly turn within a text, so
+    pairs per head, frequencies falling with ``f``. Slow pairs hardly rotate within a text, so
     keeping their rotation keeps little.
 
     Raises:

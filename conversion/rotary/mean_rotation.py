@@ -20,7 +20,7 @@ def mean_rotation(
     chosen by ``keep_costliest`` with ``Z_f = E[z z^H]``, weighted by attention received, and
     ``D_f = diag_g(sum_{h in g} E|u[h,f]|^2 (1 - |rho[h,f]|^2))``.
 
-    Limitations: keys and distances are taken as independent, though the first tokens, which get
+    Limitations: keys and distances are taken as independent, though the sink tokens, which get
     most of the attention, are far away and what else is attended to is near. One calibration
     window bounds the distances ``D`` seen.
     """

@@ -1,4 +1,4 @@
-"""Partial RoPE by plain removal: what is not kept is scored as if query and key were neighbours."""
+"""Partial RoPE by plain removal: the rest is scored as if query and key were at one position."""
 
 import torch
 from torch import Tensor

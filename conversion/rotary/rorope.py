@@ -18,7 +18,7 @@ def widest_fold(kv_heads: int, head_dim: int) -> int:
 
 
 def folded_least(kv_heads: int, head_dim: int) -> list[int]:
-    """Where RoRoPE needs no fold wider than 4: at 56 of 64 dimensions it is 8, at 64 it is 1."""
+    """The values of ``rope_dim`` for which a fold of at most 4 is enough."""
     step = head_dim // 4
     return [] if step % 2 else list(range(step, head_dim + 1, step))
 
@@ -39,12 +39,13 @@ def rorope(
     alike. The first ``r`` of a group stay rotary; the rest loses its rotation. Queries get the
     same ``U`` (with GQA: the part of their KV head), so scores before removal do not change.
 
-    The j-th kept component of a group turns with the group's frequency number ``floor(j M / r)``,
-    as in the release: with ``r = 1`` the group's highest, with ``M = 1`` its own, then exactly.
+    The j-th kept component of a group rotates with the group's frequency ``floor(j M / r)``, as in
+    the release: the group's highest with ``r = 1``, and its own, without error, with ``M = 1``.
 
     The release doubles the fold while perplexity falls. One layer cannot know that, so
     without ``fold`` this takes the fold from 1, 2, 4, 8 of least ``rotary_error``: narrow folds
-    lose rotation of what they drop, wide ones turn what they keep with a neighbour's frequency.
+    lose the rotation of what they drop, wide ones rotate what they keep with a neighbour's
+    frequency.
 
     Raises:
         RecipeError: ``rope_dim`` is not the same number of pairs in every group.
@@ -76,7 +77,7 @@ def rotary_error(
     """Expected squared error of the unscaled scores, summed over heads.
 
     With ``lambda_k`` the power of component k of a group, ``chi_h(theta) = E cos(theta D)`` over
-    head h's attention, and ``phi_k`` the frequency component k turns with, 0 if it was not kept:
+    head h's attention, and ``phi_k`` the frequency that rotates component k, 0 if it was not kept:
 
         sum_{h,f} E|u[h,f]|^2 sum_k lambda_k U[(g(h),f),k]^2 (1 - chi_h(theta_f - phi_k))
 
@@ -89,7 +90,7 @@ def rotary_error(
     power, U = _principal(weights, statistics, fold)
     theta = weights.inv_freq.double().view(groups, fold)
     phi = theta.new_zeros(groups, kv_heads * fold)
-    phi[:, :kept] = theta[:, _turns_with(kept, fold, theta.device)]
+    phi[:, :kept] = theta[:, _frequency_of(kept, fold, theta.device)]
     share = power[:, None] * U.square()  # lambda_k U^2  # [groups, kv_heads * fold, components]
     share = share.view(groups, kv_heads, fold, -1).repeat_interleave(weights.group, dim=1)
     query = pair_power(statistics.query_moment).view(heads, groups, fold)
@@ -116,12 +117,12 @@ def _keep(
     key[every, :, :, every] = rows
     key = key.view(groups * kept, kv_heads, d // 2)
     theta = weights.inv_freq.double().view(groups, fold)
-    inv_freq = theta[:, _turns_with(kept, fold, theta.device)].flatten()
+    inv_freq = theta[:, _frequency_of(kept, fold, theta.device)].flatten()
     return plain_removal(weights, inv_freq, complex_rows(torch.complex(key, torch.zeros_like(key))))
 
 
-def _turns_with(kept: int, fold: int, device: torch.device) -> Tensor:
-    """Which frequency of its group each kept component turns with  # [kept]"""
+def _frequency_of(kept: int, fold: int, device: torch.device) -> Tensor:
+    """The frequency, within its group, that rotates each kept component  # [kept]"""
     return torch.arange(kept, device=device) * fold // max(kept, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a rotary strategy returns: linear maps of a layer's queries and keys, before rotation."""
+"""The result of a rotary strategy: linear maps of a layer's queries and keys before rotation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ RopeWidths = Callable[[int, int], Sequence[int]]
 
 
 def none_better(kv_heads: int, head_dim: int) -> Sequence[int]:
-    """Of a strategy that does as well at one width as at its neighbours."""
+    """No preferred widths: every accepted ``rope_dim`` suits the strategy equally."""
     return ()
 
 
@@ -61,8 +61,8 @@ class RotaryMethod:
     Attributes:
         choose: the strategy.
         reference: where it is described, such as ``arXiv:2502.14837``.
-        step: which ``rope_dim`` it takes.
-        favoured: values of ``rope_dim`` that suit it better than others near them.
+        step: gives the number whose multiples it accepts as ``rope_dim``.
+        favoured: gives values of ``rope_dim`` that suit it better than others near them.
     """
 
     choose: RotaryStrategy

@@ -1,4 +1,4 @@
-"""What the converter needs of a source checkpoint, whatever its file format."""
+"""A source checkpoint as the converter reads it, whatever its file format."""
 
 import math
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ PIECE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is and what it looks like, without reading it."""
+    """The place, shape and dtype of a tensor, known without reading it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -54,7 +54,7 @@ class SourceCheckpoint(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the checkpoint does; cheap to compute."""
+        """A hash that changes when the checkpoint does; cheap to compute."""
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -79,7 +79,7 @@ class SourceCheckpoint(ABC):
         )
 
     def window(self, wanted: int) -> int:
-        """So many tokens, or as many as the model takes at once."""
+        """The window to use: ``wanted`` tokens, or as many as the model takes at once."""
         return min(wanted, int(getattr(self.config, "max_position_embeddings", wanted)))
 
     @cached_property
