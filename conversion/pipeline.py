@@ -25,7 +25,7 @@ from conversion.layers.converter import LayerConverter
 from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths, query_rank
-from conversion.runtime.memory import return_freed_memory
+from conversion.runtime.memory import keep_freed_memory
 from conversion.runtime.numbers import ceil_div
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
@@ -97,7 +97,7 @@ def convert(
         OutputError, SourceError, TextError, RecipeError, OffloadError, TrainingError: with
             the way out.
     """
-    return_freed_memory()
+    keep_freed_memory()
     check_output(out, options.overwrite, source.name)
     dtype = written_dtype(source, options.dtype)
     config = source.config
@@ -187,16 +187,11 @@ def _converted_layers(
     streams: Streams | None,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    with progress.task("Converting layers", len(choices.layer_widths)) as advance:
-        for index, widths in enumerate(choices.layer_widths):
-            layer = converter.layers.load(index)
-            counts = choices.token_weights[index]
-            tensors = converter.convert(layer, index, widths, streams, counts)
-            # Else they would be there until the next layer has been loaded and converted.
-            del layer
-            yield tensors
-            del tensors
-            advance()
+    def convert_layer(index: int, layer: Any) -> dict[str, Tensor]:
+        widths, token_weights = choices.layer_widths[index], choices.token_weights[index]
+        return converter.convert(layer, index, widths, streams, token_weights)
+
+    return converter.layers.for_each_layer(convert_layer, "Converting layers", progress)
 
 
 def _write_layers(

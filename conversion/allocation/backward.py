@@ -16,9 +16,8 @@ from conversion.allocation.sensitivity import (
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.layers.converter import LayerConverter
-from conversion.layers.original import final_norm, output_projection
+from conversion.layers.original import SourceLayers, final_norm, output_projection
 from conversion.runtime.progress import Progress
-from conversion.source import SourceCheckpoint
 
 SEED = 0
 
@@ -45,34 +44,36 @@ def backward_sweep(
     """
     source_layers = converter.layers
     source = source_layers.source
-    layers = source.config.num_hidden_layers
     hidden = embedded_text(source, held_out, None, offload).original
     before: list[Activations] = []
+
+    def up(index: int, layer: Any) -> None:
+        before.append(hidden.copy(offload))
+        if streams is not None:
+            converter.measure(layer, index, streams)
+        source_layers.push(layer, hidden)
+
     task = "Reading held-out text" if streams is None else "Measuring attention"
-    with progress.task(task, layers) as advance:
-        for index in range(layers):
-            layer = source_layers.load(index)
-            before.append(hidden.copy(offload))
-            if streams is not None:
-                converter.measure(layer, index, streams)
-            source_layers.push(layer, hidden)
-            del layer
-            advance()
-    gradients = _at_the_end(source, hidden)
-    with progress.task("Measuring what layers lose", layers) as advance:
-        for index in reversed(range(layers)):
-            layer = source_layers.load(index)
-            attend = partial(source_layers.attend, layer)
-            found = attention_gradients(source.family, layer, attend, before.pop(), gradients)
-            # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
-            source.family.drop_mlp(layer)
-            visit(index, layer, found)
-            del layer, attend, found
-            advance()
+    for _ in source_layers.for_each_layer(up, task, progress):
+        pass
+    gradients = _at_the_end(source_layers, hidden)
+
+    def down(index: int, layer: Any) -> None:
+        attend = partial(source_layers.attend, layer)
+        found = attention_gradients(source.family, layer, attend, before.pop(), gradients)
+        # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
+        source.family.drop_mlp(layer)
+        visit(index, layer, found)
+
+    task = "Measuring what layers lose"
+    for _ in source_layers.for_each_layer(down, task, progress, backwards=True):
+        pass
 
 
-def _at_the_end(source: SourceCheckpoint, hidden: Activations) -> list[list[Tensor]]:
+def _at_the_end(source_layers: SourceLayers, hidden: Activations) -> list[list[Tensor]]:
     """Gradients after the last layer, per window and label set."""
-    norm, generator = final_norm(source), torch.Generator().manual_seed(SEED)
-    head = partial(output_projection, source)
+    source = source_layers.source
+    norm, head = final_norm(source), partial(output_projection, source)
+
+    generator = torch.Generator().manual_seed(SEED)
     return [label_gradients(x, norm, head, generator) for x in hidden]

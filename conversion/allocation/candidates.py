@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,22 +45,21 @@ def held_out_divergences(
     original, *converted = (
         embedded_text(source, held_out, None, offload).original for _ in range(len(candidates) + 1)
     )
-    layers = source.config.num_hidden_layers
-    with progress.task("Choosing widths", layers) as advance:
-        for index in range(layers):
-            layer = source_layers.load(index)
-            attention = source.family.attention(layer)
-            converter.measure(layer, index, streams)
-            source_layers.push(layer, original)
-            for layer_widths, hidden in zip(candidates, converted, strict=True):
-                # One at a time: together they can be larger than the layer.
-                ((_, candidate),) = converter.candidates(layer, index, [layer_widths[index]])
-                source.family.set_attention(layer, candidate)
-                del candidate
-                source_layers.push(layer, hidden)
-                source.family.set_attention(layer, attention)
-            del layer, attention
-            advance()
+
+    def push(index: int, layer: Any) -> None:
+        attention = source.family.attention(layer)
+        converter.measure(layer, index, streams)
+        source_layers.push(layer, original)
+        for layer_widths, hidden in zip(candidates, converted, strict=True):
+            # One at a time: together they can be larger than the layer.
+            ((_, candidate),) = converter.candidates(layer, index, [layer_widths[index]])
+            source.family.set_attention(layer, candidate)
+            del candidate
+            source_layers.push(layer, hidden)
+            source.family.set_attention(layer, attention)
+
+    for _ in source_layers.for_each_layer(push, "Choosing widths", progress):
+        pass
     norm = final_norm(source)
     states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
     return mean_divergences(states[0], states[1:], output_projection(source))

@@ -124,7 +124,7 @@ class _OfGradients:
     def visit(self, index: int, layer: Any, found: AttentionGradients) -> None:
         if self._recipe.spreads:
             converted = self._converter.candidates(layer, index, self._grid)
-            self.costs[index] = layer_costs(found, converted)
+            self.costs[index] = layer_costs(found, converted, self._converter.layers.at_once)
         if self._recipe.weighs_tokens:
             self.token_weights[index] = fit_token_weights(found.streams, found.gradients)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.calibration.activations import batches
 from conversion.families import Family
 from conversion.runtime.precision import bfloat16_products
 from vllm_mha2mla.config import LatentWidths
@@ -27,8 +28,8 @@ def label_gradients(
 
     Averaged over labels, ``g g^T`` is the Fisher information of the predictions, so that a small
     error ``e`` of what ``g`` is the gradient of costs ``KL = E (g . e)^2 / 2``. The vocabulary
-    passes by twice, piece by piece: once to normalise and to draw labels (the largest logit plus
-    Gumbel noise is a draw from the softmax), once for ``g = sum_v p_v W_v - W_label``.
+    passes by twice, piece by piece: once to normalise and to draw the piece that each label lies
+    in, once to draw the label within it and for ``g = sum_v p_v W_v - W_label``.
 
     Args:
         hidden: after the last layer  # [tokens, hidden]
@@ -44,29 +45,26 @@ def label_gradients(
         normed = norm(leaf)
     states = normed.detach()
     tokens = len(states)
-    normaliser = states.new_full((tokens,), float("-inf"))
-    best = states.new_full((SAMPLES, tokens), float("-inf"))
-    labels = torch.zeros(SAMPLES, tokens, dtype=torch.long)
-    start = 0
-    for rows in head():
-        logits = states @ rows.float().T  # [tokens, rows]
-        normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
-        for sample in range(SAMPLES):
-            noise = -torch.empty_like(logits).exponential_(generator=generator).log_()
-            value, index = noise.add_(logits).max(-1)
-            better = value > best[sample]
-            best[sample] = torch.where(better, value, best[sample])
-            labels[sample] = torch.where(better, index + start, labels[sample])
-        start += len(rows)
+    masses = torch.stack([(states @ rows.float().T).logsumexp(-1) for rows in head()])
+    normaliser = masses.logsumexp(0)  # [tokens]
+    # Up to which part of the whole each piece of the vocabulary reaches.
+    ends = (masses - normaliser).double().softmax(0).cumsum(0).T.contiguous()  # [tokens, pieces]
+    place = torch.rand(tokens, SAMPLES, generator=generator, dtype=torch.float64)
+    piece = torch.searchsorted(ends, place).clamp_max(len(masses) - 1)  # [tokens, SAMPLES]
+    starts = torch.cat((ends.new_zeros(tokens, 1), ends), dim=1)
+    within = (place - starts.gather(1, piece)) / (ends.gather(1, piece) - starts.gather(1, piece))
     mean = torch.zeros_like(states)  # sum_v p_v W_v
     drawn = states.new_zeros(SAMPLES, *states.shape)  # W_label
-    start = 0
-    for rows in head():
+    for number, rows in enumerate(head()):
         W = rows.float()
-        mean += (states @ W.T).sub_(normaliser[:, None]).exp_() @ W
-        here = (labels >= start) & (labels < start + len(rows))
-        drawn[here] = W[labels[here] - start]
-        start += len(rows)
+        p = (states @ W.T).sub_(normaliser[:, None]).exp_()  # [tokens, rows]
+        mean += p @ W
+        for sample in range(SAMPLES):
+            (here,) = (piece[:, sample] == number).nonzero(as_tuple=True)
+            reach = p[here].double().cumsum(1)
+            wanted = within[here, sample, None] * reach[:, -1:]
+            label = torch.searchsorted(reach, wanted).clamp_max(len(rows) - 1)
+            drawn[sample, here] = W[label[:, 0]]
     return [torch.autograd.grad(normed, leaf, mean - rows, retain_graph=True)[0] for rows in drawn]
 
 
@@ -99,17 +97,18 @@ def attention_gradients(
     Args:
         family: the source's.
         layer: its decoder layer, float32.
-        attend: its attention block, norm included  # [tokens, hidden] -> [tokens, hidden]
+        attend: its attention block, norm included
+            # [texts, tokens, hidden] -> [texts, tokens, hidden]
         windows: the source's hidden states before the layer  # each [tokens, hidden]
         gradients: per window and label set, at the layer's output; replaced by those at its input.
     """
-    found = AttentionGradients([], [], [], [])
+    result = AttentionGradients([], [], [], [])
     device = next(layer.parameters()).device
     for window, states in enumerate(windows):
         x = states.to(device)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            middle = leaf + attend(leaf)
+            middle = leaf + attend(leaf[None])[0]
             output = family.past_mlp(layer, middle)
         at_attention = []
         for sample, g in enumerate(gradients[window]):
@@ -118,16 +117,18 @@ def attention_gradients(
             )
             at_attention.append(here.cpu())
             gradients[window][sample] = below.cpu()
-        found.inputs.append(family.attention_input(layer, leaf).detach().cpu())
-        found.outputs.append((middle - x).detach().cpu())
-        found.streams.append(middle.detach().cpu())
-        found.gradients.append(at_attention)
-    return found
+        result.inputs.append(family.attention_input(layer, leaf).detach().cpu())
+        result.outputs.append((middle - x).detach().cpu())
+        result.streams.append(middle.detach().cpu())
+        result.gradients.append(at_attention)
+    return result
 
 
 @torch.no_grad()
 def layer_costs(
-    original: AttentionGradients, converted: Iterable[tuple[LatentWidths, LatentAttention]]
+    original: AttentionGradients,
+    converted: Iterable[tuple[LatentWidths, LatentAttention]],
+    at_once: int = 1,
 ) -> dict[LatentWidths, float]:
     """KL per token of converting one layer alone, to second order.
 
@@ -139,19 +140,24 @@ def layer_costs(
     Args:
         original: the layer's own attention, and the gradients there.
         converted: converted attention blocks to measure, one in memory at a time.
+        at_once: windows that are computed together.
     """
-    tokens = len(original.inputs[0])
-    scale = 0.5 / (len(original.inputs) * tokens * len(original.gradients[0]))
-    windows = list(zip(original.inputs, original.outputs, original.gradients, strict=True))
+    inputs, outputs = torch.stack(original.inputs), torch.stack(original.outputs)
+    gradients = [
+        torch.stack(of_label_set) for of_label_set in zip(*original.gradients, strict=True)
+    ]
+    windows, tokens, _ = inputs.shape
+    scale = 0.5 / (windows * tokens * len(gradients))
     costs = {}
     for widths, attention in converted:
         device = next(attention.parameters()).device
         positions = torch.arange(tokens, device=device)[None]
         cost = 0.0
-        for x, a, gradients in windows:
+        for batch in batches(windows, at_once):
             with bfloat16_products():
-                error = attention(x[None].to(device), position_ids=positions)[0][0].cpu() - a
-            cost += sum(float((g * error).sum(-1).square().sum()) for g in gradients)
+                a = attention(inputs[batch].to(device), position_ids=positions)[0].cpu()
+            error = a - outputs[batch]  # [windows, tokens, hidden]
+            cost += sum(float((g[batch] * error).sum(-1).square().sum()) for g in gradients)
         costs[widths] = scale * cost
         # Else it would be there until the next one is.
         del attention

@@ -15,7 +15,7 @@ ITEM_BYTES = torch.float32.itemsize
 
 
 class Activations:
-    """Float32 activations of every calibration window; read and written one window at a time.
+    """Float32 activations of every calibration window; read and written a few windows at a time.
 
     Args:
         windows: how many windows.
@@ -61,25 +61,33 @@ class Activations:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[window] for window in range(len(self)))
 
-    def __getitem__(self, window: int) -> Tensor:
-        """One window, on the CPU, not to be written into  # [tokens, width]"""
+    def __getitem__(self, windows: int | slice) -> Tensor:
+        """One window, or some, on the CPU, not to be written into  # [..., tokens, width]"""
         if self._mapping is None:
-            return self._values[window]
-        copy = self._values[window].clone()
-        self._leave_memory(window)
+            return self._values[windows]
+        copy = self._values[windows].clone()
+        self._leave_memory(windows)
         return copy
 
-    def __setitem__(self, window: int, values: Tensor) -> None:
-        """Replace one window, from any device  # [tokens, width]"""
-        self._values[window].copy_(values)
-        self._leave_memory(window)
+    def __setitem__(self, windows: int | slice, values: Tensor) -> None:
+        """Replace one window, or some, from any device; any shape of as many numbers."""
+        there = self._values[windows]
+        there.copy_(values.view(there.shape))
+        self._leave_memory(windows)
 
-    def _leave_memory(self, window: int) -> None:
-        """Unmap a window's pages: of a shared mapping they stay in the file, written or not."""
+    def _leave_memory(self, windows: int | slice) -> None:
+        """Unmap windows' pages: of a shared mapping they stay in the file, written or not."""
         if self._mapping is not None:
-            start = window * self._window_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-            end = (window + 1) * self._window_bytes
-            self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+            if isinstance(windows, int):
+                windows = slice(windows, windows + 1)
+            first, end, _ = windows.indices(len(self))
+            start = first * self._window_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, end * self._window_bytes - start)
+
+
+def batches(windows: int, at_once: int) -> list[slice]:
+    """Consecutive slices of ``windows`` windows, at most ``at_once`` in each."""
+    return [slice(at, min(at + at_once, windows)) for at in range(0, windows, at_once)]
 
 
 def _mapped_file(nbytes: int, folder: Path) -> mmap.mmap:

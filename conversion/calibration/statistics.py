@@ -6,7 +6,6 @@ position n; D = m - n. The first tokens of a text are attention sinks: few token
 attention. So keys and values are averaged with the attention they receive, not by token.
 """
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conversion.calibration.head_sums import HeadSums
 from conversion.calibration.probes import head_gradients
-from conversion.calibration.turned_keys import TurnedKeys, TurnedKeysSum, are_small
+from conversion.calibration.rotated_keys import (
+    KeysOfWindow,
+    RotatedKeys,
+    RotatedKeysOfHead,
+    RotatedKeysSum,
+    are_small,
+)
 from conversion.families import AttentionWeights
+from conversion.runtime.parallel import side_by_side
 from conversion.text.windows import EVERY
 from vllm_mha2mla.rope import apply_rotary
 
 PROBE_SEED = 0
+# Queries whose attention exists at once: what is masked is a small part of their rows, and the rows
+# stay in a core's cache.
+QUERIES = 128
+# Attention below this is none: what it adds is below rounding, and products with numbers smaller
+# than float32 holds exactly take ten times as long.
+NEGLIGIBLE = 1e-30
 
 
 @dataclass
@@ -42,7 +55,7 @@ class LayerStatistics:
             # [(heads + kv_heads) * d, (heads + kv_heads) * d]
         distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
         token_mean: mean of the normed input over tokens  # [hidden]
-        turned: keys as queries see them; ``None`` with so many KV heads that they would be larger
+        rotated: keys as queries see them; ``None`` with so many KV heads that they would be larger
             than the layer.
     """
 
@@ -57,7 +70,7 @@ class LayerStatistics:
     gradient_moment: Tensor
     distance: Tensor
     token_mean: Tensor
-    turned: TurnedKeys | None
+    rotated: RotatedKeys | None
 
     def to(self, device: torch.device | str) -> "LayerStatistics":
         """The same statistics on another device."""
@@ -82,113 +95,147 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
         inputs: its normed input, at least one window, all as long as the first; taken one after
             the other, so that a generator needs memory for one  # each [tokens, hidden]
     """
-    heads, d, hidden = weights.query.shape
-    kv_heads = weights.key.shape[0]
-    device = weights.query.device
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    query_moment = zeros(heads, d, d)
-    query_norm, key_norm = zeros(heads, d // 2), zeros(kv_heads, d // 2)
-    rho = zeros(heads, d // 2, dtype=torch.complex128)
-    first, second = zeros(hidden), zeros(hidden, hidden)
-    token_moment = zeros(hidden, hidden)
-    gamma = zeros(heads)
-    both = (heads + kv_heads) * d
-    gradient_moment = zeros(both, both, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    probed = 0
-    small = are_small(heads, kv_heads, d, hidden)
-    turned = TurnedKeysSum(heads, kv_heads, d, device) if small else None
-
     remaining = iter(inputs)
-    first_window = next(remaining)
-    windows, tokens = 0, len(first_window)
-    distance = zeros(heads, tokens)
-    token_mean = zeros(hidden)
-    positions = torch.arange(tokens, device=device)
-    angles = positions[:, None] * weights.inv_freq  # [tokens, d/2]
-    cos, sin = angles.cos(), angles.sin()
-    turn = torch.polar(torch.ones_like(angles), angles)  # e^{i theta m}  # [tokens, d/2]
-    # Added to the scores: one pass over them less than filling a mask.
-    causal = angles.new_full((tokens, tokens), float("-inf")).triu_(1)
-    gram = torch.einsum("hed,hef->hdf", weights.output, weights.output)  # W_O^T W_O
+    first = next(remaining)
+    total = StatisticsSum(weights, len(first))
+    total.add(first)
+    for window in remaining:
+        total.add(window)
+    return total.mean()
 
-    for window in itertools.chain((first_window,), remaining):
-        windows += 1
+
+class StatisticsSum:
+    """The statistics of one layer, added up window by window.
+
+    Products within a window are float32, which is exact enough for a thousand terms and twice as
+    fast as float64; windows add up in float64 where :class:`LayerStatistics` says so.
+
+    Args:
+        weights: the layer's attention.
+        tokens: of every window.
+    """
+
+    def __init__(self, weights: AttentionWeights, tokens: int) -> None:
+        self._weights, self._tokens, self._windows, self._probed = weights, tokens, 0, 0
+        heads, d, hidden = weights.query.shape
+        kv_heads = weights.key.shape[0]
+        device = weights.query.device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._query_moment = zeros(heads, d, d)
+        self._query_norm, self._key_norm = zeros(heads, d // 2), zeros(kv_heads, d // 2)
+        self._rho = zeros(heads, d // 2, dtype=torch.complex128)
+        self._first, self._second = zeros(hidden), zeros(hidden, hidden)
+        self._token_mean, self._token_moment = zeros(hidden), zeros(hidden, hidden)
+        self._gamma, self._distance = zeros(heads), zeros(heads, tokens)
+        both = (heads + kv_heads) * d
+        self._gradient_moment = zeros(both, both, dtype=torch.float32)
+        self._generator = torch.Generator().manual_seed(PROBE_SEED)
+        small = are_small(heads, kv_heads, d, hidden)
+        self._rotated = RotatedKeysSum(heads, kv_heads, d, device) if small else None
+        angles = torch.arange(tokens, device=device)[:, None] * weights.inv_freq  # [tokens, d/2]
+        self._cos, self._sin = angles.cos(), angles.sin()
+        self._turn = torch.polar(torch.ones_like(angles), angles)  # e^{i theta m}
+        # W_O^T W_O  # [heads, d, d]
+        self._output_gram = weights.output.transpose(1, 2) @ weights.output
+
+    def add(self, window: Tensor) -> None:
+        """Count one window  # [tokens, hidden]"""
+        weights, tokens = self._weights, self._tokens
+        heads, kv_heads = len(weights.query), len(weights.key)
         x = window.float()
         q = torch.einsum("te,hde->htd", x, weights.query) + weights.query_bias[:, None]
         k = torch.einsum("te,gde->gtd", x, weights.key) + weights.key_bias[:, None]
         v = torch.einsum("te,gde->gtd", x, weights.value) + weights.value_bias[:, None]
-        query_moment += torch.einsum("htd,hte->hde", q, q).double() / tokens
-        query_norm += as_pairs(q).abs().mean(1).double()
-        key_norm += as_pairs(k).abs().mean(1).double()
-        k_turned = apply_rotary(k, cos, sin)
-        received = torch.zeros(tokens, device=x.device)
+        self._query_moment += torch.einsum("htd,hte->hde", q, q).double() / tokens
+        self._query_norm += as_pairs(q).abs().mean(1).double()
+        self._key_norm += as_pairs(k).abs().mean(1).double()
+        k_rotated = apply_rotary(k, self._cos, self._sin)
         probe = None
-        if windows % EVERY == 1:
-            probed += 1
-            probe = torch.randn(tokens, hidden, generator=generator).to(x)
-            gradients = x.new_zeros(tokens, heads + kv_heads, d)
-            flat_keys = k.transpose(0, 1).flatten(1)  # [tokens, kv_heads * d]
-            turned_pairs = as_pairs(k_turned.transpose(0, 1))  # [tokens, kv_heads, d/2]
-        for h in range(heads):
+        if self._windows % EVERY == 0:
+            probe = torch.randn(x.shape, generator=self._generator).to(x)
+        self._windows += 1
+        keys = None
+        if probe is not None and self._rotated is not None:
+            keys = KeysOfWindow(k, as_pairs(k_rotated.transpose(0, 1)), self._turn)
+
+        def of_head(h: int) -> tuple[Tensor, Tensor, Tensor]:
+            """Attention received by keys, and gradients for keys and values, of one head."""
             g = h // weights.group
-            a = torch.addmm(
-                causal, apply_rotary(q[h], cos, sin), k_turned[g].T, alpha=weights.scale
-            ).softmax(-1)  # [queries, keys]
-            received += a.sum(0)
-            if probe is not None:
-                of_keys, of_values = head_gradients(
-                    a, q[h], v[g], probe @ weights.output[h], weights.scale
-                )
-                gradients[:, h] = of_keys
-                gradients[:, heads + g] += of_values
-                if turned is not None:
-                    turned.add(h, a, flat_keys, turned_pairs, turn)
-            distance[h] += by_distance(a).double()
-            # E e^{i theta (m - n)} = mean_m e^{i theta m} conj(sum_n a e^{i theta n})
-            size = ((v[g] @ gram[h]) * v[g]).sum(1, keepdim=True)  # ||W_O v_n||^2
-            averaged = a @ torch.cat((turn.real, turn.imag, v[g], size), dim=1)
-            real, imaginary, o, mean_of_size = averaged.split((d // 2, d // 2, d, 1), dim=1)
-            rho[h] += (turn * torch.complex(real, -imaginary)).mean(0).to(torch.complex128)
-            size_of_mean = ((o @ gram[h]) * o).sum(1)
-            gamma[h] += (mean_of_size[:, 0] - size_of_mean).mean().double()
+            q_rotated = apply_rotary(q[h], self._cos, self._sin)
+            sums = HeadSums(self._turn, v[g], self._output_gram[h])
+            rotated = None if keys is None else RotatedKeysOfHead(keys)
+            of_keys, of_values = torch.zeros_like(v[g]), torch.zeros_like(v[g])
+            for start in range(0, tokens, QUERIES):
+                block = slice(start, min(start + QUERIES, tokens))
+                a = self._attention(q_rotated[block], k_rotated[g, : block.stop])
+                sums.add(a, start)
+                if rotated is not None:
+                    rotated.add(a, start)
+                if probe is not None:
+                    R = probe[block] @ weights.output[h]  # [queries, d]
+                    found = head_gradients(a, q[h, block], v[g, : block.stop], R, weights.scale)
+                    of_keys[: block.stop] += found[0]
+                    of_values[: block.stop] += found[1]
+            self._distance[h] += sums.distance.double() / tokens
+            self._rho[h] += sums.rho.to(torch.complex128) / tokens
+            self._gamma[h] += sums.gamma.double() / tokens
+            if rotated is not None and self._rotated is not None:
+                self._rotated.add(h, rotated)
+            return sums.received, of_keys, of_values
+
+        received = x.new_zeros(tokens)
+        gradients = x.new_zeros(tokens, heads + kv_heads, weights.query.shape[1])
+        for h, (of_head_received, of_keys, of_values) in enumerate(
+            side_by_side(of_head, range(heads))
+        ):
+            received += of_head_received
+            gradients[:, h] = of_keys
+            gradients[:, heads + h // weights.group] += of_values
+        if keys is not None and self._rotated is not None:
+            self._rotated.end_window()
         if probe is not None:
+            self._probed += 1
             flat = gradients.flatten(1)
-            gradient_moment.addmm_(flat.T, flat, alpha=1 / tokens)
+            self._gradient_moment.addmm_(flat.T, flat, alpha=1 / tokens)
         w = received / received.sum()
-        token_mean += x.mean(0).double()
-        first += (w @ x).double()
-        # One window's products in float32, which is exact enough for a thousand terms and twice
-        # as fast; windows add up in float64.
-        second += (x.T @ (w[:, None] * x)).double()
-        token_moment += (x.T @ x).double() / tokens
+        self._token_mean += x.mean(0).double()
+        self._first += (w @ x).double()
+        self._second += (x.T @ (w[:, None] * x)).double()
+        self._token_moment += (x.T @ x).double() / tokens
 
-    mean = first / windows
-    return LayerStatistics(
-        query_moment=query_moment / windows,
-        query_norm=query_norm / windows,
-        key_norm=key_norm / windows,
-        rho=rho / windows,
-        input_mean=mean,
-        input_covariance=second / windows - torch.outer(mean, mean),
-        token_moment=token_moment / windows,
-        gamma=gamma / windows,
-        gradient_moment=gradient_moment / probed,
-        distance=distance / windows,
-        token_mean=token_mean / windows,
-        turned=None if turned is None else turned.mean(),
-    )
+    def mean(self) -> LayerStatistics:
+        """The averages over the windows so far. Uses the sums up: call it once."""
+        windows = self._windows
+        mean = self._first / windows
+        return LayerStatistics(
+            query_moment=self._query_moment / windows,
+            query_norm=self._query_norm / windows,
+            key_norm=self._key_norm / windows,
+            rho=self._rho / windows,
+            input_mean=mean,
+            input_covariance=self._second / windows - torch.outer(mean, mean),
+            token_moment=self._token_moment / windows,
+            gamma=self._gamma / windows,
+            gradient_moment=self._gradient_moment / self._probed,
+            distance=self._distance / windows,
+            token_mean=self._token_mean / windows,
+            rotated=None if self._rotated is None else self._rotated.mean(),
+        )
 
+    def _attention(self, q: Tensor, k: Tensor) -> Tensor:
+        """Causal attention of consecutive queries, the last one at the last key.
 
-def by_distance(a: Tensor) -> Tensor:
-    """Causal attention summed by distance, averaged over queries  # [tokens, tokens] -> [tokens]"""
-    tokens = len(a)
-    # Rows one element longer than they are: column tokens - 1 - D of row m is a[m, m - D], and
-    # what wraps in from the row before is its future, zero. Row 0 would start before the storage.
-    shifted = a.contiguous().as_strided((tokens - 1, tokens), (tokens + 1, 1), 2)
-    total = shifted.sum(0).flip(0)
-    total[0] += a[0, 0]
-    return total / tokens
+        Args:
+            q: rotated queries of one head  # [queries, d]
+            k: rotated keys  # [keys, d]
+
+        Returns:
+            # [queries, keys]
+        """
+        scores = (q @ k.T).mul_(self._weights.scale)
+        future = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu_(1)
+        scores[:, len(k) - len(q) :].masked_fill_(future, float("-inf"))
+        return torch.threshold(scores.softmax(-1), NEGLIGIBLE, 0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from conversion.calibration.rotated_keys import RotatedKeys
 from conversion.calibration.statistics import LayerStatistics
-from conversion.calibration.turned_keys import TurnedKeys
 from conversion.errors import OutputError, StatisticsError, first_line
 
 ORIGIN = "origin.txt"
@@ -61,8 +61,8 @@ class StatisticsStore:
         path = self._path(index)
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
-            turned = values.pop("turned")
-            return LayerStatistics(**values, turned=turned and TurnedKeys(**turned))
+            rotated = values.pop("rotated")
+            return LayerStatistics(**values, rotated=rotated and RotatedKeys(**rotated))
         except (
             OSError,
             RuntimeError,
@@ -86,7 +86,7 @@ class StatisticsStore:
         if self.folder is None:
             self._layers[index] = statistics
             return
-        values = vars(statistics) | {"turned": statistics.turned and vars(statistics.turned)}
+        values = vars(statistics) | {"rotated": statistics.rotated and vars(statistics.rotated)}
         with self._writing(self._path(index)) as partial:
             torch.save(values, partial)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.calibration.activations import Activations
+from conversion.calibration.activations import Activations, batches
 from conversion.calibration.statistics import LayerStatistics, layer_statistics
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import RefitStreams, Streams
@@ -21,7 +21,7 @@ from conversion.layers.refit import SINK_WEIGHT, OutputRefit
 from conversion.layers.token_weights import TokenWeights
 from conversion.recipes.recipe import Recipe
 from conversion.rotary.selection import RotarySelection
-from conversion.runtime.precision import bfloat16_products
+from conversion.runtime.precision import bfloat16_products, round_linear_weights
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
 
@@ -182,34 +182,47 @@ class LayerConverter:
         index: int,
         widths: LatentWidths,
         tensors: dict[str, Tensor],
-        counts: TokenWeights,
+        token_weights: TokenWeights,
         original: Activations,
         buffers: RefitStreams,
     ) -> dict[str, Tensor]:
         attention = self.latent_attention(index, widths, tensors)
-        weight, bias = tensors["o_proj.weight"], tensors["o_proj.bias"]
-        refit = OutputRefit(weight, bias, self._recipe.ridge)
+        refit = OutputRefit(tensors["o_proj.weight"], tensors["o_proj.bias"], self._recipe.ridge)
         # Rounding is far below what truncation loses, but not where nothing is truncated.
         lossy = widths.width < 2 * self._config.num_key_value_heads * self._config.head_dim
+        if lossy:
+            round_linear_weights(layer)
+            round_linear_weights(attention)
         text = len(original) - buffers.sinks
-        for window in range(len(original)):
-            alone = window >= text
-            x = original[window].to(self.layers.device)  # [tokens, hidden]
-            y = buffers.converted[window].to(self.layers.device)
+        of_text = batches(text, self.layers.at_once)
+        of_sinks = [slice(text + b.start, text + b.stop) for b in batches(buffers.sinks, 1)]
+        for batch in (*of_text, *of_sinks):
+            alone = batch.start >= text
+            x = _texts(original[batch].to(self.layers.device), alone)  # [texts, tokens, hidden]
+            y = _texts(buffers.converted[batch].to(self.layers.device), alone)
             normed = self.layers.normed(layer, y)
             with bfloat16_products(lossy):
-                heads = self.layers.heads(attention, normed, alone).float()
-                x = x + self.layers.attend(layer, x, alone)
-                original[window] = self.layers.past_mlp(layer, x)
-            buffers.heads[window] = heads
+                head_outputs = self.layers.head_outputs(attention, normed).float()
+                x = x + self.layers.attend(layer, x)
+                original[batch] = self.layers.past_mlp(layer, x)
+            buffers.heads[batch] = head_outputs
             share = SINK_WEIGHT * text / buffers.sinks if alone else 1
-            refit.add(heads, x - y, share * counts(x))
+            x, y, head_outputs = (states.flatten(0, 1) for states in (x, y, head_outputs))
+            refit.add(head_outputs, x - y, share * token_weights(x))
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
-        for window in range(len(original)):
-            y = buffers.converted[window].to(self.layers.device)
-            heads = buffers.heads[window].to(self.layers.device)
+        for batch in batches(len(original), self.layers.at_once):
+            y = buffers.converted[batch].to(self.layers.device)
+            head_outputs = buffers.heads[batch].to(self.layers.device)
             with bfloat16_products(lossy):
-                pushed = self.layers.past_mlp(layer, y + heads @ weight.T + bias)
-            buffers.converted[window] = pushed
+                pushed = self.layers.past_mlp(layer, y + head_outputs @ weight.T + bias)
+            buffers.converted[batch] = pushed
         return solution
+
+
+def _texts(windows: Tensor, alone: bool) -> Tensor:
+    """Windows as texts, or every token of theirs as a text of its own.
+
+    [windows, tokens, hidden] -> [texts, tokens, hidden]
+    """
+    return windows.flatten(0, 1)[:, None] if alone else windows

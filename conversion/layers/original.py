@@ -1,24 +1,34 @@
 """The source's layers, one at a time, and what they do to text window by window."""
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from conversion.calibration.activations import Activations
+from conversion.calibration.activations import Activations, batches
 from conversion.families import AttentionWeights
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
+from conversion.runtime.memory import trim_memory
 from conversion.runtime.precision import bfloat16_products
+from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
 from vllm_mha2mla.hf.attention import LatentAttention
+
+Result = TypeVar("Result")
+
+# Intermediate results of the windows that are computed together: every product first puts its
+# weights in order, which takes longer than one window of a small model.
+AT_ONCE_BYTES = 128 << 20
+# Of the MLP's width, at its widest moment.
+MLP_TENSORS = 3
 
 
 class SourceLayers:
     """Layers of one source as they compute windows of one length.
 
-    One layer at a time is on the device, with one window; hidden states stay on the CPU.
+    One layer at a time is on the device, with a few windows; hidden states stay on the CPU.
 
     Args:
         source: the original.
@@ -30,6 +40,7 @@ class SourceLayers:
         family: its family.
         config: the source's, with attention as calibration computes it.
         device: where a layer is computed.
+        at_once: windows that are computed together.
         rotary: the source's rotary embedding, on the device.
     """
 
@@ -40,6 +51,7 @@ class SourceLayers:
         self.family = source.family
         self.rotary = self.family.rotary_embedding(self.config).to(device)
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
+        self.at_once = windows_at_once(self.config, tokens) if device.type == "cpu" else 1
         self._angles = self.rotary(torch.zeros(1, device=device), self._positions)
 
     def load(self, index: int) -> Any:
@@ -49,16 +61,43 @@ class SourceLayers:
         layer.load_state_dict(self.source.layer(index, torch.float32), assign=True)
         return layer.to(self.device).eval()
 
+    def for_each_layer(
+        self,
+        visit: Callable[[int, Any], Result],
+        description: str,
+        progress: Progress,
+        backwards: bool = False,
+    ) -> Iterator[Result]:
+        """Load the layers one after the other, and give each to ``visit``.
+
+        One source layer is in memory at a time, and one result: ``visit`` keeps no layer, and a
+        caller that keeps results keeps their memory.
+
+        Args:
+            visit: called with a layer's number and the layer.
+            description: of the work, for the progress.
+            progress: told about every layer.
+            backwards: from the last layer to the first.
+        """
+        num_layers = self.config.num_hidden_layers
+        order = reversed(range(num_layers)) if backwards else range(num_layers)
+        with progress.task(description, num_layers) as advance:
+            for index in order:
+                # In one expression: a name would keep the layer, or the last result, for too long.
+                yield visit(index, self.load(index))
+                trim_memory()
+                advance()
+
     @torch.no_grad()
     def push(self, layer: Any, hidden: Activations, rounded: bool = False) -> None:
         """Move hidden states past a layer with whatever attention it has, window by window.
 
         ``rounded``, for text that only averages are taken of, allows products in bfloat16.
         """
-        for window, x in enumerate(hidden):
-            x = x.to(self.device)
+        for batch in batches(len(hidden), self.at_once):
+            x = hidden[batch].to(self.device)
             with bfloat16_products(rounded):
-                hidden[window] = self.past_mlp(layer, x + self.attend(layer, x))
+                hidden[batch] = self.past_mlp(layer, x + self.attend(layer, x))
 
     def attention_weights(self, layer: Any) -> AttentionWeights:
         """The projections of a layer's attention, split by head."""
@@ -66,34 +105,41 @@ class SourceLayers:
         return self.family.attention_weights(attention, self.config, self.rotary)
 
     def normed(self, layer: Any, x: Tensor) -> Tensor:
-        """What a layer's attention reads of one window  # [tokens, hidden]"""
+        """What a layer's attention reads  # [..., hidden]"""
         return self.family.attention_input(layer, x)
 
-    def attend(self, layer: Any, x: Tensor, alone: bool = False) -> Tensor:
-        """What a layer's attention adds to one window, or to tokens that see only themselves.
+    def attend(self, layer: Any, x: Tensor) -> Tensor:
+        """The attention output that a layer adds to texts.
 
-        [tokens, hidden] -> [tokens, hidden]
+        [texts, tokens, hidden] -> [texts, tokens, hidden]
         """
-        batch = _texts(self.normed(layer, x), alone)
-        tokens = batch.shape[1]
+        tokens = x.shape[1]
         cos, sin = self._angles
         output: Tensor = self.family.attention(layer)(
-            batch,
+            self.normed(layer, x),
             position_embeddings=(cos[:, :tokens], sin[:, :tokens]),
             position_ids=self._positions[:, :tokens],
             attention_mask=None,
         )[0]
-        return output.flatten(0, 1)
+        return output
 
-    def heads(self, attention: LatentAttention, normed: Tensor, alone: bool) -> Tensor:
-        """A converted attention's heads, likewise  # [tokens, heads * v]"""
-        batch = _texts(normed, alone)
-        positions = self._positions[:, : batch.shape[1]]
-        return attention.attend(batch, position_ids=positions)[0].flatten(0, 1)
+    def head_outputs(self, attention: LatentAttention, normed: Tensor) -> Tensor:
+        """The outputs of a converted attention's heads.
+
+        [texts, tokens, hidden] -> [texts, tokens, heads * v]
+        """
+        positions = self._positions[:, : normed.shape[1]]
+        return attention.attend(normed, position_ids=positions)[0]
 
     def past_mlp(self, layer: Any, x: Tensor) -> Tensor:
-        """One window, its attention output added, past the rest of the layer  # [tokens, hidden]"""
+        """The stream after attention, moved past the rest of the layer  # [..., hidden]"""
         return self.family.past_mlp(layer, x)
+
+
+def windows_at_once(config: Any, tokens: int) -> int:
+    """How many windows are computed together for ``AT_ONCE_BYTES`` of intermediate results."""
+    widest = max(int(config.hidden_size), int(getattr(config, "intermediate_size", 0)))
+    return max(1, AT_ONCE_BYTES // (MLP_TENSORS * tokens * widest * torch.float32.itemsize))
 
 
 def for_calibration(config: Any) -> Any:
@@ -101,11 +147,6 @@ def for_calibration(config: Any) -> Any:
     config = copy.deepcopy(config)
     config._attn_implementation = DENSE_ATTENTION
     return config
-
-
-def _texts(x: Tensor, alone: bool) -> Tensor:
-    """A window as one text, or every token as one: [tokens, hidden] -> [texts, tokens, hidden]"""
-    return x[:, None] if alone else x[None]
 
 
 def output_projection(source: SourceCheckpoint) -> Iterable[Tensor]:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# Weight of the sink tokens in a refit, relative to all text. A tenth of this keeps the sinks;
-# 1 / 40 to 1 / 10 leave the model closest to the original, and more is at the expense of the text.
+# Weight of the sink tokens in a refit, relative to all text. A tenth of this keeps the sinks; from
+# 1 / 40 to 1 / 10 the model stays closest to the original, and more is at the expense of the text.
 SINK_WEIGHT = 1 / 25
 
 
@@ -41,17 +41,17 @@ class OutputRefit:
         self._ridge = ridge
         self._tokens = 0
 
-    def add(self, heads: Tensor, targets: Tensor, counts: Tensor) -> None:
-        """Count one window.
+    def add(self, head_outputs: Tensor, targets: Tensor, token_weights: Tensor) -> None:
+        """Count some windows.
 
         Args:
-            heads: the converted heads' outputs, float32  # [tokens, heads * v]
+            head_outputs: the converted heads' outputs, float32  # [tokens, heads * v]
             targets: ``attention_original + (stream_original - stream_converted)``, float32
                 # [tokens, hidden]
-            counts: diagonal of ``D``  # [tokens]
+            token_weights: diagonal of ``D``  # [tokens]
         """
-        X = torch.cat((heads, heads.new_ones(len(heads), 1)), dim=1)
-        weighted = X * counts[:, None]  # D X
+        X = torch.cat((head_outputs, head_outputs.new_ones(len(head_outputs), 1)), dim=1)
+        weighted = X * token_weights[:, None]  # D X
         self._tokens += len(X)
         self._gram += weighted.T @ X
         self._cross += weighted.T @ targets

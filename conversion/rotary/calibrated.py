@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from conversion.calibration.rotated_keys import RotatedKeys
 from conversion.calibration.statistics import LayerStatistics
-from conversion.calibration.turned_keys import TurnedKeys
 from conversion.families import AttentionWeights
 from conversion.rotary.components import keep_costliest
 from conversion.rotary.mean_rotation import mean_rotation
@@ -45,7 +45,7 @@ def calibrated(
     distances ``D`` seen. With so many KV heads that these moments would be larger than the layer
     (multi-head attention), the result is that of ``mean_rotation``.
     """
-    turned = statistics.turned
+    turned = statistics.rotated
     if turned is None:
         return mean_rotation(weights, statistics, rope_dim)
     kv_heads, d, _ = weights.key.shape
@@ -59,7 +59,7 @@ def calibrated(
     return RotarySelection(**vars(kept), query_nope=torch.stack([T.T for T in stand_ins]))
 
 
-def _lost(weights: AttentionWeights, turned: TurnedKeys, eye: Tensor) -> Tensor:
+def _lost(weights: AttentionWeights, turned: RotatedKeys, eye: Tensor) -> Tensor:
     """Part of every pair's power that no unrotated key explains  # [heads, d/2]"""
     parts = []
     for h in range(len(weights.query)):
@@ -71,7 +71,7 @@ def _lost(weights: AttentionWeights, turned: TurnedKeys, eye: Tensor) -> Tensor:
 
 
 def _stand_in(
-    weights: AttentionWeights, turned: TurnedKeys, N: Tensor, h: int
+    weights: AttentionWeights, turned: RotatedKeys, N: Tensor, h: int
 ) -> tuple[Tensor, Tensor]:
     """``T_h`` and ``X_h`` of the keys ``N k`` of a head's own KV head  # both [d, d]"""
     d = weights.query.shape[1]

@@ -1,8 +1,7 @@
-"""Causal attention by dense products, for whole windows on a CPU.
+"""Causal attention over whole windows on a CPU, by whichever products are faster.
 
-PyTorch's fused CPU attention saves memory where a window is long. Of 512 tokens in bfloat16 it
-takes half of a training step, most of it in the backward pass; plain matrix products take a sixth
-of that. In float32 they are the slower ones.
+PyTorch's fused CPU attention is the faster one, but for its backward pass in bfloat16: of a
+training step on 512 tokens that takes half, and with plain matrix products a sixth.
 """
 
 import math
@@ -30,8 +29,8 @@ def dense_attention(
 ) -> tuple[Tensor, None]:
     """``softmax(scaling * q k^T) v`` over whole causal windows; an attention of transformers.
 
-    Dense where products are rounded to bfloat16 (``runtime.precision``), fused elsewhere. Heads
-    that share keys are rows of one product, as many as ``SCORES`` allows.
+    Dense where products are rounded to bfloat16 (``precision``) and gradients are wanted, fused
+    elsewhere. Heads that share keys are rows of one product, as many as ``SCORES`` allows.
 
     Args:
         module: unused; part of the interface.
@@ -48,9 +47,18 @@ def dense_attention(
     batch, heads, tokens, d = query.shape
     kv_heads = key.shape[1]
     scale = 1 / math.sqrt(d) if scaling is None else scaling
-    if not torch.is_autocast_enabled(query.device.type):
+    rounded = torch.is_autocast_enabled(query.device.type)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    # The fused kernel takes keys and values of one width; of two, it falls back to slow products.
+    if not rounded or (not learns and key.shape[-1] == value.shape[-1]):
+        dtype = torch.get_autocast_dtype(query.device.type) if rounded else query.dtype
         fused = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=kv_heads < heads
+            query.to(dtype),
+            key.to(dtype),
+            value.to(dtype),
+            is_causal=True,
+            scale=scale,
+            enable_gqa=kv_heads < heads,
         )
         return fused.transpose(1, 2), None
     grouped = (query * scale).view(batch, kv_heads, heads // kv_heads, tokens, d)

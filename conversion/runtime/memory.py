@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -29,16 +30,30 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Keep freed memory in the process, for work that needs it again and again.
 
-    Every step of a training frees and allocates all its activations; new pages would take a third
-    of its time. The setting holds for the whole process; without glibc nothing happens.
+    Every step of a training, and every window of a conversion, frees and allocates its activations;
+    new pages would take a third of its time. The setting holds for the whole process; without glibc
+    nothing happens.
     """
     _set_thresholds(KEEP_ALL, KEEP_ALL)
 
 
+def trim_memory() -> None:
+    """Give back to the system what is free now, holes between tensors included.
+
+    After ``keep_freed_memory``, once for every layer, whose tensors rarely fit into the last one's
+    holes: without it a process would grow with the number of layers. Without glibc nothing happens.
+    """
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+
+
 def _set_thresholds(mapped: int, kept: int) -> None:
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _glibc("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, mapped)
         mallopt(M_TRIM_THRESHOLD, kept)

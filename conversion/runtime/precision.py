@@ -24,3 +24,16 @@ def bfloat16_products(enabled: bool = True) -> Iterator[None]:
         "cpu", torch.bfloat16, enabled=enabled and bfloat16_is_fast(), cache_enabled=False
     ):
         yield
+
+
+def round_linear_weights(module: torch.nn.Module) -> None:
+    """Round the weights of a module's linear layers once, where products are rounded anyway.
+
+    Within ``bfloat16_products`` every product would round them again. The module is then good for
+    nothing else.
+    """
+    if not bfloat16_is_fast():
+        return
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear) and layer.weight.device.type == "cpu":
+            layer.weight.data = layer.weight.data.to(torch.bfloat16)

@@ -53,8 +53,8 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
         original = layer.self_attn
 
         def attend(x, layer=layer, original=original):
-            normed = layer.input_layernorm(x)[None]
-            return original(normed, position_embeddings=angles, attention_mask=None)[0][0]
+            normed = layer.input_layernorm(x)
+            return original(normed, position_embeddings=angles, attention_mask=None)[0]
 
         error = torch.randn(64, 64, generator=generator) * 0.004
         converted = Perturbed(original, angles, error)

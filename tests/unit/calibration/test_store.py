@@ -3,17 +3,17 @@ import dataclasses
 import pytest
 import torch
 
+from conversion.calibration.rotated_keys import RotatedKeys
 from conversion.calibration.statistics import LayerStatistics
 from conversion.calibration.store import StatisticsStore
-from conversion.calibration.turned_keys import TurnedKeys
 from conversion.errors import OutputError, StatisticsError
 
 
 def statistics(with_turned=True):
     values = {f.name: torch.randn(3, 2).double() for f in dataclasses.fields(LayerStatistics)}
     rho = torch.randn(3, 2, dtype=torch.complex128)
-    turned = TurnedKeys(*(torch.randn(2, 3) for _ in dataclasses.fields(TurnedKeys)))
-    return LayerStatistics(**values | {"rho": rho, "turned": turned if with_turned else None})
+    turned = RotatedKeys(*(torch.randn(2, 3) for _ in dataclasses.fields(RotatedKeys)))
+    return LayerStatistics(**values | {"rho": rho, "rotated": turned if with_turned else None})
 
 
 def equal(first, second):
@@ -73,7 +73,7 @@ def test_a_file_of_a_version_that_measured_less(tmp_path):
     store.put(0, statistics())
     path = tmp_path / "layer-0000.pt"
     values = torch.load(path)
-    del values["turned"]
+    del values["rotated"]
     torch.save(values, path)
     with pytest.raises(StatisticsError, match=r"layer-0000\.pt: not the statistics of a layer"):
         store.get(0)

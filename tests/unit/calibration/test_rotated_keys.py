@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from conversion.calibration.rotated_keys import are_small
 from conversion.calibration.statistics import as_pairs, layer_statistics
-from conversion.calibration.turned_keys import are_small
 from conversion.families.llama import LLAMA
 from conversion.rotary import ROTARY
 from conversion.rotary.calibrated import RIDGE
@@ -72,13 +72,13 @@ def test_moments_are_covariances_within_each_query(measured):
             pairs.append(torch.stack([within(a, z[..., f], z[..., f]) for f in range(d // 2)]))
         # The product computes in float32.
         close = {"atol": 2e-5, "rtol": 1e-3, "check_dtype": False}
-        torch.testing.assert_close(statistics.turned.cross[h], sum(cross) / 2, **close)
-        torch.testing.assert_close(statistics.turned.plain[h], sum(plain) / 2, **close)
-        torch.testing.assert_close(statistics.turned.pairs[h], sum(pairs) / 2, **close)
+        torch.testing.assert_close(statistics.rotated.cross[h], sum(cross) / 2, **close)
+        torch.testing.assert_close(statistics.rotated.plain[h], sum(plain) / 2, **close)
+        torch.testing.assert_close(statistics.rotated.pairs[h], sum(pairs) / 2, **close)
 
 
 @pytest.mark.parametrize("rope", [0, 4, 8])
-def test_stand_ins_are_the_ridge_regression_of_turned_keys(measured, rope):
+def test_stand_ins_are_the_ridge_regression_of_rotated_keys(measured, rope):
     """Solved as least squares over all pairs of queries and keys, the ridge as rows of its own."""
     weights, statistics, inputs = measured
     d = weights.query.shape[1]
@@ -156,7 +156,7 @@ def test_a_layer_with_too_many_kv_heads_takes_the_mean_rotation():
     )
     torch.manual_seed(3)
     statistics = layer_statistics(weights, torch.randn(2, 12, 64))
-    assert statistics.turned is None
+    assert statistics.rotated is None
     found = ROTARY["calibrated"](weights, statistics, 8)
     expected = ROTARY["mean-rotation"](weights, statistics, 8)
     for field in dataclasses.fields(found):
