@@ -46,7 +46,7 @@ CONVERTED_TENSORS = 8
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a conversion, as opposed to what it makes.
+    """The way a conversion runs, as opposed to its recipe.
 
     Attributes:
         device: where a layer is computed; only the current layer moves there.

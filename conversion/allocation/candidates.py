@@ -1,4 +1,4 @@
-"""What candidates for the widths of all layers lose on held-out text."""
+"""The loss of candidates for the widths of all layers, on held-out text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def held_out_divergences(
     progress: Progress,
     offload: Path | None = None,
 ) -> list[float]:
-    """What each candidate loses: the divergence of its predictions from the original's.
+    """Measure the loss of each candidate: its predictions' divergence from the original's.
 
     The source's layers pass by once. Every layer is converted for all candidates from the same
     statistics, and each pushes the held-out text on through its own.

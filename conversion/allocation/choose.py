@@ -1,4 +1,4 @@
-"""What held-out text decides: cache widths of every layer, and how much tokens count."""
+"""Decisions on held-out text: cache widths of every layer, and token weights of its refit."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choices:
-    """What is decided before layers are converted.
+    """The decisions made before layers are converted.
 
     Attributes:
         layer_widths: cache widths of every layer.
@@ -102,7 +102,7 @@ def choose(
 
 
 class _OfGradients:
-    """What the gradients at every layer tell, collected as a backward sweep passes by.
+    """Costs and token weights of every layer, collected as a backward sweep passes by.
 
     Attributes:
         costs: of every layer at the widths of the grid; empty where no budget is spread.

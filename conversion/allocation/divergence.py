@@ -1,4 +1,4 @@
-"""How far next-token distributions are from the original's, with little memory."""
+"""The divergence of next-token distributions from the original's, with little memory."""
 
 from collections.abc import Iterable, Sequence
 

@@ -108,7 +108,7 @@ class _Table:
         return LatentWidths(int(self._ranks[rank]), int(self._ropes[rope]))
 
     def gain(self, widths: LatentWidths) -> float:
-        """What one more latent column saves, by the slope of the fine grid; 0 at its end."""
+        """The saving of one more latent column, by the slope of the fine grid; 0 at its end."""
         row = (widths.qk_rope_head_dim - int(self._ropes[0])) // self._rope_step
         column = (widths.kv_lora_rank - int(self._ranks[0])) // RANK_STEP
         if column + 1 >= len(self._ranks):

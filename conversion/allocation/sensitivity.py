@@ -1,4 +1,4 @@
-"""What each layer loses at some cache widths, in nats of the model's predictions."""
+"""The loss of each layer at some cache widths, in nats of the model's predictions."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How a budget can be split between rotary and latent numbers, the same way in all layers."""
+"""Splits of a budget between rotary and latent numbers, the same in all layers."""
 
 import math
 

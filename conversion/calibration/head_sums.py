@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class HeadSums:
-    """What one head's attention says of distances, rotation and values; float32.
+    """The sums of one head's attention that tell of distances, rotation and values; float32.
 
     Args:
         turn: ``e^{i theta m}`` of every position  # [tokens, d/2]

@@ -1,4 +1,4 @@
-"""What errors of keys and values do to a layer's attention output, by random probes."""
+"""The effect of errors of keys and values on the attention output, by random probes."""
 
 from torch import Tensor
 

@@ -33,7 +33,7 @@ class RotatedKeys:
 
 
 def are_small(heads: int, kv_heads: int, d: int, hidden: int) -> bool:
-    """Whether these moments take less memory than the layer they are of."""
+    """Tell whether these moments take less memory than their layer."""
     return 2 * heads * (kv_heads * d) ** 2 <= MOST * hidden**2
 
 

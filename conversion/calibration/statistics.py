@@ -1,4 +1,4 @@
-"""What the converter measures of one layer's attention on the calibration text.
+"""The statistics of one layer's attention on the calibration text.
 
 Notation, per layer: u[h, f] and z[g, f] are the rotary pairs of query head h and KV head g before
 rotation, written as complex numbers; a[h, m, n] is the attention of query position m on key

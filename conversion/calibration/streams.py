@@ -12,7 +12,7 @@ from conversion.source import SourceCheckpoint
 
 @dataclass(frozen=True)
 class RefitStreams:
-    """What a refit needs besides the original stream.
+    """The streams that a refit needs besides the original one.
 
     Attributes:
         converted: hidden states in the converted model  # [windows, tokens, hidden]

@@ -48,7 +48,7 @@ def balanced(tensors: dict[str, Tensor], heads: int, widths: LatentWidths) -> di
 
 
 def _factor(written: Tensor, read: Tensor) -> Tensor:
-    """What to multiply the writing side with, of squared norms  # [n]"""
+    """The factor of the writing side, from squared norms  # [n]"""
     useful = (written > FLOOR) & (read > FLOOR)
     return torch.where(useful, (read / written.clamp_min(FLOOR)) ** 0.25, 1.0)
 

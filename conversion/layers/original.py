@@ -105,7 +105,7 @@ class SourceLayers:
         return self.family.attention_weights(attention, self.config, self.rotary)
 
     def normed(self, layer: Any, x: Tensor) -> Tensor:
-        """What a layer's attention reads  # [..., hidden]"""
+        """The normed input of a layer's attention  # [..., hidden]"""
         return self.family.attention_input(layer, x)
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class SourceLayers:
 
 
 def windows_at_once(config: Any, tokens: int) -> int:
-    """How many windows are computed together for ``AT_ONCE_BYTES`` of intermediate results."""
+    """The number of windows whose intermediate results take ``AT_ONCE_BYTES`` together."""
     widest = max(int(config.hidden_size), int(getattr(config, "intermediate_size", 0)))
     return max(1, AT_ONCE_BYTES // (MLP_TENSORS * tokens * widest * torch.float32.itemsize))
 

@@ -1,4 +1,4 @@
-"""How much an error at each token counts in a refit."""
+"""The weight of an error at each token in a refit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LIMIT = 7.0
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """What an error of one layer's attention output costs at a token, up to a common factor.
+    """The cost of an error of one layer's attention output at a token, up to a common factor.
 
         D_t = exp(a . h_t / |h_t| + b) / |h_t|^2
 

@@ -7,7 +7,7 @@ import torch
 
 
 def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
+    """Tell whether this processor multiplies bfloat16 matrices faster than float32 ones."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.backends.mkldnn.is_available() and supported
 

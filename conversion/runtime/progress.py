@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Advance(Protocol):
-    """What a piece of work calls after each of its steps."""
+    """The callback that a piece of work calls after each of its steps."""
 
     def __call__(self, note: str = "") -> None:
         """One more step.
