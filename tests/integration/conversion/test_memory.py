@@ -132,9 +132,9 @@ def test_mlps_are_gone_while_candidates_are_weighed(tmp_path, monkeypatch):
         mlps.append(StorageWeakRef(loaded.mlp.gate_proj.weight.untyped_storage()))
         return loaded
 
-    def watched_costs(found, converted):
+    def watched_costs(*arguments):
         assert all(mlp.expired() for mlp in mlps)
-        return costs(found, converted)
+        return costs(*arguments)
 
     monkeypatch.setattr(SourceLayers, "load", watched_load)
     monkeypatch.setattr(choices, "layer_costs", watched_costs)
