@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.allocation.divergence import mean_divergences
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.layers.converter import LayerConverter
+from conversion.layers.divergence import mean_divergences
 from conversion.layers.original import final_norm, output_projection
 from conversion.runtime.progress import Progress
 from vllm_mha2mla.config import LatentWidths

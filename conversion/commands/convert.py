@@ -1,5 +1,6 @@
 """``mha2mla convert``: a model to a checkpoint with latent attention."""
 
+from math import expm1
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,10 @@ from conversion.commands.options import (
 )
 from conversion.recipes.presets import presets
 from conversion.recipes.recipe import Recipe
+
+# Nats per token. At half the cache, SmolLM2-135M-Instruct lost 0.1, and its answers looped three
+# times as often as the original's.
+SMALL_LOSS = 0.03
 
 
 @recipe_options(
@@ -49,7 +54,7 @@ def convert_command(
     """
     from conversion.checkpoint.inspection import inspect
     from conversion.commands.inspect import inspection_table
-    from conversion.pipeline import Options, convert
+    from conversion.pipeline import HELD_OUT_DIVERGENCE, Options, convert
     from conversion.recipes.make import make_recipe
     from conversion.runtime.device import usable_device
     from conversion.runtime.dtypes import dtype_named
@@ -70,5 +75,31 @@ def convert_command(
             "model's real input gives better checkpoints.",
             soft_wrap=True,
         )
-    convert(open_source(source), output, chosen, options, Progress(err))
+    provenance = convert(open_source(source), output, chosen, options, Progress(err))
     Console().print(inspection_table(inspect(output)))
+    for line in cost_lines(provenance.figures.get(HELD_OUT_DIVERGENCE)):
+        Console().print(line, soft_wrap=True, highlight=False)
+
+
+def cost_lines(divergence: float | None) -> list[str]:
+    """What the cut cost, and the ways out, for a person who has to decide whether to serve it.
+
+    Args:
+        divergence: of the predictions on held-out calibration text, nats per token; ``None``: it
+            was not measured.
+    """
+    if divergence is None:
+        return []
+    # The divergence from a good model's predictions is about the logarithm of the perplexity's
+    # ratio: text is as the original predicts it.
+    said = (
+        f"On held-out calibration text its predictions lost {divergence:.3f} nats per token, as if "
+        f"perplexity were {expm1(max(0.0, divergence)):.1%} higher."
+    )
+    if divergence < SMALL_LOSS:
+        return [said]
+    return [
+        said,
+        "A small chat model that lost this much goes round in circles more often than its "
+        "original. Ways out: a larger --cache-fraction, --refine-steps 300, or mha2mla heal.",
+    ]

@@ -102,7 +102,7 @@ def presets_table() -> str:
         values = yaml.safe_load(text)
         # A third has more digits than a table should.
         keys = ", ".join(
-            f"`{key}: {value:.3g}`" for key, value in values.items() if key != "method"
+            f"`{key}: {_shown(value)}`" for key, value in values.items() if key != "method"
         )
         rows.append((f"`{name}`", keys, " ".join(comment)))
     return _table(("preset", "keys", "meaning"), rows)
@@ -111,6 +111,13 @@ def presets_table() -> str:
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(value: object) -> str:
+    """A value as it stands in YAML, a fraction with three digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from conversion.calibration.activations import Activations, batches
 from conversion.families import AttentionWeights
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
-from conversion.runtime.memory import trim_memory
+from conversion.runtime.memory import keep_freed_memory, trim_memory
 from conversion.runtime.precision import bfloat16_products
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
@@ -18,8 +19,11 @@ from vllm_mha2mla.hf.attention import LatentAttention
 
 Result = TypeVar("Result")
 
-# Intermediate results of the windows that are computed together: every product first puts its
-# weights in order, which takes longer than one window of a small model.
+# A float32 layer up to this size is small. Every product first puts its weights in order, which
+# takes longer than one window of a small layer: several go through it together, and what they free
+# stays for the next ones. Of large layers and their windows, memory is the matter.
+SMALL_LAYER_BYTES = 48 << 20
+# Intermediate results of the windows that go through a small layer together.
 AT_ONCE_BYTES = 128 << 20
 # Of the MLP's width, at its widest moment.
 MLP_TENSORS = 3
@@ -51,7 +55,10 @@ class SourceLayers:
         self.family = source.family
         self.rotary = self.family.rotary_embedding(self.config).to(device)
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
-        self.at_once = windows_at_once(self.config, tokens) if device.type == "cpu" else 1
+        self.at_once = 1
+        if device.type == "cpu" and _layer_bytes(source) <= SMALL_LAYER_BYTES:
+            self.at_once = windows_at_once(self.config, tokens)
+            keep_freed_memory()
         self._angles = self.rotary(torch.zeros(1, device=device), self._positions)
 
     def load(self, index: int) -> Any:
@@ -134,6 +141,13 @@ class SourceLayers:
     def past_mlp(self, layer: Any, x: Tensor) -> Tensor:
         """The stream after attention, moved past the rest of the layer  # [..., hidden]"""
         return self.family.past_mlp(layer, x)
+
+
+def _layer_bytes(source: SourceCheckpoint) -> int:
+    """Size of the source's first layer in float32."""
+    prefix = source.family.layer_prefix(0)
+    sizes = (prod(info.shape) for name, info in source.tensors.items() if name.startswith(prefix))
+    return sum(sizes) * torch.float32.itemsize
 
 
 def windows_at_once(config: Any, tokens: int) -> int:

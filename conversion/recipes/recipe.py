@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Part of the cache that is kept where neither a fraction nor widths are given.
 DEFAULT_FRACTION = 0.5
 # Text for refits as a multiple of that for statistics; a refit takes far less time per window.
-REFIT_SHARE = 3
+REFIT_SHARE = 4
 CHOICES: dict[str, Collection[str]] = {"method": METHODS, "rotary": ROTARY, "latent": LATENT}
 
 
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
         json_schema_extra={"unset": "Python's documentation"},
     )
     calibration_tokens: int = Field(
-        20480, ge=2, description="Tokens of calibration text to measure attention on."
+        10240, ge=2, description="Tokens of calibration text to measure attention on."
     )
     window: int = Field(1024, ge=2, description="Tokens per calibration window.")
     repeats: float = Field(

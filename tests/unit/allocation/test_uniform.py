@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion.allocation.divergence import mean_divergences
 from conversion.allocation.uniform import split_candidates
 from conversion.errors import RecipeError
+from conversion.layers.divergence import mean_divergences
 from conversion.recipes.methods import METHODS
 from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths

@@ -15,7 +15,8 @@ from conversion.rotary import ROTARY
 from vllm_mha2mla.config import LatentWidths
 
 # Cache numbers per token and layer for 8 KV heads of 128, as Llama 3 8B has: 2048 in the original.
-WIDTHS = {"half": 1024, "third": 682, "quarter": 512, "eighth": 256, "mla576": 576, "mla320": 320}
+WIDTHS = {"quick": 1024, "half": 1024, "third": 682, "quarter": 512, "eighth": 256}
+WIDTHS |= {"mla576": 576, "mla320": 320}
 
 
 @pytest.mark.parametrize("name", presets())
@@ -27,7 +28,7 @@ def test_every_preset_is_a_recipe(name):
 
 
 def test_all_presets_are_found_and_in_order():
-    assert presets()[:4] == ["half", "third", "quarter", "eighth"]
+    assert presets()[:5] == ["quick", "half", "third", "quarter", "eighth"]
     assert set(presets()) == set(WIDTHS)
 
 
@@ -51,7 +52,7 @@ def test_options_win_over_a_preset():
 
 
 def test_an_unknown_name_lists_the_presets():
-    with pytest.raises(RecipeError, match=r"--recipe haf: .*half, third, quarter, eighth, mla320"):
+    with pytest.raises(RecipeError, match=r"--recipe haf: .*quick, half, .*eighth, mla320"):
         make_recipe(Path("haf"))
 
 

@@ -1,0 +1,56 @@
+"""The loss of a finished conversion on text that it has not seen."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.calibration.streams import embedded_text
+from conversion.layers.divergence import mean_divergences
+from conversion.layers.original import SourceLayers, final_norm, output_projection
+from vllm_mha2mla.hf.attention import LatentAttention
+
+
+class HeldOutLoss:
+    """Held-out text on its way through the original and the converted layers.
+
+    Args:
+        layers: the source's.
+        held_out: token ids, as long as calibration windows  # [windows, tokens]
+        offload: folder for the text's activations; ``None``: memory.
+    """
+
+    def __init__(self, layers: SourceLayers, held_out: Tensor, offload: Path | None) -> None:
+        self._layers = layers
+        source = layers.source
+        self._original = embedded_text(source, held_out, None, offload).original
+        self._converted = embedded_text(source, held_out, None, offload).original
+
+    @torch.no_grad()
+    def push(self, layer: Any, attention: LatentAttention) -> None:
+        """Move the text past one layer.
+
+        Products are rounded to bfloat16 where the processor has it, in both streams alike.
+
+        Args:
+            layer: the source's; has its own attention again when this returns.
+            attention: what it becomes.
+        """
+        family = self._layers.family
+        own = family.attention(layer)
+        self._layers.push(layer, self._original, rounded=True)
+        family.set_attention(layer, attention)
+        self._layers.push(layer, self._converted, rounded=True)
+        family.set_attention(layer, own)
+
+    @torch.no_grad()
+    def divergence(self) -> float:
+        """``KL(original || converted)`` of the predictions after the last layer, nats per token."""
+        source = self._layers.source
+        norm = final_norm(source)
+        states = [
+            torch.cat([norm(x) for x in hidden]) for hidden in (self._original, self._converted)
+        ]
+        (loss,) = mean_divergences(states[0], states[1:], output_projection(source))
+        return loss
