@@ -82,7 +82,7 @@ def convert_command(
 
 
 def cost_lines(divergence: float | None) -> list[str]:
-    """What the cut cost, and the ways out, for a person who has to decide whether to serve it.
+    """Say the cost of the cut and the ways out, to a person who decides whether to serve it.
 
     Args:
         divergence: of the predictions on held-out calibration text, nats per token; ``None``: it

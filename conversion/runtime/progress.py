@@ -139,7 +139,7 @@ class _WholeLines:
 
 
 class _Whole:
-    """How far several tasks are together."""
+    """The state of several tasks together."""
 
     def __init__(
         self, shares: Mapping[str, float], show: Callable[[float, float, str], None]
