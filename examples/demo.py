@@ -18,7 +18,7 @@ from conversion.checkpoint.inspection import inspect
 from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import ServerError
 from conversion.evaluation import Measurement, PerplexityFigures, measure
-from conversion.pipeline import Options, convert
+from conversion.pipeline import Options, convert, stage_shares
 from conversion.recipes.make import make_recipe
 from conversion.runtime.interruption import interruption
 from conversion.runtime.progress import Progress
@@ -46,6 +46,11 @@ SERVE = (
     *("--dtype", DTYPE, "--kv-cache-memory-bytes", f"{CACHE_MIB}M", "--max-model-len", "2048"),
     "--enforce-eager",
 )
+PLAN = """\
+SmolLM2-135M-Instruct, a chat model that comes with a Python package, is converted to latent
+attention with half its KV cache. Perplexity of both is measured, then both are served in vLLM and
+asked the same questions. On two cores that takes some five minutes, and longer beside other work.
+"""
 NOTE = "* Python's documentation, topics kept out of calibration; other text can lose more."
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -82,14 +87,20 @@ def is_converted() -> bool:
         return False
 
 
-def ask(folder: Path, options: tuple[str, ...]) -> Served:
+def ask(folder: Path, options: tuple[str, ...], progress: Progress) -> Served:
     """Serve a folder, put the questions to it, stop it."""
     log = FOLDER / f"{folder.name}.log"
     console.print(f"vllm serve {shown(folder)} {' '.join(options)}", soft_wrap=True)
-    start = time.monotonic()
-    with serve(folder, log, *options) as server:
-        console.print(f"  ready after {time.monotonic() - start:.0f} s; asking")
-        return Served([answer(server, question) for question in QUESTIONS], server.cache_tokens)
+    with progress.task(f"Serving {folder.name}", 1 + len(QUESTIONS)) as advance:
+        start = time.monotonic()
+        with serve(folder, log, *options) as server:
+            console.print(f"  ready after {time.monotonic() - start:.0f} s; asking")
+            advance()
+            answers = []
+            for question in QUESTIONS:
+                answers.append(answer(server, question))
+                advance()
+            return Served(answers, server.cache_tokens)
 
 
 def answer(server: Server, question: str) -> str:
@@ -159,14 +170,18 @@ def run(fresh: bool) -> None:
     """Convert, measure, serve both models, and print the tables."""
     progress = Progress(console)
     FOLDER.mkdir(exist_ok=True)
-    prepare(fresh, progress)
-    console.print("Measuring perplexity")
-    held_out = builtin_text("held-out")
-    measurement = Measurement(held_out, WINDOW, WINDOWS)
-    quality = measure(CONVERTED, MODEL, measurement, progress).perplexity
-    assert quality is not None
-    original = ask(ORIGINAL, SERVE)
-    converted = ask(CONVERTED, SERVE)
+    console.print(PLAN)
+    # Both servers, and both models' perplexity, beside the stages of a conversion, as measured.
+    shares = {} if is_converted() and not fresh else stage_shares(RECIPE)
+    shares |= {"Serving original": 3.0, "Serving converted": 3.0, "Original": 0.5, "Converted": 0.7}
+    with progress.whole("Demo", shares):
+        prepare(fresh, progress)
+        console.print("Measuring perplexity")
+        measurement = Measurement(builtin_text("held-out"), WINDOW, WINDOWS)
+        quality = measure(CONVERTED, MODEL, measurement, progress).perplexity
+        assert quality is not None
+        original = ask(ORIGINAL, SERVE, progress)
+        converted = ask(CONVERTED, SERVE, progress)
     console.print(answers_table(original, converted))
     console.print(figures_table(original, converted, quality))
     console.print(f"Serve it yourself: .venv/bin/vllm serve {shown(CONVERTED)}", soft_wrap=True)

@@ -4,11 +4,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +56,7 @@ class Progress:
         if self._console is None:
             yield lambda note="": None
         elif self._whole is not None:
-            yield self._whole.stage(description, total)
+            yield self._whole.task(description, total)
         elif not self._console.is_terminal:
             logger.info("%s: %d steps", description, total)
             yield _Lines(description, total)
@@ -77,32 +86,48 @@ class Progress:
         if self._console is None or self._whole is not None:
             yield
             return
-        if not self._console.is_terminal:
-            self._whole = _Whole(shares, _WholeLines(description).show)
-            try:
+        self._whole = _Whole(shares)
+        shown = self._bar if self._console.is_terminal else self._lines
+        try:
+            with shown(description, self._whole):
                 yield
-            finally:
-                self._whole = None
-            return
+        finally:
+            self._whole = None
+
+    @contextmanager
+    def _bar(self, description: str, whole: "_Whole") -> Iterator[None]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[times]}"),
+            _Times(),
             TextColumn("{task.fields[stage]}"),
         )
         with RichProgress(*columns, console=self._console) as bars:
-            bar = bars.add_task(description, total=1.0, times="", stage="")
+            bar = bars.add_task(description, total=1.0, stage="")
+            whole.listen(lambda: bars.update(bar, completed=whole.done, stage=whole.stage))
+            yield
+            bars.update(bar, completed=1.0)
 
-            def show(part: float, elapsed: float, stage: str) -> None:
-                bars.update(bar, completed=part, times=_times(part, elapsed), stage=stage)
+    @contextmanager
+    def _lines(self, description: str, whole: "_Whole") -> Iterator[None]:
+        ended = Event()
+        start = time.monotonic()
 
-            self._whole = _Whole(shares, show)
-            try:
-                yield
-                bars.update(bar, completed=1.0)
-            finally:
-                self._whole = None
+        def tell() -> None:
+            while not ended.wait(SECONDS_BETWEEN_LINES):
+                times = _times(whole.done, time.monotonic() - start)
+                logger.info(
+                    "%s: %.0f %%, %s (%s)", description, 100 * whole.done, times, whole.stage
+                )
+
+        teller = Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
 
 
 class _Lines:
@@ -122,46 +147,47 @@ class _Lines:
             logger.info("%s: %d of %d%s", self._description, self._done, self._total, said)
 
 
-class _WholeLines:
-    """Progress of a whole where there is no terminal."""
-
-    def __init__(self, description: str) -> None:
-        self._description = description
-        self._last = time.monotonic()
-
-    def show(self, part: float, elapsed: float, stage: str) -> None:
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            logger.info(
-                "%s: %.0f %%, %s (%s)",
-                self._description, 100 * part, _times(part, elapsed), stage,
-            )  # fmt: skip
-
-
 class _Whole:
-    """The state of several tasks together."""
+    """The state of several tasks together.
 
-    def __init__(
-        self, shares: Mapping[str, float], show: Callable[[float, float, str], None]
-    ) -> None:
+    Args:
+        shares: how long each task takes, up to a common factor.
+
+    Attributes:
+        done: part of the whole, from 0 to 1.
+        stage: the task that runs, and how it goes.
+    """
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
         total = sum(shares.values())
         self._shares = {task: share / total for task, share in shares.items()}
-        self._show = show
-        self._start = time.monotonic()
-        self._done = 0.0
+        self._changed: Callable[[], None] = lambda: None
+        self.done, self.stage = 0.0, ""
 
-    def stage(self, description: str, total: int) -> Advance:
+    def listen(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` after every step."""
+        self._changed = changed
+
+    def task(self, description: str, total: int) -> Advance:
+        """The advance function of one of the tasks."""
         step = self._shares.get(description, 0.0) / max(1, total)
-        self._update(description)
 
         def advance(note: str = "") -> None:
-            self._done = min(1.0, self._done + step)
-            self._update(f"{description}, {note}" if note else description)
+            self.done = min(1.0, self.done + step)
+            self.stage = f"{description}, {note}" if note else description
+            self._changed()
 
+        self.stage = description
+        self._changed()
         return advance
 
-    def _update(self, stage: str) -> None:
-        self._show(self._done, time.monotonic() - self._start, stage)
+
+class _Times(ProgressColumn):
+    """Elapsed and remaining time of a whole."""
+
+    def render(self, task: Task) -> Text:
+        """The times as they are now."""
+        return Text(_times(task.completed, task.elapsed or 0.0))
 
 
 def _times(part: float, elapsed: float) -> str:
