@@ -219,7 +219,13 @@ def _converted_layers(
 ) -> Iterator[dict[str, Tensor]]:
     def convert_layer(index: int, layer: Any) -> dict[str, Tensor]:
         widths, token_weights = choices.layer_widths[index], choices.token_weights[index]
-        tensors = converter.convert(layer, index, widths, streams, token_weights)
+        if streams is not None:
+            converter.measure(layer, index, streams.original)
+        tensors = converter.convert(layer, index, widths)
+        if streams is not None and streams.refit is not None:
+            tensors |= converter.refit(layer, index, widths, tensors, token_weights, streams)
+        elif streams is not None:
+            converter.layers.push(layer, streams.original, rounded=True)
         if loss is not None:
             loss.push(layer, converter.latent_attention(index, widths, tensors))
         return tensors

@@ -14,7 +14,7 @@ from conversion.allocation.sensitivity import (
     label_gradients,
 )
 from conversion.calibration.activations import Activations
-from conversion.calibration.streams import Streams, embedded_text
+from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
 from conversion.layers.original import SourceLayers, final_norm, output_projection
 from conversion.runtime.progress import Progress
@@ -24,7 +24,7 @@ SEED = 0
 
 def backward_sweep(
     converter: LayerConverter,
-    streams: Streams | None,
+    text: Activations | None,
     held_out: Tensor,
     offload: Path | None,
     progress: Progress,
@@ -34,7 +34,7 @@ def backward_sweep(
 
     Args:
         converter: of the source, for the statistics.
-        streams: the calibration text, to measure every layer's statistics on the way up; ``None``:
+        text: the calibration text, to measure every layer's statistics on the way up; ``None``:
             they are not needed, or in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
         offload: folder for the held-out text's activations; ``None``: memory.
@@ -49,11 +49,12 @@ def backward_sweep(
 
     def up(index: int, layer: Any) -> None:
         before.append(hidden.copy(offload))
-        if streams is not None:
-            converter.measure(layer, index, streams)
+        if text is not None:
+            converter.measure(layer, index, text)
+            source_layers.push(layer, text, rounded=True)
         source_layers.push(layer, hidden)
 
-    task = "Reading held-out text" if streams is None else "Measuring attention"
+    task = "Reading held-out text" if text is None else "Measuring attention"
     for _ in source_layers.for_each_layer(up, task, progress):
         pass
     gradients = _at_the_end(source_layers, hidden)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.calibration.streams import Streams, embedded_text
+from conversion.calibration.activations import Activations
+from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
 from conversion.layers.divergence import mean_divergences
 from conversion.layers.original import final_norm, output_projection
@@ -19,7 +20,7 @@ from vllm_mha2mla.config import LatentWidths
 def held_out_divergences(
     candidates: Sequence[Sequence[LatentWidths]],
     converter: LayerConverter,
-    streams: Streams | None,
+    text: Activations | None,
     held_out: Tensor,
     progress: Progress,
     offload: Path | None = None,
@@ -32,7 +33,7 @@ def held_out_divergences(
     Args:
         candidates: the layer_widths of all layers, each.
         converter: of the source's layers.
-        streams: the calibration text; ``None`` if all statistics are in the store.
+        text: the calibration text; ``None`` if all statistics are in the store.
         held_out: token ids, as long as calibration windows  # [windows, tokens]
         progress: told about every layer.
         offload: folder for the held-out text's activations; ``None``: memory.
@@ -48,7 +49,9 @@ def held_out_divergences(
 
     def push(index: int, layer: Any) -> None:
         attention = source.family.attention(layer)
-        converter.measure(layer, index, streams)
+        if text is not None:
+            converter.measure(layer, index, text)
+            source_layers.push(layer, text, rounded=True)
         source_layers.push(layer, original)
         for layer_widths, hidden in zip(candidates, converted, strict=True):
             # One at a time: together they can be larger than the layer.

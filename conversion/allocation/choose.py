@@ -75,14 +75,14 @@ def choose(
         return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
     held_out = _held_out(windows)
     measured = exact or all(index in converter.store for index in range(layers))
-    streams = None if measured else embedded_text(source, windows.measured, None, offload)
+    text = None if measured else embedded_text(source, windows.measured, None, offload).original
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
     gradients = _OfGradients(
         recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
     )
     if swept:
-        backward_sweep(converter, streams, held_out, offload, progress, gradients.visit)
-        streams = None
+        backward_sweep(converter, text, held_out, offload, progress, gradients.visit)
+        text = None
     if exact:
         return Choices(candidates * layers, {}, gradients.token_weights)
     if recipe.spreads:
@@ -90,7 +90,7 @@ def choose(
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     different = [list(layer_widths) for layer_widths in dict.fromkeys(map(tuple, named.values()))]
-    divergences = held_out_divergences(different, converter, streams, held_out, progress, offload)
+    divergences = held_out_divergences(different, converter, text, held_out, progress, offload)
     losses = {
         name: divergences[different.index(layer_widths)] for name, layer_widths in named.items()
     }

@@ -10,7 +10,8 @@ from torch import Tensor
 from conversion.calibration.activations import Activations, batches
 from conversion.calibration.statistics import LayerStatistics, layer_statistics
 from conversion.calibration.store import StatisticsStore
-from conversion.calibration.streams import RefitStreams, Streams
+from conversion.calibration.streams import Streams
+from conversion.errors import StatisticsError
 from conversion.families import AttentionWeights
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.layers.assemble import assemble
@@ -57,41 +58,43 @@ class LayerConverter:
         self._measured = measured
 
     @torch.no_grad()
-    def convert(
-        self,
-        layer: Any,
-        index: int,
-        widths: LatentWidths,
-        streams: Streams | None,
-        token_weights: TokenWeights,
-    ) -> dict[str, Tensor]:
-        """The converted ``self_attn`` tensors of one layer; moves ``streams`` past it.
+    def measure(self, layer: Any, index: int, hidden: Activations) -> None:
+        """Put a layer's statistics in the store, unless they are there.
 
         Args:
             layer: as ``layers`` loads it.
             index: which layer it is.
-            widths: its cache widths.
-            streams: hidden states before the layer; after it when this returns. ``None`` when
-                neither this layer nor a later one needs them: all statistics are in the store and
-                nothing is refitted.
-            token_weights: how much tokens count in the refit.
+            hidden: the original's calibration text before the layer.
         """
-        ((_, tensors),) = self._attentions(layer, index, [widths], streams)
-        if streams is not None and streams.refit is not None:
-            tensors |= self._refit(
-                layer, index, widths, tensors, token_weights, streams.original, streams.refit
-            )
-        elif streams is not None:
-            self.layers.push(layer, streams.original, rounded=True)
-        return {name: tensor.cpu() for name, tensor in tensors.items()}
+        if index in self.store:
+            return
+        windows = islice(hidden, self._measured)
+        inputs = (self.layers.normed(layer, x.to(self.layers.device)) for x in windows)
+        weights = self.layers.attention_weights(layer)
+        self.store.put(index, layer_statistics(weights, inputs))
+
+    def load(self, index: int) -> LayerStatistics:
+        """A layer's statistics from the store, on the device.
+
+        Raises:
+            StatisticsError: they were never measured, or their file is damaged.
+        """
+        statistics = self.store.get(index)
+        if statistics is None:
+            raise StatisticsError(f"layer {index} was not measured; use an empty store")
+        return statistics.to(self.layers.device)
 
     @torch.no_grad()
-    def measure(self, layer: Any, index: int, streams: Streams | None) -> None:
-        """Put the layer's statistics in the store; moves ``streams`` past the layer."""
-        weights = self.layers.attention_weights(layer)
-        self._statistics(layer, index, weights, streams)
-        if streams is not None:
-            self.layers.push(layer, streams.original, rounded=True)
+    def convert(self, layer: Any, index: int, widths: LatentWidths) -> dict[str, Tensor]:
+        """The converted ``self_attn`` tensors of one layer, not refitted.
+
+        Args:
+            layer: as ``layers`` loads it.
+            index: which layer it is; its statistics are in the store.
+            widths: its cache widths.
+        """
+        ((_, tensors),) = self._attentions(layer, index, [widths])
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def candidates(
         self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
@@ -106,7 +109,7 @@ class LayerConverter:
             index: which layer it is; its statistics are in the store.
             layer_widths: the cache widths.
         """
-        for widths, tensors in self._attentions(layer, index, layer_widths, None):
+        for widths, tensors in self._attentions(layer, index, layer_widths):
             attention = self.latent_attention(index, widths, tensors)
             del tensors
             yield widths, attention
@@ -124,14 +127,14 @@ class LayerConverter:
         return attention
 
     def _attentions(
-        self, layer: Any, index: int, layer_widths: Sequence[LatentWidths], streams: Streams | None
+        self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
     ) -> Iterator[tuple[LatentWidths, dict[str, Tensor]]]:
         """Converted tensors at these widths; they can be half as large as the source's layer.
 
         Once the next are asked for, nothing here holds the last ones.
         """
         weights = self.layers.attention_weights(layer)
-        statistics = self._statistics(layer, index, weights, streams)
+        statistics = self.load(index)
         for widths, selection, factors in self._factors(weights, statistics, layer_widths):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
             tensors = balanced(tensors, self._config.num_attention_heads, widths)
@@ -163,29 +166,28 @@ class LayerConverter:
             for widths in same_rope:
                 yield widths, selection, of_rank[widths.kv_lora_rank]
 
-    def _statistics(
-        self, layer: Any, index: int, weights: AttentionWeights, streams: Streams | None
-    ) -> LayerStatistics:
-        stored = self.store.get(index)
-        if stored is not None:
-            return stored.to(self.layers.device)
-        assert streams is not None
-        windows = islice(streams.original, self._measured)
-        inputs = (self.layers.normed(layer, x.to(self.layers.device)) for x in windows)
-        statistics = layer_statistics(weights, inputs)
-        self.store.put(index, statistics)
-        return statistics
-
-    def _refit(
+    @torch.no_grad()
+    def refit(
         self,
         layer: Any,
         index: int,
         widths: LatentWidths,
         tensors: dict[str, Tensor],
         token_weights: TokenWeights,
-        original: Activations,
-        buffers: RefitStreams,
+        streams: Streams,
     ) -> dict[str, Tensor]:
+        """The layer's ``o_proj`` fitted to the original's output; moves ``streams`` past the layer.
+
+        Args:
+            layer: as ``layers`` loads it; its weights may be rounded when this returns.
+            index: which layer it is.
+            widths: its cache widths.
+            tensors: the converted ones.
+            token_weights: how much tokens count.
+            streams: hidden states before the layer, the converted model's among them.
+        """
+        original, buffers = streams.original, streams.refit
+        assert buffers is not None
         attention = self.latent_attention(index, widths, tensors)
         refit = OutputRefit(tensors["o_proj.weight"], tensors["o_proj.bias"], self._recipe.ridge)
         # Rounding is far below what truncation loses, but not where nothing is truncated.
@@ -217,7 +219,7 @@ class LayerConverter:
             with bfloat16_products(lossy):
                 pushed = self.layers.past_mlp(layer, y + head_outputs @ weight.T + bias)
             buffers.converted[batch] = pushed
-        return solution
+        return {name: tensor.cpu() for name, tensor in solution.items()}
 
 
 def _texts(windows: Tensor, alone: bool) -> Tensor:
