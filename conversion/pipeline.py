@@ -222,8 +222,10 @@ def _converted_layers(
         if streams is not None:
             converter.measure(layer, index, streams.original)
         tensors = converter.convert(layer, index, widths)
+        _check_finite(index, tensors)
         if streams is not None and streams.refit is not None:
             tensors |= converter.refit(layer, index, widths, tensors, token_weights, streams)
+            _check_finite(index, tensors)
         elif streams is not None:
             converter.layers.push(layer, streams.original, rounded=True)
         if loss is not None:
@@ -240,18 +242,23 @@ def _write_layers(
     dtype: torch.dtype,
 ) -> None:
     for index, tensors in enumerate(layers):
+        _check_finite(index, tensors)
         prefix = source.family.attention_prefix(index)
         origin = source.attention(index)
         for name in list(tensors):
             tensor = tensors.pop(name)
-            if not tensor.isfinite().all():
-                raise OutputError(
-                    f"layer {index}: {name} came out NaN or infinite; the source's weights may be "
-                    "damaged, or a recipe's refine_lr too high"
-                )
             kept = torch.float32 if name == ROPE_INV_FREQ else dtype
             shape = tuple(tensor.shape)
             writer.write_pieces(prefix + name, (tensor,), shape, kept, origin.shard)
+
+
+def _check_finite(index: int, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise OutputError(
+                f"layer {index}: {name} came out NaN or infinite; the source's weights may be "
+                "damaged, or a recipe's refine_lr too high"
+            )
 
 
 def _write_rest(source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype) -> None:

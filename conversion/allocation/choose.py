@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from conversion.layers.converter import LayerConverter
 from conversion.layers.token_weights import TokenWeights, equal_weights, fit_token_weights
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.numbers import span
+from conversion.runtime.parallel import side_by_side
 from conversion.runtime.progress import Progress
 from conversion.text.windows import Windows
 from vllm_mha2mla.config import LatentWidths
@@ -123,8 +125,22 @@ class _OfGradients:
 
     def visit(self, index: int, layer: Any, found: AttentionGradients) -> None:
         if self._recipe.spreads:
-            converted = self._converter.candidates(layer, index, self._grid)
-            self.costs[index] = layer_costs(found, converted, self._converter.layers.at_once)
+            layers = self._converter.layers
+
+            def costs(grid: list[LatentWidths]) -> dict[LatentWidths, float]:
+                converted = self._converter.candidates(layer, index, grid)
+                return layer_costs(found, converted, layers.at_once)
+
+            # One selection serves all ranks at its rotary width. Of a large layer, one candidate
+            # is in memory at a time.
+            by_rope = groupby(self._grid, key=lambda widths: widths.qk_rope_head_dim)
+            grids = [list(grid) for _, grid in by_rope]
+            at_most = 1 if layers.at_once == 1 else None
+            self.costs[index] = {
+                widths: cost
+                for part in side_by_side(costs, grids, at_most)
+                for widths, cost in part.items()
+            }
         if self._recipe.weighs_tokens:
             self.token_weights[index] = fit_token_weights(found.streams, found.gradients)
 

@@ -117,7 +117,7 @@ def test_a_failing_recipe_does_not_lose_the_others(folder, tmp_path, run, monkey
         (["mha2mla@much"], "mha2mla@much: 'much' is not a share of the cache"),
         (["magic@0.5"], "magic@0.5: --method: choose one of calibrated"),
         (["care@0"], "care@0: --cache-fraction"),
-        (["haf"], "haf: neither a file nor one of half"),
+        (["haf"], "haf: neither a file nor one of quick, half"),
         (["half", "half"], "half: a second recipe named half"),
         (["ours.yaml", "longer.yaml"], "longer and ours differ in window"),
     ],
