@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,10 @@ def bench(scratch, *arguments):
 
 
 @pytest.fixture
-def scratch(tmp_path):
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    return folder
+def scratch():
+    # vLLM's sockets lie in it, whose paths may have 107 characters; a test's own folder has most.
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        yield Path(folder)
 
 
 def test_original_and_converted_side_by_side(half_cache, tmp_path, scratch):
