@@ -28,7 +28,7 @@ from vllm_mha2mla.config import cache_bytes_per_token, latent_widths, read_prove
 from vllm_mha2mla.errors import MHA2MLAError
 
 MODEL = "demo:smollm2-135m"
-# Less text than by default, which takes a third longer.
+# Half of the default's text, so that it takes minutes; the loss is larger.
 RECIPE = make_recipe(
     None, cache_fraction=0.5, calibration_tokens=5120, refit_tokens=20480, held_out_tokens=1024
 )
@@ -52,7 +52,7 @@ SERVE = (
 PLAN = """\
 SmolLM2-135M-Instruct, a chat model that comes with a Python package, is converted to latent
 attention with half its KV cache. Perplexity of both is measured, then both are served in vLLM and
-asked the same questions. On two cores that takes some five minutes, and longer beside other work.
+asked the same questions. That took nine minutes of processor time where it was measured, on two cores.
 """
 NOTE = "* Python's documentation, topics kept out of calibration; other text can lose more."
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130

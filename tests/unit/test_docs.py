@@ -125,3 +125,8 @@ def test_every_file_that_is_named_exists(file):
 def test_the_worked_example_is_the_file():
     (example,) = (c for c in blocks(ROOT / "docs/adding-a-method.md", "python") if "METHOD =" in c)
     assert example == (ROOT / "conversion/rotary/low.py").read_text("utf-8")
+
+
+@of_every
+def test_no_figure_is_missing(file):
+    assert "…" not in file.read_text("utf-8")
