@@ -52,7 +52,7 @@ SERVE = (
 PLAN = """\
 SmolLM2-135M-Instruct, a chat model that comes with a Python package, is converted to latent
 attention with half its KV cache. Perplexity of both is measured, then both are served in vLLM and
-asked the same questions. That took nine minutes of processor time where it was measured, on two cores.
+asked the same questions. Measured on two cores, that took nine minutes of processor time.
 """
 NOTE = "* Python's documentation, topics kept out of calibration; other text can lose more."
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
