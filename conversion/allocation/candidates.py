@@ -10,8 +10,7 @@ from torch import Tensor
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
-from conversion.layers.divergence import mean_divergences
-from conversion.layers.original import final_norm, output_projection
+from conversion.layers.held_out_loss import stream_divergences
 from conversion.runtime.progress import Progress
 from vllm_mha2mla.config import LatentWidths
 
@@ -63,6 +62,4 @@ def held_out_divergences(
 
     for _ in source_layers.for_each_layer(push, "Choosing widths", progress):
         pass
-    norm = final_norm(source)
-    states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
-    return mean_divergences(states[0], states[1:], output_projection(source))
+    return stream_divergences(source, original, converted)

@@ -1,14 +1,17 @@
 """The loss of a finished conversion on text that it has not seen."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.layers.divergence import mean_divergences
 from conversion.layers.original import SourceLayers, final_norm, output_projection
+from conversion.source import SourceCheckpoint
 from vllm_mha2mla.hf.attention import LatentAttention
 
 
@@ -47,10 +50,21 @@ class HeldOutLoss:
     @torch.no_grad()
     def divergence(self) -> float:
         """``KL(original || converted)`` of the predictions after the last layer, nats per token."""
-        source = self._layers.source
-        norm = final_norm(source)
-        states = [
-            torch.cat([norm(x) for x in hidden]) for hidden in (self._original, self._converted)
-        ]
-        (loss,) = mean_divergences(states[0], states[1:], output_projection(source))
+        (loss,) = stream_divergences(self._layers.source, self._original, [self._converted])
         return loss
+
+
+@torch.no_grad()
+def stream_divergences(
+    source: SourceCheckpoint, original: Activations, converted: Sequence[Activations]
+) -> list[float]:
+    """``KL(original || converted)`` of every converted stream after the last layer, nats per token.
+
+    Args:
+        source: whose final norm and output projection to take.
+        original: hidden states of the original  # [windows, tokens, hidden]
+        converted: of each converted model, on the same text  # each [windows, tokens, hidden]
+    """
+    norm = final_norm(source)
+    states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
+    return mean_divergences(states[0], states[1:], output_projection(source))
