@@ -1,0 +1,20 @@
+"""The width of a cached row on each kind of machine.
+
+CPU kernels read rows of any width. GPU kernels load 16 bytes at once, which are 8 numbers of 16
+bits: a row of another width is followed by zeros up to the next multiple of 8.
+"""
+
+from typing import Literal
+
+from vllm_mha2mla.config import LatentWidths
+
+Target = Literal["cpu", "cuda"]
+
+ROW_MULTIPLE: dict[Target, int] = {"cpu": 1, "cuda": 8}
+"""Cached rows are a multiple of so many numbers wide."""
+
+
+def padded_width(widths: LatentWidths, target: Target) -> int:
+    """Numbers that one layer caches per token there: ``[c ; k_rope ; zeros]``."""
+    multiple = ROW_MULTIPLE[target]
+    return -(-widths.width // multiple) * multiple
