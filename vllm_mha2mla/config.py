@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_mha2mla.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the contract, written into every checkpoint.
 
 A release reads this version and older ones and refuses newer ones. It goes up when an older release
@@ -44,6 +44,8 @@ class LatentConfig(Protocol):
     q_lora_rank: int | None
     kv_lora_rank: int
     qk_rope_head_dim: int
+    num_attention_heads: int
+    kv_b_proj_groups: int | None
     kv_lora_rank_per_layer: list[int] | None
     qk_rope_head_dim_per_layer: list[int] | None
     mha2mla: dict[str, Any] | None
@@ -182,6 +184,27 @@ def _per_layer(values: Sequence[int] | None, uniform: int, num_layers: int, key:
             "convert the model again"
         )
     return list(values)
+
+
+def up_projection_groups(config: LatentConfig) -> int:
+    """Number of groups of query heads that share their ``W_UK`` and ``W_UV``.
+
+    Heads of one KV head of the source read the same keys and values, so ``kv_b_proj`` holds each
+    KV head's up-projections once: query head ``h`` reads group ``h * groups // heads``.
+    Checkpoints of format 1 hold them once per query head.
+
+    Raises:
+        CheckpointError: the groups do not divide the heads.
+    """
+    heads, groups = config.num_attention_heads, config.kv_b_proj_groups
+    if groups is None:
+        return heads
+    if groups < 1 or heads % groups:
+        raise CheckpointError(
+            f"config.json: kv_b_proj_groups {groups} does not divide num_attention_heads {heads}; "
+            "convert the model again"
+        )
+    return groups
 
 
 def cache_bytes_per_token(layer_widths: Sequence[LatentWidths], bytes_per_number: int) -> int:

@@ -50,6 +50,7 @@ def converted_config(
             "kv_lora_rank_per_layer": ranks if differ else None,
             "qk_rope_head_dim_per_layer": ropes if differ else None,
             "q_lora_rank": q_lora_rank,
+            "kv_b_proj_groups": source.config.num_key_value_heads,
             "qk_nope_head_dim": head_dim,
             "v_head_dim": head_dim,
             "attention_scale": head_dim**-0.5 * scaling**2,

@@ -57,7 +57,7 @@ def assemble(
     tensors = {
         "q_proj.weight": query.flatten(0, 1),  # [heads * (nope + rope), hidden]
         "kv_a_proj_with_mqa.weight": torch.cat((factors.down, selection.key_rope @ key)),
-        "kv_b_proj.weight": up.repeat_interleave(weights.group, dim=0).flatten(0, 1),
+        "kv_b_proj.weight": up.flatten(0, 1),  # [kv_heads * (nope + v), rank]
         "o_proj.weight": weights.output.permute(1, 0, 2).reshape(hidden, heads * d),
         "o_proj.bias": output_bias,
         ROPE_INV_FREQ: selection.inv_freq,

@@ -101,9 +101,10 @@ def query_metric(
     heads, nope, _ = weights.query.shape
     C, mean = statistics.input_covariance, statistics.input_mean
     down, key_rope = tensors["kv_a_proj_with_mqa.weight"].double().split((rank, rope))
-    up = tensors["kv_b_proj.weight"].double().view(heads, -1, rank)[:, :nope]
+    up = tensors["kv_b_proj.weight"].double().view(weights.key.shape[0], -1, rank)[:, :nope]
     metric = torch.zeros(heads, nope + rope, nope + rope, dtype=C.dtype, device=C.device)
-    metric[:, :nope, :nope] = up @ (down @ C @ down.T) @ up.transpose(1, 2)
+    latent = up @ (down @ C @ down.T) @ up.transpose(1, 2)  # [kv_heads, nope, nope]
+    metric[:, :nope, :nope] = latent.repeat_interleave(weights.group, dim=0)
 
     mean_key = key_rope @ mean
     if "kv_a_proj_with_mqa.bias" in tensors:

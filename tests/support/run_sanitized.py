@@ -63,7 +63,7 @@ def run(kernel, batch, block_size, shape, cache_dtype, dtype):
     assert out.isfinite().all()
     weights = torch.ones(heads, nope + v, rank, dtype=dtype)
     layer = kernel.layer(
-        cache, weights[:, :nope], weights[:, nope:], torch.ones(rope // 2), 0.1 / rank
+        cache, weights[:, :nope], weights[:, nope:], torch.ones(rope // 2), 0.1 / rank, heads
     )
     step = PagedBatch(tokens, starts, lengths, table, torch.cat(slots))
     out = torch.empty(tokens, heads * v, dtype=dtype)

@@ -19,6 +19,7 @@ def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
         num_hidden_layers=len(TINY_WIDTHS),
         num_attention_heads=4,
         num_key_value_heads=2,
+        kv_b_proj_groups=2,
         max_position_embeddings=512,
         bos_token_id=None,
         eos_token_id=None,

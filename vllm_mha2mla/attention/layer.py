@@ -5,36 +5,14 @@ from torch import Tensor, nn
 from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
-from vllm.model_executor.utils import set_weight_attrs
 from vllm.utils.torch_utils import direct_register_custom_op, kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
+from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import LayerStep, layer_factory
-
-
-class UpProjection(nn.Module):
-    """``W_UK`` and ``W_UV`` of the heads on this rank.
-
-    A plain parameter, because vLLM's linear layers repack or quantise their weight after loading.
-    This weight is never multiplied as a whole: the kernel absorbs one half into the queries and the
-    other into the outputs, in every step. Folding the halves into the projections around them
-    instead would make those larger than this weight wherever the rank is above the head widths.
-    """
-
-    def __init__(self, num_heads: int, nope: int, v: int, rank: int) -> None:
-        super().__init__()
-        self.num_heads, self.nope, self.v = num_heads, nope, v
-        self.weight = nn.Parameter(torch.empty(num_heads * (nope + v), rank), requires_grad=False)
-        set_weight_attrs(self.weight, {"weight_loader": sharded_weight_loader(0)})
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """``W_UK``  # [heads, nope, rank], and ``W_UV``  # [heads, v, rank]"""
-        both = self.weight.view(self.num_heads, self.nope + self.v, -1)
-        return both[:, : self.nope], both[:, self.nope :]
 
 
 class LatentCacheAttention(nn.Module, AttentionLayerBase):
@@ -109,7 +87,9 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         if self._step is None:
             up, inv_freq = self.weights
             w_uk, w_uv = up()
-            self._step = self.make_step(self.kv_cache, w_uk, w_uv, inv_freq.data, self.scale)
+            self._step = self.make_step(
+                self.kv_cache, w_uk, w_uv, inv_freq.data, self.scale, up.num_heads
+            )
         return self._step
 
     def forward(self, query: Tensor, kv_latent: Tensor, positions: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_mha2mla.attention.layer import LatentCacheAttention, UpProjection
-from vllm_mha2mla.config import latent_widths
+from vllm_mha2mla.attention.layer import LatentCacheAttention
+from vllm_mha2mla.attention.up_projection import UpProjection
+from vllm_mha2mla.config import latent_widths, up_projection_groups
 from vllm_mha2mla.errors import UnsupportedEngineError
 
 
@@ -85,7 +86,9 @@ class LatentSelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
         )
-        self.kv_b_proj = UpProjection(self.num_heads, self.nope, self.v, self.rank)
+        self.kv_b_proj = UpProjection(
+            num_heads, up_projection_groups(config), self.nope, self.v, self.rank
+        )
         self.o_proj = RowParallelLinear(
             num_heads * self.v,
             hidden_size,

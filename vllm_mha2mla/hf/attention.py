@@ -6,10 +6,11 @@ and their absorbed form, section 2.1.2):
     score(h, n) = scale * ((W_UK[h]^T q_nope[h]) . c[n] + q_rope[h] . k_rope[n])
     out(h)      = W_UV[h] . sum_n p(h, n) c[n]
 
-so the cache holds ``[c ; k_rope]`` and nothing else. With ``q_lora_rank``, queries come from a
-latent of their own (eqs. 37-38). Where this deviates from DeepSeek: no norm on the latents, a bias
-on ``o_proj`` (the centred values' mean), and rotary frequencies stored with the weights, because
-partial RoPE keeps a different set in every layer.
+so the cache holds ``[c ; k_rope]`` and nothing else. ``W_UK`` and ``W_UV`` are stored once for all
+query heads of a KV head of the source (``kv_b_proj_groups``). With ``q_lora_rank``, queries come
+from a latent of their own (eqs. 37-38). Where this deviates from DeepSeek: no norm on the latents,
+a bias on ``o_proj`` (the centred values' mean), and rotary frequencies stored with the weights,
+because partial RoPE keeps a different set in every layer.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vllm_mha2mla.config import LatentWidths
+from vllm_mha2mla.config import LatentWidths, up_projection_groups
 from vllm_mha2mla.hf.eager import eager_attention
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
@@ -58,7 +59,8 @@ class LatentAttention(nn.Module):
             self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=False)
             self.q_b_proj = nn.Linear(self.q_rank, queries, bias=bias)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
-        self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope + self.v), bias=False)
+        self.groups = up_projection_groups(config)
+        self.kv_b_proj = nn.Linear(self.rank, self.groups * (self.nope + self.v), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v, hidden, bias=True)
         self.rope_inv_freq = nn.Parameter(
             torch.zeros(self.rope // 2, dtype=torch.float32), requires_grad=False
@@ -108,10 +110,11 @@ class LatentAttention(nn.Module):
         if past_key_values is not None:
             c, k_rope = past_key_values.update(c, k_rope, self.layer_idx)
 
-        w_uk, w_uv = self.kv_b_proj.weight.view(self.num_heads, self.nope + self.v, -1).split(
+        w_uk, w_uv = self.kv_b_proj.weight.view(self.groups, self.nope + self.v, -1).split(
             (self.nope, self.v), dim=1
-        )  # [heads, nope | v, rank]
-        q_latent = torch.einsum("bthn,hnr->bhtr", q_nope, w_uk)  # [batch, heads, tokens, rank]
+        )  # [groups, nope | v, rank]
+        q_nope = q_nope.unflatten(2, (self.groups, -1))
+        q_latent = torch.einsum("btghn,gnr->bghtr", q_nope, w_uk).flatten(1, 2)
         query = torch.cat((q_latent, q_rope.transpose(1, 2)), dim=-1)
         # Values are the same rows as keys: equal widths let the fused kernels take the call,
         # and the rotary columns of the result are dropped.
@@ -129,7 +132,8 @@ class LatentAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )  # [batch, tokens, heads, rank + rope]
-        out = torch.einsum("bthr,hvr->bthv", out[..., : self.rank], w_uv)
+        out = out[..., : self.rank].unflatten(2, (self.groups, -1))
+        out = torch.einsum("btghr,gvr->btghv", out, w_uv)
         return out.reshape(batch, tokens, -1), weights
 
     def _query(self, hidden_states: Tensor) -> Tensor:

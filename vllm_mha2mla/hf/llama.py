@@ -23,6 +23,7 @@ class LlamaMLAConfig(FindsPackage, LlamaConfig):
     qk_nope_head_dim: int = 128
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
+    kv_b_proj_groups: int | None = None
     kv_lora_rank_per_layer: list[int] | None = None
     qk_rope_head_dim_per_layer: list[int] | None = None
     attention_scale: float = 128**-0.5

@@ -19,7 +19,7 @@ __all__ = ["LayerFactory", "PagedBatch", "layer_factory"]
 logger = logging.getLogger("vllm.mha2mla")
 
 LayerStep = Callable[[Tensor, Tensor, Tensor, PagedBatch, Tensor], None]
-LayerFactory = Callable[[Tensor, Tensor, Tensor, Tensor, float], LayerStep]
+LayerFactory = Callable[[Tensor, Tensor, Tensor, Tensor, float, int], LayerStep]
 
 
 @functools.cache

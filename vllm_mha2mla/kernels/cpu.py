@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm_mha2mla.errors import KernelBuildError
 from vllm_mha2mla.kernels import structures
 from vllm_mha2mla.kernels.batch import PagedBatch
+from vllm_mha2mla.kernels.reference import of_every_head
 from vllm_mha2mla.kernels.structures import DTYPES
 
 ISA_VARIABLE = "VLLM_MHA2MLA_ISA"
@@ -79,9 +80,16 @@ class CpuKernel:
         _check(self.library.mha2mla_attend(self.variant, byref(arguments)))
 
     def layer(
-        self, cache: Tensor, w_uk: Tensor, w_uv: Tensor, inv_freq: Tensor, scale: float
+        self,
+        cache: Tensor,
+        w_uk: Tensor,
+        w_uv: Tensor,
+        inv_freq: Tensor,
+        scale: float,
+        heads: int,
     ) -> "CpuLayer":
         """See ``reference.ReferenceLayer``."""
+        w_uk, w_uv = of_every_head(w_uk, heads), of_every_head(w_uv, heads)
         return CpuLayer(self, cache, w_uk, w_uv, inv_freq, scale)
 
     def exp2(self, x: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ def latent_attention(
             out[start:end] = torch.matmul(probabilities, rows[:visible, :rank])
 
 
+def of_every_head(weights: Tensor, heads: int) -> Tensor:
+    """A group's weights repeated for its query heads  # [groups, ...] -> [heads, ...]"""
+    return weights.repeat_interleave(heads // len(weights), dim=0)
+
+
 class ReferenceLayer:
     """A layer between its projections: rotary embedding, cache write, absorption, attention.
 
@@ -85,17 +90,24 @@ class ReferenceLayer:
 
     Args:
         cache: the paged cache  # [blocks, block_size, rank + rope]
-        w_uk: ``W_UK``  # [heads, nope, rank]
-        w_uv: ``W_UV``  # [heads, v, rank]
+        w_uk: ``W_UK``, shared by the query heads of a group  # [groups, nope, rank]
+        w_uv: ``W_UV``  # [groups, v, rank]
         inv_freq: frequency of each rotary pair, float32  # [rope/2]
         scale: factor of the scores.
+        heads: query heads.
     """
 
     def __init__(
-        self, cache: Tensor, w_uk: Tensor, w_uv: Tensor, inv_freq: Tensor, scale: float
+        self,
+        cache: Tensor,
+        w_uk: Tensor,
+        w_uv: Tensor,
+        inv_freq: Tensor,
+        scale: float,
+        heads: int,
     ) -> None:
         self.cache, self.scale, self.inv_freq = cache, scale, inv_freq
-        self.w_uk, self.w_uv = w_uk, w_uv
+        self.w_uk, self.w_uv = of_every_head(w_uk, heads), of_every_head(w_uv, heads)
 
     def __call__(
         self, query: Tensor, kv_latent: Tensor, positions: Tensor, batch: PagedBatch, out: Tensor

@@ -68,7 +68,8 @@ def explicit_metric(tensors, weights, statistics, inputs):
     rows = torch.cat(keys)
     a = torch.cat([w / w.sum() / len(inputs) for w in received])
     c, z = rows[:, :rank], torch.complex(*rows[:, rank:].chunk(2, dim=-1))
-    up = tensors["kv_b_proj.weight"].double().view(heads, -1, rank)[:, :d]
+    up = tensors["kv_b_proj.weight"].double().view(-1, 2 * d, rank)[:, :d]
+    up = up.repeat_interleave(weights.group, 0)
     kept = [int((weights.inv_freq == f).nonzero()) for f in tensors["rope_inv_freq"]]
     metric = torch.zeros(heads, d + rope, d + rope, dtype=torch.float64)
     for h in range(heads):

@@ -20,7 +20,8 @@ def converted_outputs(tensors, x, weights, rank):
     cached = x @ tensors["kv_a_proj_with_mqa.weight"].T
     cached = cached + tensors.get("kv_a_proj_with_mqa.bias", 0)
     latent, k_rope = cached.split((rank, rope), -1)
-    up = (latent @ tensors["kv_b_proj.weight"].T).view(len(x), heads, 2 * d)
+    up = (latent @ tensors["kv_b_proj.weight"].T).view(len(x), -1, 2 * d)
+    up = up.repeat_interleave(weights.group, 1)
     k_nope, v = up.split((d, d), -1)
     turned = [rotation(tensors["rope_inv_freq"], m) for m in range(len(x))]
     q_rope = torch.stack([q_rope[m] @ turned[m].T for m in range(len(x))])

@@ -1,6 +1,12 @@
 import pytest
 
-from vllm_mha2mla.config import LatentWidths, cache_bytes_per_token, latent_widths, read_provenance
+from vllm_mha2mla.config import (
+    LatentWidths,
+    cache_bytes_per_token,
+    latent_widths,
+    read_provenance,
+    up_projection_groups,
+)
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.llama import LlamaMLAConfig
 
@@ -34,6 +40,13 @@ def test_per_layer_widths_win():
 def test_impossible_widths_are_refused(values, message):
     with pytest.raises(CheckpointError, match=message):
         latent_widths(config(**values))
+
+
+def test_heads_share_up_projections_where_the_checkpoint_says_so():
+    assert up_projection_groups(config(num_attention_heads=8)) == 8  # format 1
+    assert up_projection_groups(config(num_attention_heads=8, kv_b_proj_groups=2)) == 2
+    with pytest.raises(CheckpointError, match="kv_b_proj_groups 3 does not divide"):
+        up_projection_groups(config(num_attention_heads=8, kv_b_proj_groups=3))
 
 
 def test_a_newer_format_is_refused_when_the_config_is_read():

@@ -251,14 +251,19 @@ def test_powers_of_two(kernel):
     shape=shapes,
     nope=st.integers(1, 20),
     v=st.integers(1, 40),
+    group=st.integers(1, 3),
     dtypes=st.sampled_from(
         [(dtype, dtype) for dtype in DTYPES] + [(torch.bfloat16, torch.float32)]
     ),
     padding=st.integers(0, 3),
     seed=st.integers(0, 2**16),
 )
-def test_layer_is_the_reference(kernel, batch, block_size, shape, nope, v, dtypes, padding, seed):
-    (heads, rank, rope), dtype = shape, dtypes[1]
+def test_layer_is_the_reference(
+    kernel, batch, block_size, shape, nope, v, group, dtypes, padding, seed
+):
+    (groups, rank, rope), dtype = shape, dtypes[1]
+    heads = groups * group
+    shape = (heads, rank, rope)
     owners = {
         cls: Paged(owner, batch, block_size, shape, dtypes, seed)
         for cls, owner in ((ReferenceLayer, reference), (kernel.layer, kernel))
@@ -277,7 +282,7 @@ def test_layer_is_the_reference(kernel, batch, block_size, shape, nope, v, dtype
 
     query = random(tokens + padding, heads * (nope + rope) + 1)[:, :-1]
     rows = random(tokens + padding, rank + rope)
-    weights = random(heads, nope + v, rank) / rank**0.5
+    weights = random(groups, nope + v, rank) / rank**0.5
     inv_freq = torch.rand(rope // 2, generator=generator)
     # Far out, where a rotation is lost unless its angle is as exact as the reference's.
     positions = torch.cat((positions * 1001, positions.new_zeros(padding)))
@@ -285,7 +290,7 @@ def test_layer_is_the_reference(kernel, batch, block_size, shape, nope, v, dtype
     for cls, own in owners.items():
         cache, out = own.cache, query.new_zeros(tokens + padding, heads * v)
         step = PagedBatch(tokens, paged.starts, paged.lengths, paged.table, slots)
-        layer = cls(cache, weights[:, :nope], weights[:, nope:], inv_freq, 0.1)
+        layer = cls(cache, weights[:, :nope], weights[:, nope:], inv_freq, 0.1, heads)
         layer(query, rows, positions, step, out)
         results.append((out.double(), in_rows(own.kernel, cache)))
     (out, cache), (expected, expected_cache) = results[1], results[0]
