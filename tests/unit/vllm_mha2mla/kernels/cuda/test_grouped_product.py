@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from vllm_mha2mla.kernels.cuda.grouped_product import grouped_product
 
 
