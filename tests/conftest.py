@@ -4,6 +4,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.triton_interpreter import interpret_triton
+
+interpret_triton()
+
 # A time limit would tell how busy the machine is, not whether a property holds.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

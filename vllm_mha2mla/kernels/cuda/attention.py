@@ -1,0 +1,323 @@
+"""Paged attention over latent rows: keys are ``[c ; k_rope]``, values are ``c``, loaded once.
+
+One kernel serves decode, prefill, chunked prefill and their mixtures. The queries of a request are
+flattened to (token, head) pairs, ``QUERIES`` of them a program; a program walks tiles of ``TILE``
+rows of the context and keeps the running softmax (FlashAttention-2, arXiv:2307.08691).
+
+Scores and outputs are computed transposed,
+
+    S^T = K Q^T  # [TILE, QUERIES],     O^T += C^T P^T  # [chunk, QUERIES],
+
+because matrix instructions want at least 64 rows of their first operand. A tile of cache rows has
+them, whereas 32 heads of one token would be padded to twice the work; and both products read the
+same tile in shared memory, so a row crosses the memory bus once.
+
+A context is split into equal shares where there are too few queries to keep the GPU busy. Shares
+follow from shapes alone (``tuning.py``): nothing here waits for the host, and a step can be
+captured in a CUDA graph. ``combine.py`` joins their results.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vllm_mha2mla.kernels.cuda.combine import combine
+from vllm_mha2mla.kernels.cuda.rows import (
+    alignment,
+    load_columns,
+    next_power_of_2,
+    row_chunks,
+    row_offsets,
+)
+from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_splits, choose_tiles
+
+LOG2_E = 1.4426950408889634
+
+
+def attend(
+    query: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    max_query_len: int,
+    max_seq_len: int,
+    scale: float,
+    rank: int,
+    rope: int,
+    out: Tensor,
+    lse: Tensor | None = None,
+    splits: int | None = None,
+    tiles: Tiles | None = None,
+) -> None:
+    """Causal attention of every request's newest tokens over its cached rows.
+
+    ``reference.latent_attention`` defines the result. Tokens beyond the last request's, which pad a
+    CUDA graph, are left as they are; requests without queries or without context are allowed.
+
+    Args:
+        query: ``[W_UK^T q_nope ; q_rope]``, the cache's dtype  # [tokens, heads, >= rank + rope]
+        cache: the paged cache  # [blocks, block_size, >= rank + rope]
+        block_table: block numbers of each request  # [requests, max_blocks], int32
+        query_start_loc: first query of each request, and the end  # [requests + 1], int32
+        seq_lens: context length of each request, new tokens included  # [requests], int32
+        max_query_len: no request has more new tokens.
+        max_seq_len: no request has a longer context.
+        scale: factor of the scores.
+        rank: latent columns of a row.
+        rope: rotary columns of a row.
+        out: attention-weighted latents, filled in place  # [tokens, heads, rank]
+        lse: natural logarithm of each softmax's denominator, filled if given; minus infinity
+            where there was nothing to attend to  # [tokens, heads], float32, any strides
+        splits: shares of each context; by default ``choose_splits`` tells.
+        tiles: sizes of the tiles; by default ``choose_tiles`` tells.
+    """
+    tokens, heads, _ = query.shape
+    requests = seq_lens.shape[0]
+    if tokens == 0 or requests == 0:
+        return
+    chunks = row_chunks(rank, rope)
+    if tiles is None:
+        tiles = choose_tiles(chunks, heads * max_query_len, cache)
+    tiles_per_request = triton.cdiv(max_query_len * heads, tiles.queries)
+    # A mixed batch would leave most of the tiles of its short requests empty.
+    search = requests * tiles_per_request > tokens * heads // tiles.queries + requests
+    if search:
+        programs = tokens * heads // tiles.queries + requests
+    else:
+        programs = requests * tiles_per_request
+    if splits is None:
+        splits = choose_splits(programs, triton.cdiv(max_seq_len, tiles.rows), tiles, cache)
+    partial, state = out, out
+    if splits > 1:
+        partial = torch.empty(splits, tokens, heads, rank, dtype=torch.float32, device=query.device)
+        state = torch.empty(2, splits, tokens, heads, dtype=torch.float32, device=query.device)
+    _attend[(programs, splits)](
+        query,
+        cache,
+        block_table,
+        query_start_loc,
+        seq_lens,
+        out,
+        out if lse is None else lse,
+        partial,
+        state,
+        requests,
+        tokens,
+        heads,
+        tiles_per_request,
+        scale * LOG2_E,
+        query.stride(0),
+        query.stride(1),
+        out.stride(0),
+        out.stride(1),
+        0 if lse is None else lse.stride(0),
+        0 if lse is None else lse.stride(1),
+        cache.stride(0),
+        block_table.stride(0),
+        RANK=rank,
+        ROPE=rope,
+        C0=chunks.latent[0],
+        C1=chunks.latent[1],
+        C2=chunks.latent[2],
+        CR=chunks.rotary,
+        BLOCK_SIZE=cache.shape[1],
+        ROW_STRIDE=cache.stride(1),
+        ALIGN=alignment(cache),
+        QUERIES=tiles.queries,
+        TILE=tiles.rows,
+        STAGES=tiles.stages,
+        SEARCH=search,
+        SEARCH_STEPS=next_power_of_2(requests).bit_length() if search else 0,
+        SPLIT=splits > 1,
+        WITH_LSE=lse is not None,
+        num_warps=tiles.warps,
+    )
+    if splits > 1:
+        combine(partial, state, query_start_loc, out, lse)
+
+
+@triton.jit(do_not_specialize=["requests", "tokens", "tiles_per_request"])
+def _attend(
+    query,
+    cache,
+    block_table,
+    query_start_loc,
+    seq_lens,
+    out,
+    lse,
+    partial,
+    state,
+    requests,
+    tokens,
+    heads,
+    tiles_per_request,
+    scale,  # times log2(e): powers of two are the fast ones
+    query_token_stride,
+    query_head_stride,
+    out_token_stride,
+    out_head_stride,
+    lse_token_stride,
+    lse_head_stride,
+    block_stride,
+    table_stride,
+    RANK: tl.constexpr,
+    ROPE: tl.constexpr,
+    C0: tl.constexpr,
+    C1: tl.constexpr,
+    C2: tl.constexpr,
+    CR: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
+    ALIGN: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+    SEARCH: tl.constexpr,
+    SEARCH_STEPS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+):
+    program = tl.program_id(0)
+    split = tl.program_id(1)
+    if SEARCH:
+        request, first = _find_request(
+            query_start_loc, requests, heads, program, QUERIES, SEARCH_STEPS
+        )
+    else:
+        request = program // tiles_per_request
+        first = (program % tiles_per_request) * QUERIES
+    start = tl.load(query_start_loc + request)
+    new = tl.load(query_start_loc + request + 1) - start
+    if first >= new * heads:
+        return
+    length = tl.load(seq_lens + request)
+
+    pair = first + tl.arange(0, QUERIES)  # (token, head) of the request, flattened
+    exists = pair < new * heads
+    token, head = pair // heads, pair % heads
+    visible = length - new + token + 1  # rows that each query sees
+    last_token = tl.minimum(first + QUERIES, new * heads) - 1
+    end = length - new + last_token // heads + 1
+    row = (start + token).to(tl.int64)  # of the query tensor
+
+    share = tl.cdiv(tl.cdiv(end, TILE), tl.num_programs(1)) * TILE
+    begin = split * share
+    end = tl.minimum(begin + share, end)
+
+    q = query + row * query_token_stride + head.to(tl.int64) * query_head_stride
+    q0 = _load_query(q, exists, 0, RANK if C1 == 0 else C0, C0)
+    acc0 = tl.zeros([C0, QUERIES], tl.float32)
+    if C1 > 0:
+        q1 = _load_query(q, exists, C0, RANK - C0 if C2 == 0 else C1, C1)
+        acc1 = tl.zeros([C1, QUERIES], tl.float32)
+    if C2 > 0:
+        q2 = _load_query(q, exists, C0 + C1, RANK - C0 - C1, C2)
+        acc2 = tl.zeros([C2, QUERIES], tl.float32)
+    if CR > 0:
+        qr = _load_query(q, exists, RANK, ROPE, CR)
+    maximum = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+
+    table = block_table + request.to(tl.int64) * table_stride
+    position = tl.arange(0, TILE)
+    # Block numbers are loaded one tile ahead, so that a tile's rows never wait for them.
+    page = tl.load(table + (begin + position) // BLOCK_SIZE, mask=begin + position < end, other=0)
+    for tile in tl.range(begin, end, TILE, num_stages=STAGES):
+        at = tile + position
+        offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
+        ahead = at + TILE
+        page = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
+
+        c0 = load_columns(cache, offset, at < end, 0, RANK if C1 == 0 else C0, C0)
+        s = tl.dot(c0, tl.trans(q0), input_precision="ieee")
+        if C1 > 0:
+            c1 = load_columns(cache, offset, at < end, C0, RANK - C0 if C2 == 0 else C1, C1)
+            s = tl.dot(c1, tl.trans(q1), s, input_precision="ieee")
+        if C2 > 0:
+            c2 = load_columns(cache, offset, at < end, C0 + C1, RANK - C0 - C1, C2)
+            s = tl.dot(c2, tl.trans(q2), s, input_precision="ieee")
+        if CR > 0:
+            cr = load_columns(cache, offset, at < end, RANK, ROPE, CR)
+            s = tl.dot(cr, tl.trans(qr), s, input_precision="ieee")
+
+        seen = (at < end)[:, None] & (at[:, None] < visible[None, :])
+        s = tl.where(seen, s * scale, float("-inf"))  # [TILE, QUERIES]
+        new_maximum = tl.maximum(maximum, tl.max(s, 0))
+        # Of a query that has seen no row yet the maximum is minus infinity, and no reference.
+        reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        p = tl.exp2(s - reference[None, :])
+        rescale = tl.exp2(maximum - reference)
+        total = total * rescale + tl.sum(p, 0)
+        maximum = new_maximum
+        weights = p.to(cache.dtype.element_ty)
+        acc0 = tl.dot(tl.trans(c0), weights, acc0 * rescale[None, :], input_precision="ieee")
+        if C1 > 0:
+            acc1 = tl.dot(tl.trans(c1), weights, acc1 * rescale[None, :], input_precision="ieee")
+        if C2 > 0:
+            acc2 = tl.dot(tl.trans(c2), weights, acc2 * rescale[None, :], input_precision="ieee")
+
+    if SPLIT:
+        at = (split * tokens + row) * heads + head
+        count = tl.num_programs(1).to(tl.int64) * tokens * heads
+        tl.store(state + at, maximum, mask=exists)
+        tl.store(state + count + at, total, mask=exists)
+        # combine.py does not read what an empty share has left.
+        exists = exists & (total > 0)
+        target = partial + at * RANK
+    else:
+        acc_scale = tl.where(total > 0, 1 / tl.where(total > 0, total, 1.0), 0.0)
+        acc0 = acc0 * acc_scale[None, :]
+        if C1 > 0:
+            acc1 = acc1 * acc_scale[None, :]
+        if C2 > 0:
+            acc2 = acc2 * acc_scale[None, :]
+        if WITH_LSE:
+            at = lse + row * lse_token_stride + head.to(tl.int64) * lse_head_stride
+            tl.store(at, (maximum + tl.log2(total)) / 1.4426950408889634, mask=exists)
+        target = out + row * out_token_stride + head.to(tl.int64) * out_head_stride
+    _store_columns(target, acc0, exists, 0, RANK, C0)
+    if C1 > 0:
+        _store_columns(target, acc1, exists, C0, RANK, C1)
+    if C2 > 0:
+        _store_columns(target, acc2, exists, C0 + C1, RANK, C2)
+
+
+@triton.jit
+def _find_request(
+    query_start_loc, requests, heads, program, QUERIES: tl.constexpr, STEPS: tl.constexpr
+):
+    """Find the request of a program, and its first (token, head) pair, by binary search.
+
+    The programs of request ``r`` begin at ``query_start_loc[r] * heads // QUERIES + r``: that
+    leaves room for each request's last, partly filled tile, and needs no sum over the batch.
+    """
+    low = program * 0
+    high = requests - 1
+    for _ in tl.static_range(STEPS):
+        middle = (low + high + 1) // 2
+        before = tl.load(query_start_loc + middle).to(tl.int64) * heads // QUERIES + middle
+        low = tl.where(before <= program, middle, low)
+        high = tl.where(before <= program, high, middle - 1)
+        low = tl.minimum(low, requests - 1)
+    base = tl.load(query_start_loc + low).to(tl.int64) * heads // QUERIES + low
+    return low, ((program - base) * QUERIES).to(tl.int32)
+
+
+@triton.jit
+def _load_query(row, exists, FIRST: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr):
+    """Load the columns of the queries that a chunk of the rows meets  # [QUERIES, CHUNK]."""
+    column = tl.arange(0, CHUNK)
+    mask = exists[:, None] & (column < COUNT)[None, :]
+    return tl.load(row[:, None] + (FIRST + column)[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_columns(
+    target, acc, exists, FIRST: tl.constexpr, RANK: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Store a chunk of the transposed output  # acc: [CHUNK, QUERIES]."""
+    column = FIRST + tl.arange(0, CHUNK)
+    mask = exists[None, :] & (column < RANK)[:, None]
+    tl.store(target[None, :] + column[:, None], acc.to(target.dtype.element_ty), mask=mask)

@@ -1,0 +1,96 @@
+"""Join the shares of split contexts into one softmax (flash decoding).
+
+With maximum ``m_s``, sum ``l_s`` and unnormalised output ``o_s`` of share ``s``, all relative to
+``m_s`` and in powers of two:
+
+    m = max_s m_s,     o = sum_s 2^(m_s - m) o_s / sum_s 2^(m_s - m) l_s
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vllm_mha2mla.kernels.cuda.rows import next_power_of_2
+
+
+def combine(
+    partial: Tensor, state: Tensor, query_start_loc: Tensor, out: Tensor, lse: Tensor | None
+) -> None:
+    """Join shares; tokens beyond the last request's are left as they are.
+
+    Args:
+        partial: outputs of each share  # [splits, tokens, heads, rank], float32
+        state: maxima and sums of each share  # [2, splits, tokens, heads], float32
+        query_start_loc: its last entry is the number of tokens  # [requests + 1]
+        out: filled in place  # [tokens, heads, rank]
+        lse: filled in place if given  # [tokens, heads], float32
+    """
+    splits, tokens, heads, rank = partial.shape
+    _combine[(tokens, heads)](
+        partial,
+        state,
+        query_start_loc,
+        out,
+        out if lse is None else lse,
+        query_start_loc.shape[0] - 1,
+        heads,
+        splits,
+        out.stride(0),
+        out.stride(1),
+        0 if lse is None else lse.stride(0),
+        0 if lse is None else lse.stride(1),
+        RANK=rank,
+        RANK_TILE=next_power_of_2(rank),
+        SPLITS_TILE=next_power_of_2(splits),
+        WITH_LSE=lse is not None,
+        num_warps=2,
+    )
+
+
+@triton.jit(do_not_specialize=["requests", "splits"])
+def _combine(
+    partial,
+    state,
+    query_start_loc,
+    out,
+    lse,
+    requests,
+    heads,
+    splits,
+    out_token_stride,
+    out_head_stride,
+    lse_token_stride,
+    lse_head_stride,
+    RANK: tl.constexpr,
+    RANK_TILE: tl.constexpr,
+    SPLITS_TILE: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    if token >= tl.load(query_start_loc + requests):
+        return
+    count = tl.num_programs(0).to(tl.int64) * heads
+    first = token * heads + head
+    split = tl.arange(0, SPLITS_TILE)
+    at = state + split * count + first
+    m_max = tl.max(tl.load(at, mask=split < splits, other=float("-inf")), 0)
+    reference = tl.where(m_max == float("-inf"), 0.0, m_max)
+    column = tl.arange(0, RANK_TILE)
+    acc = tl.zeros([RANK_TILE], tl.float32)
+    total = 0.0
+    for share in range(splits):
+        m_share = tl.load(state + share * count + first)
+        sum_share = tl.load(state + (splits + share) * count + first)
+        weight = tl.where(sum_share > 0, tl.exp2(m_share - reference), 0.0)
+        total += weight * sum_share
+        # A share that saw no row has written no output.
+        mask = column < tl.where(sum_share > 0, RANK, 0)
+        row = partial + (share * count + first) * RANK
+        acc += weight * tl.load(row + column, mask=mask, other=0.0)
+    acc = acc / tl.where(total > 0, total, 1.0)
+    target = out + token * out_token_stride + head.to(tl.int64) * out_head_stride + column
+    tl.store(target, acc.to(out.dtype.element_ty), mask=column < RANK)
+    if WITH_LSE:
+        at = lse + token * lse_token_stride + head.to(tl.int64) * lse_head_stride
+        tl.store(at, (m_max + tl.log2(total)) / 1.4426950408889634)
