@@ -43,6 +43,10 @@ class OffloadError(MHA2MLAError):
     """The calibration activations cannot be kept where they should be."""
 
 
+class DeviceMemoryError(MHA2MLAError):
+    """A device, or the process, has too little memory for what was asked."""
+
+
 class TrainingError(MHA2MLAError):
     """A training cannot start or go on: memory, another run's checkpoints, NaN or infinity."""
 

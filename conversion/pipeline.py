@@ -101,6 +101,7 @@ def convert(
         OutputError, SourceError, TextError, RecipeError, OffloadError, TrainingError: with
             the way out.
     """
+    device = torch.device(options.device)
     return_freed_memory()
     check_output(out, options.overwrite, source.name)
     dtype = written_dtype(source, options.dtype)
@@ -117,13 +118,13 @@ def convert(
         progress.whole(f"Converting {source.name}", stage_shares(recipe)),
     ):
         # On disk, or memory would grow with the number of layers.
-        store = StatisticsStore(folder) if statistics is None else statistics
+        store = StatisticsStore(folder, device) if statistics is None else statistics
         shape = "x".join(map(str, windows.measured.shape))
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
         uniform = [widths] * config.num_hidden_layers
         converted = converted_config(source, uniform, q_lora_rank, dtype, provenance)
         measured, tokens = windows.measured.shape
-        source_layers = SourceLayers(source, tokens, torch.device(options.device))
+        source_layers = SourceLayers(source, tokens, device)
         converter = LayerConverter(source_layers, converted, recipe, measured, store)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
             choices = choose(recipe, converter, windows, options.offload, progress)
@@ -135,7 +136,10 @@ def convert(
                 loss = HeldOutLoss(source_layers, windows.held_out, options.offload)
             layers = _converted_layers(converter, choices, streams, loss, progress)
             if to_refine is not None:
-                layers = iter(refine(source, converted, list(layers), to_refine, recipe, progress))
+                refined = refine(
+                    source, converted, list(layers), to_refine, recipe, device, progress
+                )
+                layers = iter(refined)
             _write_layers(source, writer, layers, dtype)
             if loss is not None:
                 figures[HELD_OUT_DIVERGENCE] = loss.divergence()
@@ -198,16 +202,16 @@ def _streams(
     store: StatisticsStore,
 ) -> Streams | None:
     """The embedded calibration text; ``None`` if no layer has a use for it."""
-    layers = range(source.config.num_hidden_layers)
+    layers, device = range(source.config.num_hidden_layers), torch.device(options.device)
     if not recipe.refits and all(index in store for index in layers):
         return None
     if not recipe.refits:
-        return embedded_text(source, windows.measured, None, options.offload)
+        return embedded_text(source, windows.measured, None, options.offload, device)
     width = converted.num_attention_heads * converted.v_head_dim
     sinks = None
     if recipe.refit_sinks:
         sinks = sink_tokens(source.tokenizer(), windows.ids, source.config.vocab_size)
-    return embedded_text(source, windows.ids, width, options.offload, sinks)
+    return embedded_text(source, windows.ids, width, options.offload, device, sinks)
 
 
 def _converted_layers(

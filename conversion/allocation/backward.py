@@ -16,7 +16,7 @@ from conversion.allocation.sensitivity import (
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
-from conversion.layers.original import SourceLayers, final_norm, output_projection
+from conversion.layers.original import OutputProjection, SourceLayers, final_norm
 from conversion.runtime.progress import Progress
 
 SEED = 0
@@ -44,7 +44,7 @@ def backward_sweep(
     """
     source_layers = converter.layers
     source = source_layers.source
-    hidden = embedded_text(source, held_out, None, offload).original
+    hidden = embedded_text(source, held_out, None, offload, source_layers.device).original
     before: list[Activations] = []
 
     def up(index: int, layer: Any) -> None:
@@ -73,8 +73,7 @@ def backward_sweep(
 
 def _at_the_end(source_layers: SourceLayers, hidden: Activations) -> list[list[Tensor]]:
     """Gradients after the last layer, per window and label set."""
-    source = source_layers.source
-    norm, head = final_norm(source), partial(output_projection, source)
-
+    source, device = source_layers.source, source_layers.device
+    norm, head = final_norm(source, device), OutputProjection(source, device)
     generator = torch.Generator().manual_seed(SEED)
-    return [label_gradients(x, norm, head, generator) for x in hidden]
+    return [label_gradients(x.to(device), norm, head, generator) for x in hidden]

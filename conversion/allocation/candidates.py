@@ -42,9 +42,8 @@ def held_out_divergences(
     """
     source_layers = converter.layers
     source = source_layers.source
-    original, *converted = (
-        embedded_text(source, held_out, None, offload).original for _ in range(len(candidates) + 1)
-    )
+    original = embedded_text(source, held_out, None, offload, source_layers.device).original
+    converted = [original.copy(offload) for _ in candidates]
 
     def push(index: int, layer: Any) -> None:
         attention = source.family.attention(layer)
@@ -62,4 +61,4 @@ def held_out_divergences(
 
     for _ in source_layers.for_each_layer(push, "Choosing widths", progress):
         pass
-    return stream_divergences(source, original, converted)
+    return stream_divergences(source_layers, original, converted)

@@ -77,7 +77,10 @@ def choose(
         return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
     held_out = _held_out(windows)
     measured = exact or all(index in converter.store for index in range(layers))
-    text = None if measured else embedded_text(source, windows.measured, None, offload).original
+    text = None
+    if not measured:
+        device = converter.layers.device
+        text = embedded_text(source, windows.measured, None, offload, device).original
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
     gradients = _OfGradients(
         recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
@@ -132,10 +135,10 @@ class _OfGradients:
                 return layer_costs(found, converted, layers.at_once)
 
             # One selection serves all ranks at its rotary width. Of a large layer, one candidate
-            # is in memory at a time.
+            # is in memory at a time; and a GPU does one thing at a time, each in all its parts.
             by_rope = groupby(self._grid, key=lambda widths: widths.qk_rope_head_dim)
             grids = [list(grid) for _, grid in by_rope]
-            at_most = 1 if layers.at_once == 1 else None
+            at_most = 1 if layers.at_once == 1 or layers.device.type != "cpu" else None
             self.costs[index] = {
                 widths: cost
                 for part in side_by_side(costs, grids, at_most)

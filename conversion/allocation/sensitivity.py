@@ -21,7 +21,7 @@ SAMPLES = 2
 def label_gradients(
     hidden: Tensor,
     norm: Any,
-    head: Callable[[], Iterable[Tensor]],
+    head: Iterable[Tensor],
     generator: torch.Generator,
 ) -> list[Tensor]:
     """Gradients of the negative log-likelihood of labels that the model itself draws.
@@ -34,7 +34,7 @@ def label_gradients(
     Args:
         hidden: after the last layer  # [tokens, hidden]
         norm: the final norm.
-        head: starts a pass over the output projection in blocks of rows  # each [rows, hidden]
+        head: the output projection in blocks of rows, for two passes  # each [rows, hidden]
         generator: draws the labels.
 
     Returns:
@@ -45,17 +45,17 @@ def label_gradients(
         normed = norm(leaf)
     states = normed.detach()
     tokens = len(states)
-    masses = torch.stack([(states @ rows.float().T).logsumexp(-1) for rows in head()])
+    masses = torch.stack([(states @ rows.float().T).logsumexp(-1) for rows in head])
     normaliser = masses.logsumexp(0)  # [tokens]
     # Up to which part of the whole each piece of the vocabulary reaches.
     ends = (masses - normaliser).double().softmax(0).cumsum(0).T.contiguous()  # [tokens, pieces]
-    place = torch.rand(tokens, SAMPLES, generator=generator, dtype=torch.float64)
+    place = torch.rand(tokens, SAMPLES, generator=generator, dtype=torch.float64).to(ends.device)
     piece = torch.searchsorted(ends, place).clamp_max(len(masses) - 1)  # [tokens, SAMPLES]
     starts = torch.cat((ends.new_zeros(tokens, 1), ends), dim=1)
     within = (place - starts.gather(1, piece)) / (ends.gather(1, piece) - starts.gather(1, piece))
     mean = torch.zeros_like(states)  # sum_v p_v W_v
     drawn = states.new_zeros(SAMPLES, *states.shape)  # W_label
-    for number, rows in enumerate(head()):
+    for number, rows in enumerate(head):
         W = rows.float()
         p = (states @ W.T).sub_(normaliser[:, None]).exp_()  # [tokens, rows]
         mean += p @ W
@@ -70,7 +70,7 @@ def label_gradients(
 
 @dataclass(frozen=True)
 class AttentionGradients:
-    """One layer's attention on some windows, and the gradients at its output, on the CPU.
+    """One layer's attention on some windows, and the gradients at its output, on its device.
 
     Attributes:
         inputs: what the attention reads, normed  # each [tokens, hidden]
@@ -113,13 +113,13 @@ def attention_gradients(
         at_attention = []
         for sample, g in enumerate(gradients[window]):
             here, below = torch.autograd.grad(
-                output, (middle, leaf), g.to(device), retain_graph=True
+                output, (middle, leaf), g, retain_graph=True
             )
-            at_attention.append(here.cpu())
-            gradients[window][sample] = below.cpu()
-        result.inputs.append(family.attention_input(layer, leaf).detach().cpu())
-        result.outputs.append((middle - x).detach().cpu())
-        result.streams.append(middle.detach().cpu())
+            at_attention.append(here)
+            gradients[window][sample] = below
+        result.inputs.append(family.attention_input(layer, leaf).detach())
+        result.outputs.append((middle - x).detach())
+        result.streams.append(middle.detach())
         result.gradients.append(at_attention)
     return result
 
@@ -148,17 +148,18 @@ def layer_costs(
     ]
     windows, tokens, _ = inputs.shape
     scale = 0.5 / (windows * tokens * len(gradients))
+    positions = torch.arange(tokens, device=inputs.device)[None]
     costs = {}
     for widths, attention in converted:
-        device = next(attention.parameters()).device
-        positions = torch.arange(tokens, device=device)[None]
-        cost = 0.0
+        cost = inputs.new_zeros((), dtype=torch.float64)
         for batch in batches(windows, at_once):
-            with bfloat16_products():
-                a = attention(inputs[batch].to(device), position_ids=positions)[0].cpu()
+            with bfloat16_products(inputs.device.type):
+                a = attention(inputs[batch], position_ids=positions)[0]
             error = a - outputs[batch]  # [windows, tokens, hidden]
-            cost += sum(float((g[batch] * error).sum(-1).square().sum()) for g in gradients)
-        costs[widths] = scale * cost
+            for g in gradients:
+                cost += (g[batch] * error).sum(-1).square().sum()
+        costs[widths] = cost
         # Else it would be there until the next one is.
         del attention
-    return costs
+    # Read at the end: a GPU would wait for every one of them.
+    return {widths: scale * float(cost) for widths, cost in costs.items()}

@@ -1,4 +1,4 @@
-"""The calibration text's activations: in memory, or in a file the kernel can take out of it."""
+"""The calibration text's activations: on the device, in memory, or in a file."""
 
 import mmap
 import os
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from conversion.errors import OffloadError
+from conversion.runtime.device import place_to_keep
 
 ITEM_BYTES = torch.float32.itemsize
+CPU = torch.device("cpu")
 
 
 class Activations:
@@ -21,18 +23,28 @@ class Activations:
         windows: how many windows.
         tokens: tokens per window.
         width: numbers per token.
-        offload: folder for the file that holds them; ``None`` for memory. The file has no name, so
-            nothing is left of it however the process ends.
+        offload: folder for a file that holds them, which the kernel can take out of memory; ``None``
+            for memory. The file has no name, so nothing is left of it however the process ends.
+        device: that computes with them; without ``offload`` they stay there if they fit.
 
     Raises:
         OffloadError: no such folder, not writable, or too little room.
     """
 
-    def __init__(self, windows: int, tokens: int, width: int, offload: Path | None = None) -> None:
+    def __init__(
+        self,
+        windows: int,
+        tokens: int,
+        width: int,
+        offload: Path | None = None,
+        device: torch.device = CPU,
+    ) -> None:
         self._window_bytes = tokens * width * ITEM_BYTES
+        self._device = device
         self._mapping: mmap.mmap | None = None
         if offload is None:
-            self._values = torch.empty(windows, tokens, width)
+            place = place_to_keep(windows * self._window_bytes, device)
+            self._values = torch.empty(windows, tokens, width, device=place)
         else:
             self._mapping = _mapped_file(windows * self._window_bytes, offload)
             flat = torch.frombuffer(self._mapping, dtype=torch.float32)
@@ -43,6 +55,11 @@ class Activations:
         """Size of all windows in bytes."""
         return self._values.nbytes
 
+    @property
+    def place(self) -> torch.device:
+        """Where they are kept."""
+        return self._values.device
+
     def copy(self, offload: Path | None = None) -> "Activations":
         """The same numbers in a place of their own.
 
@@ -50,7 +67,7 @@ class Activations:
             OffloadError: as for a new one.
         """
         windows, tokens, width = self._values.shape
-        other = Activations(windows, tokens, width, offload)
+        other = Activations(windows, tokens, width, offload, self._device)
         for window, values in enumerate(self):
             other[window] = values
         return other
@@ -62,7 +79,7 @@ class Activations:
         return (self[window] for window in range(len(self)))
 
     def __getitem__(self, windows: int | slice) -> Tensor:
-        """One window, or some, on the CPU, not to be written into  # [..., tokens, width]"""
+        """One window, or some, where they are kept, not to be written into  # [..., tokens, width]"""
         if self._mapping is None:
             return self._values[windows]
         copy = self._values[windows].clone()

@@ -8,7 +8,7 @@ def head_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one head's part of a linear function of the attention output.
 
-    With ``L = sum_m r_m . o_m``, ``R_m = W_O^T r_m`` and the softmax's derivative,
+    Of several heads at once, their number leads every shape. With ``L = sum_m r_m . o_m``, ``R_m = W_O^T r_m`` and the softmax's derivative,
 
         dL/dv_n = sum_m a[m, n] R_m
         dL/ds[m, n] = a[m, n] (R_m . v_n - sum_j a[m, j] R_m . v_j)
@@ -27,8 +27,8 @@ def head_gradients(
     Returns:
         gradients for keys and for values  # both [keys, d]
     """
-    of_values = a.T @ output_gradient
-    of_scores = output_gradient @ v.T  # [queries, keys]
-    of_scores -= (a * of_scores).sum(1, keepdim=True)
+    of_values = a.mT @ output_gradient
+    of_scores = output_gradient @ v.mT  # [queries, keys]
+    of_scores -= (a * of_scores).sum(-1, keepdim=True)
     of_scores *= a
-    return scale * (of_scores.T @ q), of_values
+    return scale * (of_scores.mT @ q), of_values

@@ -1,5 +1,6 @@
 """Keys as each head's queries see them, rotated by the distance, beside the keys before RoPE."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +55,12 @@ class KeysOfWindow:
 
 
 class RotatedKeysOfHead:
-    """Sums over one head's attention in one window.
+    """Sums over a head's attention in one window.
 
     Args:
         keys: of the window.
+        heads: shape of the number of heads: ``()`` for one head; of several at once, their number
+            leads every shape.
 
     Attributes:
         keys: of the window.
@@ -66,19 +69,19 @@ class RotatedKeysOfHead:
         averaged: ``sum_n a [k_n ; Re z_n ; Im z_n]``  # [queries, 2 * kv_heads * d]
     """
 
-    def __init__(self, keys: KeysOfWindow) -> None:
+    def __init__(self, keys: KeysOfWindow, heads: Sequence[int] = ()) -> None:
         self.keys = keys
-        self.received = keys.k.new_zeros(len(keys.k))
-        self.back_of_key = torch.zeros_like(keys.back)
-        self.averaged = torch.empty_like(keys.flat)
+        self.received = keys.k.new_zeros((*heads, len(keys.k)))
+        self.back_of_key = keys.back.new_zeros((*heads, *keys.back.shape))
+        self.averaged = keys.flat.new_empty((*heads, *keys.flat.shape))
 
     def add(self, a: Tensor, start: int) -> None:
         """Count consecutive queries, the first at position ``start``  # [queries, keys so far]"""
-        queries, seen = a.shape
+        queries, seen = a.shape[-2:]
         block = slice(start, start + queries)
-        self.received[:seen] += a.sum(0)
-        self.back_of_key[:seen] += a.T @ self.keys.back[block]
-        torch.mm(a, self.keys.flat[:seen], out=self.averaged[block])
+        self.received[..., :seen] += a.sum(-2)
+        self.back_of_key[..., :seen, :] += a.mT @ self.keys.back[block]
+        self.averaged[..., block, :] = a @ self.keys.flat[:seen]
 
 
 class RotatedKeysSum:
@@ -99,17 +102,21 @@ class RotatedKeysSum:
         self._pairs = torch.zeros(shape, dtype=torch.complex128, device=device)
         self._windows = 0
 
-    def add(self, h: int, head: "RotatedKeysOfHead") -> None:
-        """Count one head in one window; heads may be counted at the same time, windows may not."""
-        keys, tokens = head.keys, len(head.received)
+    def add(self, h: int | Tensor, head: "RotatedKeysOfHead") -> None:
+        """Count a head in one window, or several, by their numbers.
+
+        Heads may be counted at the same time, windows may not.
+        """
+        keys, tokens = head.keys, head.received.shape[-1]
         k, z, received = keys.k, keys.z, head.received
-        seen = _real(torch.complex(*head.back_of_key.chunk(2, dim=1))[:, None] * z)
+        back_of_key = torch.complex(*head.back_of_key.chunk(2, dim=-1))  # [..., keys, d/2]
+        seen = _real(back_of_key[..., None, :] * z)
         width = k.shape[1]
-        of_k, real, imaginary = head.averaged.tensor_split((width, width * 3 // 2), dim=1)
+        of_k, real, imaginary = head.averaged.tensor_split((width, width * 3 // 2), dim=-1)
         back = keys.turn.conj()
-        of_z = back[:, None] * torch.complex(real, imaginary).view_as(z)
-        self._cross[h] += (seen.T @ k - _real(of_z).T @ of_k) / tokens
-        self._plain[h] += (k.T @ (received[:, None] * k) - of_k.T @ of_k) / tokens
+        of_z = back[:, None] * torch.complex(real, imaginary).unflatten(-1, z.shape[1:])
+        self._cross[h] += (seen.mT @ k - _real(of_z).mT @ of_k) / tokens
+        self._plain[h] += (k.T @ (received[..., None] * k) - of_k.mT @ of_k) / tokens
         both = _moment(z, received) - _moment(of_z, torch.ones_like(received))
         self._pairs[h] += both.to(torch.complex128) / tokens
 
@@ -124,11 +131,19 @@ class RotatedKeysSum:
 
 
 def _real(z: Tensor) -> Tensor:
-    """Pairs as the numbers of keys they are  # [tokens, kv_heads, d/2] -> [tokens, kv_heads * d]"""
-    return torch.cat((z.real, z.imag), dim=-1).flatten(1)
+    """Pairs as the numbers of keys they are  # [..., kv_heads, d/2] -> [..., kv_heads * d]"""
+    return torch.cat((z.real, z.imag), dim=-1).flatten(-2)
 
 
 def _moment(z: Tensor, weight: Tensor) -> Tensor:
-    """``sum_n w_n z z^H`` per frequency  # [tokens, kv_heads, d/2] -> [d/2, kv_heads, kv_heads]"""
-    by_frequency = z.permute(2, 0, 1)  # [d/2, tokens, kv_heads]
-    return by_frequency.transpose(1, 2) @ (weight[:, None] * by_frequency.conj())
+    """``sum_n w_n z z^H`` per frequency.
+
+    Args:
+        z: rotary pairs  # [..., tokens, kv_heads, d/2]
+        weight: ``w``  # [..., tokens]
+
+    Returns:
+        # [..., d/2, kv_heads, kv_heads]
+    """
+    by_frequency = z.movedim(-1, -3)  # [..., d/2, tokens, kv_heads]
+    return by_frequency.mT @ (weight[..., None, :, None] * by_frequency.conj())

@@ -31,6 +31,8 @@ PROBE_SEED = 0
 # Queries whose attention exists at once: what is masked is a small part of their rows, and the rows
 # stay in a core's cache.
 QUERIES = 128
+# On a GPU all heads' attention exists at once, of as many queries as take this together.
+ATTENTION_BYTES = 256 << 20
 # Attention below this is none: what it adds is below rounding, and products with numbers smaller
 # than float32 holds exactly take ten times as long.
 NEGLIGIBLE = 1e-30
@@ -71,6 +73,13 @@ class LayerStatistics:
     distance: Tensor
     token_mean: Tensor
     rotated: RotatedKeys | None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all of them in bytes."""
+        own = (x for x in vars(self).values() if isinstance(x, Tensor))
+        rotated = () if self.rotated is None else vars(self.rotated).values()
+        return sum(x.nbytes for x in (*own, *rotated))
 
     def to(self, device: torch.device | str) -> "LayerStatistics":
         """The same statistics on another device."""
@@ -161,24 +170,30 @@ class StatisticsSum:
         if probe is not None and self._rotated is not None:
             keys = KeysOfWindow(k, as_pairs(k_rotated.transpose(0, 1)), self._turn)
 
-        def of_head(h: int) -> tuple[Tensor, Tensor, Tensor]:
-            """Attention received by keys, and gradients for keys and values, of one head."""
+        def of_heads(h: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Attention received by keys, and gradients for keys and values.
+
+            Of one head by its number, or of several, which then lead every shape.
+            """
             g = h // weights.group
-            q_rotated = apply_rotary(q[h], self._cos, self._sin)
-            sums = HeadSums(self._turn, v[g], self._output_gram[h])
-            rotated = None if keys is None else RotatedKeysOfHead(keys)
-            of_keys, of_values = torch.zeros_like(v[g]), torch.zeros_like(v[g])
-            for start in range(0, tokens, QUERIES):
-                block = slice(start, min(start + QUERIES, tokens))
-                a = self._attention(q_rotated[block], k_rotated[g, : block.stop])
+            of_q, of_k, of_v, output = q[h], k_rotated[g], v[g], weights.output[h]
+            q_rotated = apply_rotary(of_q, self._cos, self._sin)
+            sums = HeadSums(self._turn, of_v, self._output_gram[h])
+            rotated = None if keys is None else RotatedKeysOfHead(keys, of_v.shape[:-2])
+            of_keys, of_values = torch.zeros_like(of_v), torch.zeros_like(of_v)
+            queries = self._queries_at_once()
+            for start in range(0, tokens, queries):
+                block = slice(start, min(start + queries, tokens))
+                a = self._attention(q_rotated[..., block, :], of_k[..., : block.stop, :])
                 sums.add(a, start)
                 if rotated is not None:
                     rotated.add(a, start)
                 if probe is not None:
-                    R = probe[block] @ weights.output[h]  # [queries, d]
-                    found = head_gradients(a, q[h, block], v[g, : block.stop], R, weights.scale)
-                    of_keys[: block.stop] += found[0]
-                    of_values[: block.stop] += found[1]
+                    R = probe[block] @ output  # [..., queries, d]
+                    seen = of_v[..., : block.stop, :]
+                    found = head_gradients(a, of_q[..., block, :], seen, R, weights.scale)
+                    of_keys[..., : block.stop, :] += found[0]
+                    of_values[..., : block.stop, :] += found[1]
             self._distance[h] += sums.distance.double() / tokens
             self._rho[h] += sums.rho.to(torch.complex128) / tokens
             self._gamma[h] += sums.gamma.double() / tokens
@@ -188,9 +203,12 @@ class StatisticsSum:
 
         received = x.new_zeros(tokens)
         gradients = x.new_zeros(tokens, heads + kv_heads, weights.query.shape[1])
-        for h, (of_head_received, of_keys, of_values) in enumerate(
-            side_by_side(of_head, range(heads))
-        ):
+        of_every_head = (
+            side_by_side(of_heads, range(heads))
+            if x.device.type == "cpu"
+            else zip(*of_heads(torch.arange(heads, device=x.device)), strict=True)
+        )
+        for h, (of_head_received, of_keys, of_values) in enumerate(of_every_head):
             received += of_head_received
             gradients[:, h] = of_keys
             gradients[:, heads + h // weights.group] += of_values
@@ -225,17 +243,25 @@ class StatisticsSum:
             rotated=None if self._rotated is None else self._rotated.mean(),
         )
 
+    def _queries_at_once(self) -> int:
+        """Consecutive queries whose attention exists at the same time."""
+        heads = len(self._weights.query)
+        if self._weights.query.device.type == "cpu":
+            return QUERIES
+        return max(QUERIES, ATTENTION_BYTES // (heads * self._tokens * torch.float32.itemsize))
+
     def _attention(self, q: Tensor, k: Tensor) -> Tensor:
         """Causal attention of consecutive queries, the last one at the last key.
 
         Args:
-            q: rotated queries of one head  # [queries, d]
-            k: rotated keys  # [keys, d]
+            q: rotated queries of a head  # [..., queries, d]
+            k: rotated keys  # [..., keys, d]
 
         Returns:
-            # [queries, keys]
+            # [..., queries, keys]
         """
-        scores = (q @ k.T).mul_(self._weights.scale)
-        future = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu_(1)
-        scores[:, len(k) - len(q) :].masked_fill_(future, float("-inf"))
+        queries, keys = q.shape[-2], k.shape[-2]
+        scores = (q @ k.mT).mul_(self._weights.scale)
+        future = torch.ones(queries, queries, dtype=torch.bool, device=q.device).triu_(1)
+        scores[..., keys - queries :].masked_fill_(future, float("-inf"))
         return torch.threshold(scores.softmax(-1), NEGLIGIBLE, 0)

@@ -10,22 +10,27 @@ import torch
 from conversion.calibration.rotated_keys import RotatedKeys
 from conversion.calibration.statistics import LayerStatistics
 from conversion.errors import OutputError, StatisticsError, first_line
+from conversion.runtime.device import place_to_keep
 
 ORIGIN = "origin.txt"
+CPU = torch.device("cpu")
 
 
 class StatisticsStore:
-    """Layer statistics by layer index, on the CPU.
+    """Layer statistics by layer index.
 
     They belong to one source and one calibration text; :meth:`claim` holds a store to them.
 
     Args:
         folder: one file per layer goes there, so that they need no memory and outlive the
             process; created when needed. ``None`` keeps them in memory.
+        device: a GPU that computes with them, to keep there what fits; nothing else is then left of
+            that at the end.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, device: torch.device = CPU) -> None:
         self.folder = folder
+        self._device = device
         self._layers: dict[int, LayerStatistics] = {}
         self._origin: str | None = None
 
@@ -48,7 +53,9 @@ class StatisticsStore:
             )
 
     def __contains__(self, index: int) -> bool:
-        return index in self._layers if self.folder is None else self._path(index).is_file()
+        if index in self._layers:
+            return True
+        return self.folder is not None and self._path(index).is_file()
 
     def get(self, index: int) -> LayerStatistics | None:
         """A layer's statistics, or ``None`` if there are none yet.
@@ -56,7 +63,7 @@ class StatisticsStore:
         Raises:
             StatisticsError: its file is damaged.
         """
-        if self.folder is None or index not in self:
+        if index in self._layers or index not in self:
             return self._layers.get(index)
         path = self._path(index)
         try:
@@ -82,8 +89,9 @@ class StatisticsStore:
         Raises:
             OutputError: the folder cannot be written.
         """
-        statistics = statistics.to("cpu")
-        if self.folder is None:
+        place = place_to_keep(statistics.nbytes, self._device)
+        statistics = statistics.to(place)
+        if self.folder is None or place.type != "cpu":
             self._layers[index] = statistics
             return
         values = vars(statistics) | {"rotated": statistics.rotated and vars(statistics.rotated)}

@@ -43,6 +43,7 @@ def embedded_text(
     ids: Tensor,
     refit_width: int | None,
     offload: Path | None,
+    device: torch.device,
     sinks: Tensor | None = None,
 ) -> Streams:
     """The text before the first layer.
@@ -52,6 +53,7 @@ def embedded_text(
         ids: token ids, inside the vocabulary  # [windows, tokens]
         refit_width: numbers per token of the converted heads' outputs; ``None``: no refit.
         offload: folder for the activations; ``None``: memory.
+        device: that computes with them.
         sinks: for a refit, tokens that each see only themselves: one more window  # [tokens]
 
     Raises:
@@ -62,16 +64,16 @@ def embedded_text(
         ids = torch.cat((ids, sinks[None]))
     windows, tokens = ids.shape
     _, hidden = source.tensors[source.family.embedding].shape
-    original = Activations(windows, tokens, hidden, offload)
+    original = Activations(windows, tokens, hidden, offload, device)
     refit = None
     if refit_width is not None:
         refit = RefitStreams(
-            converted=Activations(windows, tokens, hidden, offload),
-            heads=Activations(windows, tokens, refit_width, offload),
+            converted=Activations(windows, tokens, hidden, offload, device),
+            heads=Activations(windows, tokens, refit_width, offload, device),
             sinks=0 if sinks is None else 1,
         )
     used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
-    table = _embedding_rows(source, used)
+    table, rows = _embedding_rows(source, used).to(original.place), rows.to(original.place)
     for window in range(windows):
         x = table[rows[window]].float()  # [tokens, hidden]
         original[window] = x

@@ -12,6 +12,7 @@ from conversion.errors import TrainingError, first_line
 from conversion.families import family_of
 from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
+from conversion.runtime.memory_errors import is_out_of_memory
 from vllm_mha2mla.config import latent_widths
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -132,11 +133,3 @@ def memory_errors() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(f"memory ran out ({first_line(error)}); {WAY_OUT}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True if an error says that no memory was left, on a device or in the process."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # On the CPU PyTorch has no error of its own for it.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -28,7 +28,6 @@ from conversion.text.windows import calibration_windows
 # small model's, at nearly the same signal.
 STRIDE = 2
 WARMUP_STEPS = 10
-CPU = "cpu"
 
 
 def refinement_windows(source: SourceCheckpoint, files: Sequence[Path], recipe: Recipe) -> Tensor:
@@ -57,6 +56,7 @@ def refine(
     layers: list[dict[str, Tensor]],
     ids: Tensor,
     recipe: Recipe,
+    device: torch.device,
     progress: Progress,
 ) -> list[dict[str, Tensor]]:
     """Train the converted attention of all layers together towards the original's predictions.
@@ -65,7 +65,7 @@ def refine(
 
     Adam with a linear decay changes the attention's weights only. Embeddings, norms and MLPs are
     shared with the teacher and stay as they are, and so do the rotary frequencies. Matrix products
-    run in bfloat16 where the processor has it; weights, residual stream and losses are float32.
+    run in bfloat16 where the device is fast at it; weights, residual stream and losses are float32.
 
     Args:
         source: the original; it is loaded whole, once for teacher and student.
@@ -73,17 +73,19 @@ def refine(
         layers: the ``self_attn`` tensors of every converted layer.
         ids: token windows, cycled through if there are fewer than steps  # [windows, tokens]
         recipe: ``refine_steps``, one window each, and the peak rate ``refine_lr``.
+        device: to train on; the first GPU, or the CPU.
         progress: shows one step of the training at a time.
 
     Returns:
         the refined tensors of every layer, float32.
     """
     keep_freed_memory()
-    teacher = source_model(source, torch.float32).requires_grad_(False)
-    set_attention(teacher, CPU)
-    if bfloat16_is_fast():
+    teacher = source_model(source, torch.float32).requires_grad_(False).to(device)
+    set_attention(teacher, device.type)
+    rounded = bfloat16_is_fast(device.type)
+    if rounded:
         round_frozen(teacher)
-    student = _student(source, config, teacher, layers)
+    student = _student(source, config, teacher, layers, device)
     trained = choose_trainable(student, train_all=False)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -95,7 +97,7 @@ def refine(
             stride=STRIDE,
             args=TrainingArguments(
                 **common_arguments(Path(folder), recipe.refine_steps)
-                | {"use_cpu": True, "bf16": bfloat16_is_fast()},
+                | {"use_cpu": device.type == "cpu", "bf16": rounded},
                 per_device_train_batch_size=1,
                 learning_rate=recipe.refine_lr,
                 lr_scheduler_type="linear",
@@ -121,12 +123,16 @@ def refine(
 
 
 def _student(
-    source: SourceCheckpoint, config: Any, teacher: Any, layers: list[dict[str, Tensor]]
+    source: SourceCheckpoint,
+    config: Any,
+    teacher: Any,
+    layers: list[dict[str, Tensor]],
+    device: torch.device,
 ) -> Any:
     """Build the converted model: the teacher's own tensors, and copies of the converted ones."""
     with torch.device("meta"):
         student = source.family.converted_causal_lm(copy.deepcopy(config))
-    set_attention(student, CPU)
+    set_attention(student, device.type)
     family = source.family
     state = {
         name: tensor

@@ -23,13 +23,13 @@ from conversion.healing.callbacks import (
     all_finite,
 )
 from conversion.healing.curve import LossCurve
-from conversion.healing.memory_estimate import is_out_of_memory
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.resume import TrainingCheckpoints, step_of
 from conversion.healing.sharding import gathered, local_part
 from conversion.healing.teacher import Teacher
 from conversion.healing.text import HealingText, training_order
 from conversion.healing.trainer import HealingTrainer
+from conversion.runtime.memory_errors import is_out_of_memory
 from conversion.runtime.progress import Progress
 from vllm_mha2mla.errors import MHA2MLAError
 

@@ -7,6 +7,7 @@ from conversion.calibration.statistics import LayerStatistics
 from conversion.families import AttentionWeights
 from conversion.latent.factors import LatentFactors
 from conversion.rotary.selection import RotarySelection
+from conversion.runtime.linalg import head_groups
 from vllm_mha2mla.config import ROPE_INV_FREQ
 
 
@@ -41,10 +42,10 @@ def assemble(
         (factors.key_up.view(kv_heads, d, -1), factors.value_up.view(kv_heads, d, -1)), dim=1
     )  # [kv_heads, nope + v, rank]
 
-    # The largest tensor of a converted layer: in float64 for one head at a time only.
+    # The largest tensor of a converted layer: in float64 for some heads at a time only.
     query = weights.query.new_empty(heads, query_map.shape[1], hidden)
-    for h in range(heads):
-        query[h] = query_map[h] @ weights.query[h].double()
+    for h in head_groups(heads, query.device):
+        query[h] = (query_map[h] @ weights.query[h].double()).float()
 
     value_constant = weights.value_bias.double().flatten()
     if factors.centred:

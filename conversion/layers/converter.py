@@ -28,7 +28,7 @@ from vllm_mha2mla.hf.attention import LatentAttention
 
 
 class LayerConverter:
-    """Converts the layers of one source with one recipe; results are on the CPU.
+    """Converts the layers of one source with one recipe; results are on the device.
 
     Args:
         layers: the source's.
@@ -56,6 +56,7 @@ class LayerConverter:
         self._converted_config = for_calibration(converted_config)
         self._recipe = recipe
         self._measured = measured
+        self._loaded: tuple[int, LayerStatistics] | None = None
 
     @torch.no_grad()
     def measure(self, layer: Any, index: int, hidden: Activations) -> None:
@@ -79,10 +80,16 @@ class LayerConverter:
         Raises:
             StatisticsError: they were never measured, or their file is damaged.
         """
+        if self._loaded is not None and self._loaded[0] == index:
+            return self._loaded[1]
         statistics = self.store.get(index)
         if statistics is None:
             raise StatisticsError(f"layer {index} was not measured; use an empty store")
-        return statistics.to(self.layers.device)
+        statistics = statistics.to(self.layers.device)
+        if self.layers.device.type != "cpu":
+            # All candidates of a layer read them. Memory has them, or a file's pages, anyway.
+            self._loaded = index, statistics
+        return statistics
 
     @torch.no_grad()
     def convert(self, layer: Any, index: int, widths: LatentWidths) -> dict[str, Tensor]:
@@ -94,7 +101,7 @@ class LayerConverter:
             widths: its cache widths.
         """
         ((_, tensors),) = self._attentions(layer, index, [widths])
-        return {name: tensor.cpu() for name, tensor in tensors.items()}
+        return tensors
 
     def candidates(
         self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
@@ -121,9 +128,7 @@ class LayerConverter:
         """The converted attention as a module, on the device."""
         with torch.device("meta"):
             attention = LatentAttention(self._converted_config, index, widths)
-        attention.load_state_dict(
-            {name: tensor.to(self.layers.device) for name, tensor in tensors.items()}, assign=True
-        )
+        attention.load_state_dict(tensors, assign=True)
         return attention
 
     def _attentions(
@@ -203,7 +208,7 @@ class LayerConverter:
             x = _texts(original[batch].to(self.layers.device), alone)  # [texts, tokens, hidden]
             y = _texts(buffers.converted[batch].to(self.layers.device), alone)
             normed = self.layers.normed(layer, y)
-            with bfloat16_products(lossy):
+            with bfloat16_products(self.layers.device.type, lossy):
                 head_outputs = self.layers.head_outputs(attention, normed).float()
                 x = x + self.layers.attend(layer, x)
                 original[batch] = self.layers.past_mlp(layer, x)
@@ -216,10 +221,10 @@ class LayerConverter:
         for batch in batches(len(original), self.layers.at_once):
             y = buffers.converted[batch].to(self.layers.device)
             head_outputs = buffers.heads[batch].to(self.layers.device)
-            with bfloat16_products(lossy):
+            with bfloat16_products(self.layers.device.type, lossy):
                 pushed = self.layers.past_mlp(layer, y + head_outputs @ weight.T + bias)
             buffers.converted[batch] = pushed
-        return {name: tensor.cpu() for name, tensor in solution.items()}
+        return solution
 
 
 def _texts(windows: Tensor, alone: bool) -> Tensor:

@@ -10,8 +10,7 @@ from torch import Tensor
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.layers.divergence import mean_divergences
-from conversion.layers.original import SourceLayers, final_norm, output_projection
-from conversion.source import SourceCheckpoint
+from conversion.layers.original import OutputProjection, SourceLayers, final_norm
 from vllm_mha2mla.hf.attention import LatentAttention
 
 
@@ -26,15 +25,15 @@ class HeldOutLoss:
 
     def __init__(self, layers: SourceLayers, held_out: Tensor, offload: Path | None) -> None:
         self._layers = layers
-        source = layers.source
-        self._original = embedded_text(source, held_out, None, offload).original
-        self._converted = embedded_text(source, held_out, None, offload).original
+        text = embedded_text(layers.source, held_out, None, offload, layers.device)
+        self._original = text.original
+        self._converted = text.original.copy(offload)
 
     @torch.no_grad()
     def push(self, layer: Any, attention: LatentAttention) -> None:
         """Move the text past one layer.
 
-        Products are rounded to bfloat16 where the processor has it, in both streams alike.
+        Products are rounded to bfloat16 where the device is fast at it, in both streams alike.
 
         Args:
             layer: the source's; has its own attention again when this returns.
@@ -50,21 +49,22 @@ class HeldOutLoss:
     @torch.no_grad()
     def divergence(self) -> float:
         """``KL(original || converted)`` of the predictions after the last layer, nats per token."""
-        (loss,) = stream_divergences(self._layers.source, self._original, [self._converted])
+        (loss,) = stream_divergences(self._layers, self._original, [self._converted])
         return loss
 
 
 @torch.no_grad()
 def stream_divergences(
-    source: SourceCheckpoint, original: Activations, converted: Sequence[Activations]
+    layers: SourceLayers, original: Activations, converted: Sequence[Activations]
 ) -> list[float]:
     """``KL(original || converted)`` of every converted stream after the last layer, nats per token.
 
     Args:
-        source: whose final norm and output projection to take.
+        layers: of the source whose final norm and output projection to take.
         original: hidden states of the original  # [windows, tokens, hidden]
         converted: of each converted model, on the same text  # each [windows, tokens, hidden]
     """
-    norm = final_norm(source)
-    states = [torch.cat([norm(x) for x in hidden]) for hidden in (original, *converted)]
-    return mean_divergences(states[0], states[1:], output_projection(source))
+    device = layers.device
+    norm = final_norm(layers.source, device)
+    states = [torch.cat([norm(x.to(device)) for x in one]) for one in (original, *converted)]
+    return mean_divergences(states[0], states[1:], OutputProjection(layers.source, device))

@@ -1,7 +1,8 @@
 """The source's layers, one at a time, and what they do to text window by window."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from conversion.calibration.activations import Activations, batches
 from conversion.families import AttentionWeights
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
+from conversion.runtime.device import place_to_keep
 from conversion.runtime.memory import keep_freed_memory, trim_memory
 from conversion.runtime.precision import bfloat16_products
 from conversion.runtime.progress import Progress
@@ -23,8 +25,9 @@ Result = TypeVar("Result")
 # takes longer than one window of a small layer: several go through it together, and what they free
 # stays for the next ones. Of large layers and their windows, memory is the matter.
 SMALL_LAYER_BYTES = 48 << 20
-# Intermediate results of the windows that go through a small layer together.
-AT_ONCE_BYTES = 128 << 20
+# Intermediate results of the windows that go through a small layer together, and through any on a
+# GPU.
+AT_ONCE_BYTES, AT_ONCE_BYTES_ON_GPU = 128 << 20, 1 << 30
 # Of the MLP's width, at its widest moment.
 MLP_TENSORS = 3
 
@@ -32,7 +35,8 @@ MLP_TENSORS = 3
 class SourceLayers:
     """Layers of one source as they compute windows of one length.
 
-    One layer at a time is on the device, with a few windows; hidden states stay on the CPU.
+    One layer at a time is on the device, with a few windows; hidden states are where
+    :class:`Activations` keep them.
 
     Args:
         source: the original.
@@ -56,7 +60,9 @@ class SourceLayers:
         self.rotary = self.family.rotary_embedding(self.config).to(device)
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
         self.at_once = 1
-        if device.type == "cpu" and _layer_bytes(source) <= SMALL_LAYER_BYTES:
+        if device.type != "cpu":
+            self.at_once = windows_at_once(self.config, tokens, AT_ONCE_BYTES_ON_GPU)
+        elif _layer_bytes(source) <= SMALL_LAYER_BYTES:
             self.at_once = windows_at_once(self.config, tokens)
             keep_freed_memory()
         self._angles = self.rotary(torch.zeros(1, device=device), self._positions)
@@ -65,7 +71,8 @@ class SourceLayers:
         """One of the source's layers, float32, on the device."""
         with torch.device("meta"):
             layer = self.family.decoder_layer(self.config, index)
-        layer.load_state_dict(self.source.layer(index, torch.float32), assign=True)
+        state = self.source.layer(index, torch.float32, self.device)
+        layer.load_state_dict(state, assign=True)
         return layer.to(self.device).eval()
 
     def for_each_layer(
@@ -103,7 +110,7 @@ class SourceLayers:
         """
         for batch in batches(len(hidden), self.at_once):
             x = hidden[batch].to(self.device)
-            with bfloat16_products(rounded):
+            with bfloat16_products(self.device.type, rounded):
                 hidden[batch] = self.past_mlp(layer, x + self.attend(layer, x))
 
     def attention_weights(self, layer: Any) -> AttentionWeights:
@@ -150,10 +157,10 @@ def _layer_bytes(source: SourceCheckpoint) -> int:
     return sum(sizes) * torch.float32.itemsize
 
 
-def windows_at_once(config: Any, tokens: int) -> int:
-    """The number of windows whose intermediate results take ``AT_ONCE_BYTES`` together."""
+def windows_at_once(config: Any, tokens: int, nbytes: int = AT_ONCE_BYTES) -> int:
+    """The number of windows whose intermediate results take ``nbytes`` together."""
     widest = max(int(config.hidden_size), int(getattr(config, "intermediate_size", 0)))
-    return max(1, AT_ONCE_BYTES // (MLP_TENSORS * tokens * widest * torch.float32.itemsize))
+    return max(1, nbytes // (MLP_TENSORS * tokens * widest * torch.float32.itemsize))
 
 
 def for_calibration(config: Any) -> Any:
@@ -163,17 +170,30 @@ def for_calibration(config: Any) -> Any:
     return config
 
 
-def output_projection(source: SourceCheckpoint) -> Iterable[Tensor]:
-    """The map from normed states to logits, in blocks of rows  # each [rows, hidden]"""
-    tied = source.config.tie_word_embeddings
-    return source.pieces(source.family.embedding if tied else source.family.head)
+class OutputProjection:
+    """The map from normed states to logits, in blocks of rows on a device  # each [rows, hidden]
+
+    It can be passed by more than once. Where the device has room, the blocks stay there.
+    """
+
+    def __init__(self, source: SourceCheckpoint, device: torch.device) -> None:
+        tied = source.config.tie_word_embeddings
+        name = source.family.embedding if tied else source.family.head
+        info = source.tensors[name]
+        self._pieces = partial(source.pieces, name, device)
+        self._kept: list[Tensor] | None = None
+        if place_to_keep(prod(info.shape) * info.dtype.itemsize, device).type != "cpu":
+            self._kept = list(self._pieces())
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._pieces() if self._kept is None else iter(self._kept)
 
 
-def final_norm(source: SourceCheckpoint) -> Any:
-    """The norm between the last layer and the output projection, float32, on the CPU."""
+def final_norm(source: SourceCheckpoint, device: torch.device) -> Any:
+    """The norm between the last layer and the output projection, float32, on the device."""
     with torch.device("meta"):
         norm = source.family.norm(source.family.causal_lm(source.config))
     prefix = source.family.names.norm
     weights = {name: source.tensor(f"{prefix}.{name}").float() for name in norm.state_dict()}
     norm.load_state_dict(weights, assign=True)
-    return norm
+    return norm.to(device)

@@ -89,7 +89,7 @@ def fit_token_weights(
     gram = X.T @ X  # [hidden, hidden]
     gram.diagonal().add_(RIDGE * hidden * gram.diagonal().mean() / len(X))
     a = torch.linalg.solve(gram, X.T @ (y - mean_y))
-    return TokenWeights(a.cpu(), float(mean_y - mean_x @ a))
+    return TokenWeights(a, float(mean_y - mean_x @ a))
 
 
 def _power(stream: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from conversion.families import AttentionWeights
 from conversion.rotary.components import keep_costliest
 from conversion.rotary.mean_rotation import mean_rotation
 from conversion.rotary.selection import RotaryMethod, RotarySelection, pair_power
+from conversion.runtime.linalg import head_groups
 
 # Pull of the stand-ins towards nothing, relative to the mean power of the keys they are made of.
 RIDGE = 1e-2
@@ -55,34 +56,42 @@ def calibrated(
     share = (power / power.sum(0)).to(turned.pairs.dtype)
     moment = torch.einsum("hf,hfab->fab", share, turned.pairs)
     kept = keep_costliest(weights, moment, cost, rope_dim // 2)
-    stand_ins = [_stand_in(weights, turned, kept.key_nope, h)[0] for h in range(len(weights.query))]
-    return RotarySelection(**vars(kept), query_nope=torch.stack([T.T for T in stand_ins]))
+    query_nope = torch.empty(len(weights.query), d, d, dtype=eye.dtype, device=eye.device)
+    for h in head_groups(len(weights.query), eye.device):
+        query_nope[h] = _stand_in(weights, turned, kept.key_nope, h)[0].mT
+    return RotarySelection(**vars(kept), query_nope=query_nope)
 
 
 def _lost(weights: AttentionWeights, turned: RotatedKeys, eye: Tensor) -> Tensor:
     """Part of every pair's power that no unrotated key explains  # [heads, d/2]"""
-    parts = []
-    for h in range(len(weights.query)):
+    heads, d, _ = weights.query.shape
+    lost = torch.empty(heads, d // 2, dtype=eye.dtype, device=eye.device)
+    for h in head_groups(heads, eye.device):
         T, X = _stand_in(weights, turned, eye, h)
-        real, imaginary = (T * X).sum(1).chunk(2)  # of diag(X C^-1 X^T)
+        real, imaginary = (T * X).sum(-1).chunk(2, dim=-1)  # of diag(X C^-1 X^T)
         whole = turned.pairs[h, :, h // weights.group, h // weights.group].real
-        parts.append(1 - (real + imaginary) / whole.clamp_min(torch.finfo(whole.dtype).tiny))
-    return torch.stack(parts).clamp(LEAST_LOST, 1)
+        lost[h] = 1 - (real + imaginary) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+    return lost.clamp(LEAST_LOST, 1)
 
 
 def _stand_in(
-    weights: AttentionWeights, turned: RotatedKeys, N: Tensor, h: int
+    weights: AttentionWeights, turned: RotatedKeys, N: Tensor, h: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``T_h`` and ``X_h`` of the keys ``N k`` of a head's own KV head  # both [d, d]"""
-    d = weights.query.shape[1]
-    g = h // weights.group
-    own = N[g * d : (g + 1) * d]  # [d, kv_heads * d]
-    X = own @ turned.cross[h].double() @ own.T
-    C = own @ turned.plain[h].double() @ own.T
-    before = turned.plain[h].diagonal()[g * d : (g + 1) * d].double().mean()
-    pull = RIDGE * C.diagonal().mean() + LEAST * before
-    C.diagonal().add_(pull.clamp_min(torch.finfo(C.dtype).tiny))
-    return torch.linalg.solve(C, X.T).T, X
+    """``T_h`` and ``X_h`` of the keys ``N k`` of a head's own KV head  # both [..., d, d]
+
+    Of one head by its number, or of several, which then lead both shapes.
+    """
+    kv_heads, d, _ = weights.key.shape
+    heads, g = len(weights.query), h // weights.group
+    own = N.view(kv_heads, d, -1)[g]  # [..., d, kv_heads * d]
+    X = own @ turned.cross[h].double() @ own.mT
+    C = own @ turned.plain[h].double() @ own.mT
+    powers = turned.plain.diagonal(dim1=-2, dim2=-1).view(heads, kv_heads, d)
+    before = powers[h, g].double().mean(-1)
+    diagonal = C.diagonal(dim1=-2, dim2=-1)
+    pull = RIDGE * diagonal.mean(-1) + LEAST * before
+    diagonal.add_(pull.clamp_min(torch.finfo(C.dtype).tiny)[..., None])
+    return torch.linalg.solve(C, X.mT).mT, X
 
 
 METHOD = RotaryMethod(calibrated, reference="ours: docs/method.md")

@@ -49,7 +49,7 @@ def keep_costliest(
     """
     heads, d, _ = weights.query.shape
     kv_heads, pairs = weights.key.shape[0], d // 2
-    cost = cost.clamp_min(float(cost.max()) * FLOOR)
+    cost = torch.maximum(cost, cost.max() * FLOOR)
     root = cost.sqrt().to(moment.dtype)
     eigenvalues, E = torch.linalg.eigh(root[:, :, None] * moment * root[:, None, :])
     order = eigenvalues.flatten().argsort(descending=True)[:keep].sort().values
@@ -71,6 +71,6 @@ def keep_costliest(
     return KeptComponents(
         inv_freq=weights.inv_freq.double()[f],
         key_rope=key_rope,
-        query_rope=torch.stack([complex_rows(q) for q in query]),
+        query_rope=complex_rows(query),
         key_nope=key_nope,
     )

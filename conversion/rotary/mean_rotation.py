@@ -31,7 +31,7 @@ def mean_rotation(
     kept = keep_costliest(weights, _key_moment(weights, statistics), cost, rope_dim // 2)
     return RotarySelection(
         **vars(kept),
-        query_nope=torch.stack([complex_rows(torch.diag(r)[:, None]) for r in rho]),
+        query_nope=complex_rows(torch.diag_embed(rho)[:, :, None]),
     )
 
 

@@ -89,12 +89,12 @@ def complex_rows(coefficients: Tensor) -> Tensor:
     A complex number c acts on the pair (x[f], x[f + d/2]) as the matrix [[Re, -Im], [Im, Re]].
 
     Args:
-        coefficients: one form per row, on the pairs of every head  # [rows, heads, d/2]
+        coefficients: one form per row, on the pairs of every head  # [..., rows, heads, d/2]
 
     Returns:
-        real parts of all forms, then imaginary parts  # [2 * rows, heads * d]
+        real parts of all forms, then imaginary parts  # [..., 2 * rows, heads * d]
     """
     real, imaginary = coefficients.real, coefficients.imag
-    upper = torch.cat((real, -imaginary), dim=-1)  # [rows, heads, d]
+    upper = torch.cat((real, -imaginary), dim=-1)  # [..., rows, heads, d]
     lower = torch.cat((imaginary, real), dim=-1)
-    return torch.cat((upper, lower)).flatten(1)
+    return torch.cat((upper, lower), dim=-3).flatten(-2)

@@ -1,7 +1,9 @@
-"""Causal attention over whole windows on a CPU, by whichever products are faster.
+"""Causal attention over whole windows, by whichever products are faster.
 
 PyTorch's fused CPU attention is the faster one, but for its backward pass in bfloat16: of a
-training step on 512 tokens that takes half, and with plain matrix products a sixth.
+training step on 512 tokens that takes half, and with plain matrix products a sixth. On a GPU the
+fused ones are always faster, but for keys that heads share, or of an odd width, PyTorch would take
+plain products in float32, which keep all scores.
 """
 
 import math
@@ -16,6 +18,8 @@ NAME = "mha2mla_dense"
 SCORES = 1 << 20
 # Queries that see the same range of keys: what is masked is less than this of every query's row.
 QUERIES = 128
+# The fused kernels of GPUs load whole vectors of so many numbers.
+ALIGNMENT = 8
 
 
 def dense_attention(
@@ -29,8 +33,8 @@ def dense_attention(
 ) -> tuple[Tensor, None]:
     """``softmax(scaling * q k^T) v`` over whole causal windows; an attention of transformers.
 
-    Dense where products are rounded to bfloat16 (``precision``) and gradients are wanted, fused
-    elsewhere. Heads that share keys are rows of one product, as many as ``SCORES`` allows.
+    On a CPU dense where products are rounded to bfloat16 (``precision``) and gradients are wanted,
+    fused elsewhere. Heads that share keys are rows of one product, as many as ``SCORES`` allows.
 
     Args:
         module: unused; part of the interface.
@@ -47,6 +51,8 @@ def dense_attention(
     batch, heads, tokens, d = query.shape
     kv_heads = key.shape[1]
     scale = 1 / math.sqrt(d) if scaling is None else scaling
+    if query.device.type != "cpu":
+        return _fused_on_gpu(query, key, value, scale), None
     rounded = torch.is_autocast_enabled(query.device.type)
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     # The fused kernel takes keys and values of one width; of two, it falls back to slow products.
@@ -68,6 +74,29 @@ def dense_attention(
     ]
     out = torch.cat(blocks, dim=2)  # [batch, heads, tokens, v]
     return out.transpose(1, 2), None
+
+
+def _fused_on_gpu(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The heads' outputs by a fused kernel; arguments and result as of ``dense_attention``."""
+    group, width = query.shape[1] // key.shape[1], value.shape[-1]
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = (_aligned(x) for x in (query, key, value))
+
+    def of_query_heads(x: Tensor) -> Tensor:
+        shared = x[:, :, None].expand(-1, -1, group, -1, -1)
+        return shared.reshape(x.shape[0], -1, *x.shape[2:])  # [batch, heads, tokens, width]
+
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, of_query_heads(key), of_query_heads(value), is_causal=True, scale=scale
+    )
+    return out[..., :width].transpose(1, 2)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Zeros behind the last numbers, which change no score  # [..., d] -> [..., aligned d]"""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % ALIGNMENT))
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:

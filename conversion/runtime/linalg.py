@@ -1,7 +1,22 @@
-"""Factors of measured moments, which are semidefinite up to rounding."""
+"""Factors of measured moments, and heads one by one or together."""
 
 import torch
 from torch import Tensor
+
+
+def head_groups(heads: int, device: torch.device) -> list[int] | list[Tensor]:
+    """Heads to compute together: each alone on a CPU, for its memory; all at once on a GPU.
+
+    Args:
+        heads: how many there are.
+        device: that computes.
+
+    Returns:
+        an index of each group: a number, or numbers  # [heads of the group]
+    """
+    if device.type == "cpu":
+        return list(range(heads))
+    return [torch.arange(heads, device=device)]
 
 
 def cholesky(matrix: Tensor, floor: float) -> Tensor:

@@ -19,6 +19,7 @@ from conversion.source.kinds import check_convertible
 # Buffers that old exporters saved; transformers and vLLM compute them.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 ALL_ROWS = slice(None)
+CPU = torch.device("cpu")
 # An embedding table passes through memory in pieces of at most this size, as stored.
 PIECE_BYTES = 16 << 20
 
@@ -92,11 +93,11 @@ class SourceCheckpoint(ABC):
         check_convertible(self.config, self.name)
         return FAMILIES[self.config.model_type]
 
-    def tensor(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
+    def tensor(self, name: str, rows: slice = ALL_ROWS, device: torch.device = CPU) -> Tensor:
         """One tensor, or some of its rows, refused if it is missing or not finite."""
         if name not in self.tensors:
             raise SourceError(f"{self.name}: tensor {name} is missing; download the model again")
-        tensor = self.read(name, rows)
+        tensor = self.read(name, rows).to(device)
         # NaN is its own smallest and largest value. Unlike isfinite, this takes no more memory. A
         # layer without rotary components has frequencies of no elements.
         extremes = tensor.aminmax() if tensor.numel() else ()
@@ -107,19 +108,21 @@ class SourceCheckpoint(ABC):
             )
         return tensor
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
+    def pieces(self, name: str, device: torch.device = CPU) -> Iterator[Tensor]:
         """A tensor in consecutive blocks of rows, each of at most ``PIECE_BYTES``, or one row."""
         info = self.tensors[name]
         row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
         step = max(1, PIECE_BYTES // row_bytes)
         for start in range(0, info.shape[0], step):
-            yield self.tensor(name, slice(start, start + step))
+            yield self.tensor(name, slice(start, start + step), device)
 
-    def layer(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    def layer(
+        self, index: int, dtype: torch.dtype, device: torch.device = CPU
+    ) -> dict[str, Tensor]:
         """All tensors of one decoder layer, named relative to it."""
         prefix = self.family.layer_prefix(index)
         return {
-            name.removeprefix(prefix): self.tensor(name).to(dtype)
+            name.removeprefix(prefix): self.tensor(name, device=device).to(dtype)
             for name in self.tensors
             if name.startswith(prefix)
         }

@@ -1,0 +1,69 @@
+"""Convert a tiny model on the CPU and on a pretended GPU, and print what differs, as JSON.
+
+In a process of its own: a device, once registered, is there for all that follows.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from conversion.checkpoint.inspection import inspect
+from conversion.pipeline import Options, convert
+from conversion.recipes.recipe import Recipe
+from conversion.runtime import device, precision
+from conversion.runtime.progress import Progress
+from conversion.source import open_source
+from tests.support.convert import windows
+from tests.support.pretend_gpu import GPU, PretendGpu
+from tests.support.tiny import TEXT, save_tiny
+
+
+def run(folder: Path, source: Path, recipe: Recipe, on: str, offload: bool):
+    out = folder / on.partition(":")[0]
+    options = Options(on, torch.float32, offload=folder if offload else None)
+    convert(open_source(str(source)), out, recipe, options, Progress())
+    return inspect(out), out
+
+
+@torch.no_grad()
+def logits(checkpoint: Path):
+    return AutoModelForCausalLM.from_pretrained(checkpoint)(windows()[:1]).logits
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = save_tiny(folder / "source", request["variant"])
+        text = folder / "calibration.txt"
+        text.write_text(TEXT)
+        values = {"calibration_tokens": 512, "window": 64, "held_out_tokens": 128}
+        recipe = Recipe(calibration=[str(text)], **values | request["recipe"])
+        # The pretended one has no bfloat16: what differs is then rounding of float32.
+        precision.bfloat16_is_fast = lambda device="cpu": False
+        expected, on_cpu = run(folder, source, recipe, "cpu", offload=False)
+        device._room = lambda device: request["room"]
+        gpu = PretendGpu()
+        with gpu:
+            found, on_gpu = run(folder, source, recipe, str(GPU), request["offload"])
+        before, after = logits(on_cpu), logits(on_gpu)
+        difference = float((after - before).norm() / before.norm())
+    print(
+        json.dumps(
+            {
+                "same_widths": found.kv_lora_rank == expected.kv_lora_rank
+                and found.qk_rope_head_dim == expected.qk_rope_head_dim,
+                "figures": [[value, found.figures[key]] for key, value in expected.figures.items()],
+                "logits": difference,
+                "crossings": gpu.crossings,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
