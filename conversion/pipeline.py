@@ -27,6 +27,7 @@ from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths, query_rank
 from conversion.runtime.memory import return_freed_memory
+from conversion.runtime.memory_errors import memory_errors
 from conversion.runtime.numbers import ceil_div
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
@@ -43,6 +44,10 @@ from vllm_mha2mla.version import __version__
 
 # Name of the figure, in the provenance, that tells what the whole conversion lost.
 HELD_OUT_DIVERGENCE = "held_out_divergence"
+WAY_OUT = (
+    "lower window, held_out_tokens or calibration_tokens in the recipe, keep activations in files "
+    "with --offload, or take --device cpu"
+)
 # Tensors a converted layer has at most, above what its source's attention had.
 CONVERTED_TENSORS = 8
 
@@ -52,7 +57,8 @@ class Options:
     """The way a conversion runs, as opposed to its recipe.
 
     Attributes:
-        device: where a layer is computed; only the current layer moves there.
+        device: where layers are computed, one at a time. A GPU also keeps the activations and
+            statistics that it has room for.
         dtype: of the written weights; ``None`` gives the source's if that has 16 bits, else
             bfloat16 (``checkpoint.dtypes.written_dtype``).
         overwrite: whether an existing checkpoint may be replaced.
@@ -98,8 +104,8 @@ def convert(
             not pushed through the source at all.
 
     Raises:
-        OutputError, SourceError, TextError, RecipeError, OffloadError, TrainingError: with
-            the way out.
+        OutputError, SourceError, TextError, RecipeError, OffloadError, TrainingError,
+            DeviceMemoryError: with the way out.
     """
     device = torch.device(options.device)
     return_freed_memory()
@@ -116,6 +122,7 @@ def convert(
     with (
         staged_folder(out, options.overwrite, source.name) as folder,
         progress.whole(f"Converting {source.name}", stage_shares(recipe)),
+        memory_errors(WAY_OUT),
     ):
         # On disk, or memory would grow with the number of layers.
         store = StatisticsStore(folder, device) if statistics is None else statistics

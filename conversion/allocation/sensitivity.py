@@ -112,9 +112,7 @@ def attention_gradients(
             output = family.past_mlp(layer, middle)
         at_attention = []
         for sample, g in enumerate(gradients[window]):
-            here, below = torch.autograd.grad(
-                output, (middle, leaf), g, retain_graph=True
-            )
+            here, below = torch.autograd.grad(output, (middle, leaf), g, retain_graph=True)
             at_attention.append(here)
             gradients[window][sample] = below
         result.inputs.append(family.attention_input(layer, leaf).detach())

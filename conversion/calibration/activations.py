@@ -23,8 +23,9 @@ class Activations:
         windows: how many windows.
         tokens: tokens per window.
         width: numbers per token.
-        offload: folder for a file that holds them, which the kernel can take out of memory; ``None``
-            for memory. The file has no name, so nothing is left of it however the process ends.
+        offload: folder for a file that holds them, which the kernel can take out of memory;
+            ``None`` for memory. The file has no name, so nothing is left of it however the process
+            ends.
         device: that computes with them; without ``offload`` they stay there if they fit.
 
     Raises:
@@ -79,7 +80,7 @@ class Activations:
         return (self[window] for window in range(len(self)))
 
     def __getitem__(self, windows: int | slice) -> Tensor:
-        """One window, or some, where they are kept, not to be written into  # [..., tokens, width]"""
+        """One window, or some, where they are kept, to be read only  # [..., tokens, width]"""
         if self._mapping is None:
             return self._values[windows]
         copy = self._values[windows].clone()

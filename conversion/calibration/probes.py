@@ -8,7 +8,8 @@ def head_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of one head's part of a linear function of the attention output.
 
-    Of several heads at once, their number leads every shape. With ``L = sum_m r_m . o_m``, ``R_m = W_O^T r_m`` and the softmax's derivative,
+    Of several heads at once, their number leads every shape. With ``L = sum_m r_m . o_m``,
+    ``R_m = W_O^T r_m`` and the softmax's derivative,
 
         dL/dv_n = sum_m a[m, n] R_m
         dL/ds[m, n] = a[m, n] (R_m . v_n - sum_j a[m, j] R_m . v_j)

@@ -36,7 +36,7 @@ def place_to_keep(nbytes: int, device: torch.device) -> torch.device:
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that are free on a device, beside the part that is for work; 0 where it does not say."""
+    """Bytes that are free on a GPU, beside the part that is for work; 0 where it does not say."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)

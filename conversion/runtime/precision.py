@@ -13,7 +13,8 @@ def bfloat16_is_fast(device: str = "cpu") -> bool:
         device: its type, such as ``cuda``.
     """
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        on_gpu: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return on_gpu
     if device != "cpu":
         return False
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()

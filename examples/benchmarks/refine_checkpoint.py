@@ -51,7 +51,7 @@ def main() -> None:
         for layer in family.layers(model)
     ]
     started = time.monotonic()
-    refined = refine(source, model.config, layers, ids, recipe, progress)
+    refined = refine(source, model.config, layers, ids, recipe, torch.device("cpu"), progress)
     seconds = time.monotonic() - started
     for layer, tensors in zip(family.layers(model), refined, strict=True):
         family.attention(layer).load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""Convert a tiny model on the CPU and on a pretended GPU, and print what differs, as JSON.
+"""Convert tiny models on the CPU and on a pretended GPU, and print what differs, as JSON.
 
 In a process of its own: a device, once registered, is there for all that follows.
 """
@@ -34,35 +34,35 @@ def logits(checkpoint: Path):
     return AutoModelForCausalLM.from_pretrained(checkpoint)(windows()[:1]).logits
 
 
+def differences(folder: Path, request: dict) -> dict:
+    source = save_tiny(folder / "source", request["variant"])
+    text = folder / "calibration.txt"
+    text.write_text(TEXT)
+    values = {"calibration_tokens": 512, "window": 64, "held_out_tokens": 128}
+    recipe = Recipe(calibration=[str(text)], **values | request["recipe"])
+    expected, on_cpu = run(folder, source, recipe, "cpu", offload=False)
+    device._room = lambda device: request["room"]
+    gpu = PretendGpu()
+    with gpu:
+        found, on_gpu = run(folder, source, recipe, str(GPU), request["offload"])
+    before, after = logits(on_cpu), logits(on_gpu)
+    widths = ("kv_lora_rank", "qk_rope_head_dim")
+    return {
+        "same_widths": all(getattr(found, key) == getattr(expected, key) for key in widths),
+        "figures": [[value, found.figures[key]] for key, value in expected.figures.items()],
+        "logits": float((after - before).norm() / before.norm()),
+        "crossings": gpu.crossings,
+    }
+
+
 def main() -> None:
-    request = json.loads(sys.argv[1])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = save_tiny(folder / "source", request["variant"])
-        text = folder / "calibration.txt"
-        text.write_text(TEXT)
-        values = {"calibration_tokens": 512, "window": 64, "held_out_tokens": 128}
-        recipe = Recipe(calibration=[str(text)], **values | request["recipe"])
-        # The pretended one has no bfloat16: what differs is then rounding of float32.
-        precision.bfloat16_is_fast = lambda device="cpu": False
-        expected, on_cpu = run(folder, source, recipe, "cpu", offload=False)
-        device._room = lambda device: request["room"]
-        gpu = PretendGpu()
-        with gpu:
-            found, on_gpu = run(folder, source, recipe, str(GPU), request["offload"])
-        before, after = logits(on_cpu), logits(on_gpu)
-        difference = float((after - before).norm() / before.norm())
-    print(
-        json.dumps(
-            {
-                "same_widths": found.kv_lora_rank == expected.kv_lora_rank
-                and found.qk_rope_head_dim == expected.qk_rope_head_dim,
-                "figures": [[value, found.figures[key]] for key, value in expected.figures.items()],
-                "logits": difference,
-                "crossings": gpu.crossings,
-            }
-        )
-    )
+    # The pretended one has no bfloat16: what differs is then rounding of float32.
+    precision.bfloat16_is_fast = lambda device="cpu": False
+    found = []
+    for request in json.loads(sys.argv[1]):
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(differences(Path(folder), request))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

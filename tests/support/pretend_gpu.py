@@ -1,7 +1,7 @@
 """A device named ``pretend:0`` that computes on the CPU, and refuses what a GPU would refuse.
 
-Its tensors are not on the CPU, as far as anyone can see, so that code takes the branches it takes there. Operations
-on tensors of both places fail, as on a GPU, and every tensor that crosses over is counted.
+Its tensors are not on the CPU, as far as anyone can see, so that code takes the branches it takes
+on a GPU. Operations on tensors of both places fail, and every tensor that crosses over is counted.
 """
 
 from collections import Counter

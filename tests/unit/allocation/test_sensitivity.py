@@ -43,8 +43,7 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
     )
     head = model.lm_head.weight
     gradients = [
-        label_gradients(h, model.model.norm, head.split(100), generator)
-        for h in before_norm
+        label_gradients(h, model.model.norm, head.split(100), generator) for h in before_norm
     ]
     reference = model(ids, use_cache=False).logits.log_softmax(-1)
     widths = LatentWidths(8, 8)
