@@ -25,6 +25,7 @@ def rotate_and_write(
     cache: Tensor,
     nope: int,
     rank: int,
+    column: int | None = None,
 ) -> None:
     """Turn the rotary parts of new tokens, store their rows and their queries' rotary columns.
 
@@ -36,11 +37,14 @@ def rotate_and_write(
         positions: position of each token in its request  # [tokens], int64
         slots: ``block * block_size + offset``; negative for padding, skipped  # [tokens], int64
         inv_freq: ``theta_j`` of each pair, float32  # [rope/2]
-        q_out: columns from ``rank`` on are filled in place  # [tokens, heads, >= rank + rope]
+        q_out: columns from ``column`` on are filled in place; may be the query itself
+            # [tokens, heads, >= column + rope]
         cache: the paged cache, changed in place  # [blocks, block_size, >= rank + rope]
         nope: query columns of a head that are not turned.
         rank: latent columns of a row.
+        column: of ``q_out``, where the rotary part begins; ``rank`` if not given.
     """
+    column = rank if column is None else column
     tokens, heads, query_width = q_out.shape
     half = inv_freq.shape[0]
     if tokens == 0:
@@ -63,12 +67,13 @@ def rotate_and_write(
         NOPE=nope,
         RANK=rank,
         HALF=half,
+        QUERY_COLUMN=column,
         QUERY_WIDTH=query_width,
         ROW_WIDTH=cache.shape[2],
         BLOCK_SIZE=cache.shape[1],
         HEADS=min(HEADS_AT_ONCE, next_power_of_2(heads)),
         HALF_TILE=next_power_of_2(max(1, half)),
-        QUERY_PAD_TILE=next_power_of_2(max(1, query_width - rank - 2 * half)),
+        QUERY_PAD_TILE=next_power_of_2(max(1, query_width - column - 2 * half)),
         ROW_PAD_TILE=next_power_of_2(max(1, cache.shape[2] - rank - 2 * half)),
         RANK_TILE=next_power_of_2(rank),
         num_warps=4,
@@ -94,6 +99,7 @@ def _rotate_and_write(
     NOPE: tl.constexpr,
     RANK: tl.constexpr,
     HALF: tl.constexpr,
+    QUERY_COLUMN: tl.constexpr,
     QUERY_WIDTH: tl.constexpr,
     ROW_WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -127,15 +133,16 @@ def _rotate_and_write(
     else:
         head = (group - 1) * HEADS + tl.arange(0, HEADS)
         exists = (head < heads)[:, None]
-        out = q_out + token * out_token_stride + head[:, None].to(tl.int64) * out_head_stride + RANK
+        out = q_out + token * out_token_stride + head[:, None].to(tl.int64) * out_head_stride
+        out += QUERY_COLUMN
         if HALF > 0:
             source = query + token * query_stride + head[:, None] * (NOPE + 2 * HALF) + NOPE
             mask = exists & (pair < HALF)[None, :]
             _turn(source + pair, out + pair, cos[None, :], sin[None, :], mask, HALF)
-        if QUERY_WIDTH > RANK + 2 * HALF:
+        if QUERY_WIDTH > QUERY_COLUMN + 2 * HALF:
             padding = 2 * HALF + tl.arange(0, QUERY_PAD_TILE)
             zeros = tl.zeros([HEADS, QUERY_PAD_TILE], q_out.dtype.element_ty)
-            mask = exists & (padding < QUERY_WIDTH - RANK)[None, :]
+            mask = exists & (padding < QUERY_WIDTH - QUERY_COLUMN)[None, :]
             tl.store(out + padding, zeros, mask=mask)
 
 

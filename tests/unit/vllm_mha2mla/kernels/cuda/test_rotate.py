@@ -54,3 +54,23 @@ def test_rows_and_queries_are_turned_and_the_rest_left_alone(dtype, sizes):
 def test_angles_of_a_million_positions_are_float32_angles():
     for got, expected in step(torch.float32, top=2**20):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [2, 11])
+def test_queries_are_turned_in_place(rank):
+    heads, nope, rope, tokens = 3, 5, 6, 4
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(tokens, heads * (nope + rope), generator=generator)
+    positions = torch.arange(tokens)
+    inv_freq = torch.rand(rope // 2, generator=generator)
+    by_head = query.view(tokens, heads, -1)
+    cos, sin = (t.unsqueeze(1) for t in rotary_angles(positions, inv_freq))
+    turned = apply_rotary(by_head[..., nope:], cos, sin)
+    expected = torch.cat((by_head[..., :nope], turned), dim=-1)
+
+    query, positions, inv_freq = (t.to(DEVICE) for t in (query, positions, inv_freq))
+    rows, slots = torch.zeros(tokens, rank + rope, device=DEVICE), positions
+    cache = torch.zeros(1, tokens, rank + rope, device=DEVICE)
+    target = query.view(tokens, heads, -1)
+    rotate_and_write(query, rows, positions, slots, inv_freq, target, cache, nope, rank, nope)
+    torch.testing.assert_close(target.cpu(), expected, atol=1e-6, rtol=1e-6)
