@@ -13,6 +13,7 @@ import torch
 MODULES = (
     "triton.experimental.gluon",  # the interpreter imports it at the first launch otherwise
     "vllm_mha2mla.kernels.cuda.attention",
+    "vllm_mha2mla.kernels.cuda.gather",
     "vllm_mha2mla.kernels.cuda.grouped_product",
     "vllm_mha2mla.kernels.cuda.rotate",
 )

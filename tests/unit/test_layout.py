@@ -37,7 +37,10 @@ NEVER = {
     "healing": {"calibration", "rotary", "latent", "layers", "evaluation", "bench"},
 }
 # Of vllm_mha2mla, the files that run inside the engine.
-IN_THE_ENGINE = ("plugin.py", "engine_config.py", "cpu_cache.py", "attention/", "models/")
+IN_THE_ENGINE = (
+    *("plugin.py", "engine_config.py", "cpu_cache.py", "attention/", "models/"),
+    *("kernels/cuda/flash.py", "kernels/cuda/workspace.py"),
+)
 
 
 def imports(path):

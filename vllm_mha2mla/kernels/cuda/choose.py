@@ -1,0 +1,89 @@
+"""The choice of a layer's attention on a GPU: by its widths, the GPU and vLLM's FlashAttention.
+
+- ``flash``: FlashAttention with keys = values = the cache, any row up to 256 wide.
+- ``flash_split``: FlashAttention 3 with ``q_v``: keys are the 64 rotary columns, values the 256 or
+  512 latent ones, and the queries have a part for each.
+- ``triton``: our own kernel; any width, and every GPU that Triton knows.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vllm_mha2mla.config import LatentWidths
+from vllm_mha2mla.errors import UnsupportedEngineError
+
+Way = Literal["flash_split", "flash", "triton"]
+Option = Literal["auto", "triton", "flash", "vllm"]
+
+OPTION = "mha2mla_attention"
+"""Key of the model's config: ``--hf-overrides '{"mha2mla_attention": "triton"}'``."""
+
+FASTEST: dict[str, tuple[Way, ...]] = {
+    "decode": ("flash_split", "flash", "triton"),
+    "prefill": ("flash_split", "flash", "triton"),
+}
+"""The ways of each kind of batch, the fastest first; the first that a layer can take is taken."""
+
+FLASH_WIDTH = 256
+SPLIT_ROPE, SPLIT_RANKS = 64, (256, 512)
+
+
+@dataclass(frozen=True)
+class Offers:
+    """The part of FlashAttention that a GPU and vLLM's build for it have.
+
+    Attributes:
+        flash: version of FlashAttention for rows of the layer's width; ``None`` for none.
+        split: FlashAttention 3 takes ``q_v``.
+    """
+
+    flash: int | None
+    split: bool
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The attention of a layer's decodes, and of prefills that are not expanded."""
+
+    decode: Way
+    prefill: Way
+
+
+def option_of(config: object) -> Option:
+    """The option in a model's config.
+
+    Raises:
+        UnsupportedEngineError: there is no such way.
+    """
+    value: Any = getattr(config, OPTION, None) or "auto"
+    if value not in get_args(Option):
+        raise UnsupportedEngineError(
+            f"{OPTION} {value!r}: choose one of {', '.join(get_args(Option))}"
+        )
+    option: Option = value
+    return option
+
+
+def choose(widths: LatentWidths, row: int, offers: Offers, option: Option) -> Ways:
+    """The ways of one layer.
+
+    Args:
+        widths: of the layer.
+        row: numbers of a cached row, padding included.
+        offers: what there is; nothing of FlashAttention for 32-bit numbers.
+        option: ``flash`` and ``triton`` narrow the choice; a layer that FlashAttention cannot take
+            stays with Triton.
+    """
+    possible: set[Way] = {"triton"}
+    if option != "triton":
+        if offers.flash is not None and row <= FLASH_WIDTH:
+            possible.add("flash")
+        fits = widths.qk_rope_head_dim == SPLIT_ROPE and widths.kv_lora_rank in SPLIT_RANKS
+        if offers.split and fits:
+            possible.add("flash_split")
+        if option == "flash" and len(possible) > 1:
+            possible.remove("triton")
+    decode, prefill = (
+        next(way for way in FASTEST[kind] if way in possible) for kind in ("decode", "prefill")
+    )
+    return Ways(decode, prefill)

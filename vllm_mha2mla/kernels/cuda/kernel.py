@@ -1,0 +1,122 @@
+"""The kernels of one layer on a GPU: chosen when the model is built, made when it has a cache."""
+
+import functools
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vllm_mha2mla.config import LatentWidths
+from vllm_mha2mla.kernels.cuda import flash
+from vllm_mha2mla.kernels.cuda.choose import Option, choose
+from vllm_mha2mla.kernels.cuda.expanded import Expansion
+from vllm_mha2mla.kernels.cuda.layer import CudaLayer
+from vllm_mha2mla.kernels.cuda.plan import Shape, workspace_numbers
+from vllm_mha2mla.kernels.cuda.workspace import workspace
+from vllm_mha2mla.padding import padded_width
+
+# vLLM shows the log lines of loggers below its own name.
+logger = logging.getLogger("vllm.mha2mla")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one layer on one rank.
+
+    Attributes:
+        count: query heads.
+        groups: groups of them that share their up-projections.
+        nope: width of a head's query without rotation.
+        v: width of a head's value.
+    """
+
+    count: int
+    groups: int
+    nope: int
+    v: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of the engine that bound a step.
+
+    Attributes:
+        batched_tokens: the most new tokens of a step.
+        model_len: the longest context.
+    """
+
+    batched_tokens: int
+    model_len: int
+
+
+class CudaKernel:
+    """The choice for one layer.
+
+    Args:
+        widths: of the layer.
+        heads: of the layer.
+        dtype: of activations and cache.
+        option: narrows the choice of the attention.
+        limits: sizes of the engine.
+    """
+
+    def __init__(
+        self, widths: LatentWidths, heads: Heads, dtype: torch.dtype, option: Option, limits: Limits
+    ) -> None:
+        self.dtype, self.heads, self.row = dtype, heads.count, padded_width(widths, "cuda")
+        offers = flash.offers(self.row, dtype)
+        self.ways, self.flash_version = choose(widths, self.row, offers, option), offers.flash
+        key = heads.nope + widths.qk_rope_head_dim
+        self.expanded_version = (
+            None if option == "triton" else flash.expanded_version(key, heads.v, dtype)
+        )
+        self.shape = Shape(
+            heads=heads.count,
+            groups=heads.groups,
+            nope=heads.nope,
+            rope=widths.qk_rope_head_dim,
+            v=heads.v,
+            rank=widths.kv_lora_rank,
+            pair=self.row + (self.row if self.ways.prefill == "flash" else widths.kv_lora_rank),
+            value=flash.value_width(key, heads.v, self.expanded_version or 0),
+        )
+        self.numbers = 0
+        if self.expanded_version is not None:
+            self.numbers = workspace_numbers(self.shape, limits.batched_tokens, limits.model_len)
+        _log(
+            f"{widths.kv_lora_rank}+{widths.qk_rope_head_dim} numbers a token and "
+            f"{self.row - widths.width} of padding: decode by {self.ways.decode}, prefill by "
+            f"{'expanded keys and values or ' if self.numbers else ''}{self.ways.prefill}"
+        )
+
+    def layer(
+        self,
+        cache: Tensor,
+        w_uk: Tensor,
+        w_uv: Tensor,
+        inv_freq: Tensor,
+        scale: float,
+        heads: int,
+    ) -> CudaLayer:
+        """See ``CudaLayer``."""
+        expansion = None
+        if self.expanded_version is not None:
+            expansion = Expansion(
+                cache, w_uk, w_uv, self.shape, scale, self.expanded_version, self.numbers
+            )
+        weights = (w_uk, w_uv, inv_freq)
+        return CudaLayer(cache, *weights, scale, heads, self.ways, self.flash_version, expansion)
+
+    def reserve(self, tokens: int, device: torch.device) -> None:
+        """Take as much memory as a step of so many tokens will, while the engine measures it."""
+        if self.numbers:
+            workspace(self.dtype, device, (self.numbers,))
+        # Absorbed queries and their outputs.
+        torch.empty(2, tokens, self.heads, self.row, dtype=self.dtype, device=device)
+
+
+@functools.cache
+def _log(line: str) -> None:
+    """Tell each choice once, however many layers share it."""
+    logger.info("mha2mla: %s", line)
