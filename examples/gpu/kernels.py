@@ -1,0 +1,33 @@
+"""The speed of the kernels, by ``benchmarks/gpu_kernels.py``."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpu.machine import Machine
+from gpu.processes import ProcessError
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_kernels.py"
+
+
+def kernels(machine: Machine) -> dict[str, Any]:
+    """Time decode and prefill attention of a layer for every width; nothing without a GPU."""
+    if not machine.on_gpu:
+        return {}
+    return machine.each(["kernels"], lambda name: _run(machine, name))
+
+
+def _run(machine: Machine, name: str) -> dict[str, Any]:
+    log, result = machine.log(name), machine.logs / "kernels.json"
+    command = [sys.executable, str(SCRIPT), "--json", str(result)]
+    if machine.quick:
+        command.append("--quick")
+    with log.open("w") as output:
+        done = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, timeout=machine.timeout, check=False
+        )
+    if done.returncode != 0 or not result.is_file():
+        raise ProcessError(f"exit code {done.returncode}; see {log}")
+    return {"rows": json.loads(result.read_text("utf-8"))}

@@ -1,0 +1,103 @@
+"""A function in a process of its own: a crash, a hang or a full GPU ends it and nothing else.
+
+The processes are forked from one that has imported vLLM and touched no GPU, which saves each of
+them the seconds of the imports. Where a forked process cannot use the GPU, ``start_with("spawn")``
+starts fresh ones.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.context import ForkContext, SpawnContext
+from pathlib import Path
+from typing import Any
+
+CONTEXTS: dict[str, ForkContext | SpawnContext] = {
+    "fork": multiprocessing.get_context("fork"),
+    "spawn": multiprocessing.get_context("spawn"),
+}
+_state = {"method": "fork"}
+
+
+class ProcessError(Exception):
+    """A process failed or took too long."""
+
+
+def start_with(method: str) -> None:
+    """Choose how processes start from now on: ``fork`` or ``spawn``."""
+    _state["method"] = method
+
+
+def isolated(
+    log: Path,
+    timeout: float,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Any:
+    """Call a function in a process of its own and return what it returns, as JSON keeps it.
+
+    Args:
+        log: file for all that the process and its children print, replaced if it exists.
+        timeout: seconds that the call may take.
+        environment: variables that the process gets besides ours.
+        function: a function at the top level of a module.
+        arguments: the function's; they can be pickled.
+
+    Raises:
+        ProcessError: the process failed or was not done in time; the log says why.
+    """
+    result = log.with_suffix(".json")
+    result.unlink(missing_ok=True)
+    child = CONTEXTS[_state["method"]].Process(
+        target=_run, args=(log, result, environment, function, arguments)
+    )
+    child.start()
+    try:
+        child.join(timeout)
+        late = child.is_alive()
+    finally:
+        _end_group(child.pid)
+        child.join()
+    if late:
+        raise ProcessError(f"not done after {timeout:.0f} s; see {log}")
+    if child.exitcode != 0 or not result.is_file():
+        raise ProcessError(f"{_last_line(log)} (exit code {child.exitcode}; see {log})")
+    return json.loads(result.read_text("utf-8"))
+
+
+def _run(
+    log: Path,
+    result: Path,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.setsid()  # a group of its own: all its processes end together
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    os.environ.update(environment)
+    try:
+        result.write_text(json.dumps(function(*arguments)), "utf-8")
+    except BaseException:
+        traceback.print_exc()
+        # Not sys.exit: what hangs in an engine's threads would keep the process.
+        os._exit(1)
+    os._exit(0)
+
+
+def _end_group(group: int | None) -> None:
+    try:
+        if group is not None:
+            os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")

@@ -1,0 +1,67 @@
+"""The short table that a run ends with."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from gpu.machine import GIB
+from gpu.speed import ORIGINAL
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lay the figures of a report out in lines."""
+    parts = (_exact(report), _engines(report), _conversions(report))
+    return "\n".join(line for part in parts for line in part)
+
+
+def failures(report: dict[str, Any]) -> list[str]:
+    """List the checks of a report that failed, by part and name."""
+    found = []
+    for part, checks in report.items():
+        for name, figures in checks.get("engines", checks).items():
+            if isinstance(figures, dict) and figures.get("ok") is False:
+                found.append(f"{part}/{name}")
+    return found
+
+
+def _exact(report: dict[str, Any]) -> Iterator[str]:
+    for part in ("exact", "features"):
+        for name, one in report.get(part, {}).items():
+            yield f"{part:9} {name:24} {'ok' if one['ok'] else 'FAILED':6} " + (
+                one.get("failed")
+                or f"error {one['error']:.3f}, transformers' bfloat16 "
+                f"{one['transformers_bfloat16_error']:.3f}, ratio {one['ratio']:.2f}; "
+                f"greedy tokens that are the best {one['greedy_agreement']:.1%}"
+            )
+
+
+def _engines(report: dict[str, Any]) -> Iterator[str]:
+    run = report.get("engine") or report.get("memory")
+    if not run or "engines" not in run:
+        return
+    yield f"{run['shape']}, {run['cache_bytes'] / GIB:g} GiB of cache, beside the original's"
+    original = run["engines"].get(ORIGINAL, {})
+    for name, one in run["engines"].items():
+        if "failed" in one:
+            yield f"{name:12} FAILED {one['failed']}"
+            continue
+        yield f"{name:12} {_beside(one, original, 'cache_tokens')} tokens of cache"
+        for load, figures in one["loads"].items():
+            before = original.get("loads", {}).get(load, {})
+            if "failed" in figures:
+                yield f"{'':12} {load}: FAILED {figures['failed']}"
+            rates = ("prompt_rate", "output_rate", "whole_rate")
+            shown = (f"{key} {_beside(figures, before, key)}" for key in rates if key in figures)
+            yield f"{'':12} {load}: {', '.join(shown)}"
+
+
+def _beside(one: dict[str, Any], original: dict[str, Any], key: str) -> str:
+    ratio = f" ({one[key] / original[key]:.2f}x)" if original.get(key) else ""
+    return f"{one[key]:,.0f}{ratio}"
+
+
+def _conversions(report: dict[str, Any]) -> Iterator[str]:
+    for name, one in report.get("convert", {}).items():
+        peak = one.get("peak_gpu_bytes", 0) / GIB
+        yield f"{name}: " + (
+            one.get("failed") or f"converted in {one['seconds']:.1f} s, at most {peak:.1f} GiB"
+        )
