@@ -20,6 +20,7 @@ from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.staging import check_output, staged_folder
 from conversion.checkpoint.writer import CheckpointWriter
 from conversion.errors import OutputError
+from conversion.healing.launch import training_device
 from conversion.healing.refine import refine, refinement_windows
 from conversion.layers.converter import LayerConverter
 from conversion.layers.held_out_loss import HeldOutLoss
@@ -108,6 +109,8 @@ def convert(
             DeviceMemoryError: with the way out.
     """
     device = torch.device(options.device)
+    if recipe.refine_steps:
+        training_device(options.device)
     return_freed_memory()
     check_output(out, options.overwrite, source.name)
     dtype = written_dtype(source, options.dtype)

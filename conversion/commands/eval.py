@@ -61,6 +61,9 @@ def eval_command(
             ),
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Device that the models run on: cpu, cuda, ...")
+    ] = "cpu",
     json: JsonFile = None,
     report: ReportFile = None,
 ) -> None:
@@ -72,6 +75,7 @@ def eval_command(
         measure,
         write_report,
     )
+    from conversion.runtime.device import usable_device
     from conversion.runtime.output_files import check_writable, write_json
     from conversion.runtime.progress import Progress
 
@@ -91,7 +95,8 @@ def eval_command(
         context=context,
         limit=limit,
     )
-    entry = measure(checkpoint, baseline, request, Progress(Console(stderr=True)))
+    progress = Progress(Console(stderr=True))
+    entry = measure(checkpoint, baseline, request, progress, usable_device(device))
     # Figures that took hours are shown even if a file cannot be written.
     out = Console()
     for table in tables(entry):

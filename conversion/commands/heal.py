@@ -50,6 +50,13 @@ def heal_command(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write a TensorBoard log of the training to this folder.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda",
+            help=with_default("Device to train on.", "GPUs where there are any"),
+        ),
+    ] = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start anew and drop what an interrupted healing left."),
@@ -72,6 +79,7 @@ def heal_command(
         text=tuple(text or ()),
         cache_teacher=cache_teacher,
         tensorboard=tensorboard,
+        device=device,
         restart=restart,
         overwrite=overwrite,
     )

@@ -24,15 +24,16 @@ def token_losses(model: Any, ids: Tensor, chunk: int = CHUNK) -> Tensor:
         chunk: tokens per forward pass.
 
     Returns:
-        losses in nats  # [tokens - 1], float64
+        losses in nats  # [tokens - 1], float64, on the CPU
     """
+    ids = ids.to(model.device)
     cache = DynamicCache(config=model.config)
     losses = []
     for part, target in zip(ids[:-1].split(chunk), ids[1:].split(chunk), strict=True):
         output = model(part.unsqueeze(0), past_key_values=cache, use_cache=True)
         logits = output.logits[0].float()  # [<= chunk, vocabulary]
         losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
-    return torch.cat(losses).double()
+    return torch.cat(losses).double().cpu()
 
 
 @torch.no_grad()
@@ -49,6 +50,7 @@ def greedy(model: Any, ids: Tensor, stop: set[int], limit: int, chunk: int = CHU
     Returns:
         the new token ids.
     """
+    ids = ids.to(model.device)
     cache = DynamicCache(config=model.config)
     logits = torch.empty(0)
     for part in ids.split(chunk):

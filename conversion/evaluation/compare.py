@@ -20,6 +20,7 @@ from conversion.evaluation.positions import position_figures, position_losses
 from conversion.evaluation.results import Entry
 from conversion.evaluation.retrieval import answer_all, retrieval_figures
 from conversion.evaluation.tasks import run_tasks, task_figures
+from conversion.runtime.memory_errors import memory_errors
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 from vllm_mha2mla.config import read_provenance
@@ -27,6 +28,7 @@ from vllm_mha2mla.config import read_provenance
 logger = logging.getLogger(__name__)
 
 CONVERTED, ORIGINAL = "Converted", "Original"
+WAY_OUT = "lower --window or --context, or take --device cpu"
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,16 @@ class Comparison:
         baseline: the original, as the converter takes it.
         measurement: the figures to measure, and on what.
         progress: shows every measurement as a task of its own.
+        device: where the models run.
     """
 
-    def __init__(self, baseline: str, measurement: Measurement, progress: Progress) -> None:
+    def __init__(
+        self, baseline: str, measurement: Measurement, progress: Progress, device: str = "cpu"
+    ) -> None:
         self._baseline = baseline
         self._measurement = measurement
         self._progress = progress
+        self._device = device
         self._original: _ModelResult | None = None
 
     def measure(self, checkpoint: Path, name: str | None = None) -> Entry:
@@ -76,16 +82,17 @@ class Comparison:
             name: name of the entry; ``None``: the folder's.
 
         Raises:
-            CheckpointError, SourceError, TextError, UsageError, MissingExtraError: with the way
-                out.
+            CheckpointError, SourceError, TextError, UsageError, MissingExtraError,
+                DeviceMemoryError: with the way out.
         """
         config = read_converted_config(checkpoint)
         self._check_original(config)
         tokenizer, inputs = read_inputs(self._measurement, checkpoint, config)
-        model, _ = load_converted(checkpoint, torch.float32)
-        converted = _measure_model(
-            model, tokenizer, inputs, self._measurement.limit, self._progress, CONVERTED
-        )
+        with memory_errors(WAY_OUT):
+            model = load_converted(checkpoint, torch.float32)[0].to(self._device)
+            converted = _measure_model(
+                model, tokenizer, inputs, self._measurement.limit, self._progress, CONVERTED
+            )
         # Before the original is loaded: one model in memory at a time.
         del model
         original = self._measured_original(tokenizer, inputs)
@@ -137,21 +144,28 @@ class Comparison:
         self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs
     ) -> _ModelResult:
         if self._original is None:
-            model, _ = load_source(self._baseline, torch.float32)
-            self._original = _measure_model(
-                model, tokenizer, inputs, self._measurement.limit, self._progress, ORIGINAL
-            )
+            with memory_errors(WAY_OUT):
+                model = load_source(self._baseline, torch.float32)[0].to(self._device)
+                self._original = _measure_model(
+                    model, tokenizer, inputs, self._measurement.limit, self._progress, ORIGINAL
+                )
         return self._original
 
 
-def measure(checkpoint: Path, baseline: str, measurement: Measurement, progress: Progress) -> Entry:
+def measure(
+    checkpoint: Path,
+    baseline: str,
+    measurement: Measurement,
+    progress: Progress,
+    device: str = "cpu",
+) -> Entry:
     """Measure one checkpoint beside its original; see :class:`Comparison` for arguments and errors.
 
     Example::
 
         measure(Path("out"), "model", Measurement(Path("test.txt")), Progress()).perplexity
     """
-    return Comparison(baseline, measurement, progress).measure(checkpoint)
+    return Comparison(baseline, measurement, progress, device).measure(checkpoint)
 
 
 def _method(recipe: dict[str, Any]) -> str:

@@ -17,17 +17,17 @@ def attention_outputs(model: Any, ids: Tensor) -> list[Tensor]:
         ids: token ids of one sequence  # [tokens]
 
     Returns:
-        one tensor per layer  # [tokens, hidden], float32
+        one tensor per layer, on the CPU  # [tokens, hidden], float32
     """
     outputs: list[Tensor] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        outputs.append(output[0][0].float())
+        outputs.append(output[0][0].float().cpu())
 
     family = family_of(model.config)
     hooks = [family.attention(layer).register_forward_hook(keep) for layer in family.layers(model)]
     try:
-        model(ids.unsqueeze(0), use_cache=False, logits_to_keep=1)
+        model(ids.unsqueeze(0).to(model.device), use_cache=False, logits_to_keep=1)
     finally:
         for hook in hooks:
             hook.remove()

@@ -22,7 +22,7 @@ def perplexity(model: Any, windows: Tensor, progress: Progress, description: str
     """
     total = 0.0
     with progress.task(description, windows.shape[0]) as advance:
-        for ids in windows:
+        for ids in windows.to(model.device):
             logits = model(ids.unsqueeze(0), use_cache=False).logits[0, :-1].float()
             total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
             advance()

@@ -2,9 +2,11 @@
 
 import os
 
+import torch
 from accelerate.utils import DistributedType
 
 from conversion.errors import UsageError
+from conversion.runtime.device import usable_device
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
 WITH_FSDP = "launch with --use_fsdp --fsdp_version 2, or with plain data parallelism (--multi_gpu)"
@@ -54,6 +56,25 @@ def local_world_size() -> int:
 def is_sharded() -> bool:
     """True if every process is to hold a part of the models instead of the whole."""
     return _is_set(USE_FSDP, "true")
+
+
+def training_device(name: str | None) -> str:
+    """The type of device to train on: ``cpu`` or ``cuda``.
+
+    Args:
+        name: the user's choice; ``None``: GPUs where there are any.
+
+    Raises:
+        UsageError: it cannot be used here, or is one of several GPUs.
+    """
+    if name is None:
+        on_cpu = _is_set("ACCELERATE_USE_CPU", "true")
+        return "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UsageError(
+            f"--device {name}: choose cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs"
+        )
+    return usable_device(name)
 
 
 def check_launch() -> None:

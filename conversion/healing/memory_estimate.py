@@ -99,20 +99,20 @@ def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def available_bytes() -> int:
-    """Free memory of the device that Trainer will use."""
-    if torch.cuda.is_available():
+def available_bytes(device: str) -> int:
+    """Free memory of the device that Trainer will use, ``cpu`` or ``cuda``."""
+    if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
 
 
-def check_memory(needed: int) -> None:
-    """Refuse to start with too little free memory.
+def check_memory(needed: int, device: str) -> None:
+    """Refuse to start with too little free memory on the device, ``cpu`` or ``cuda``.
 
     Raises:
         TrainingError: fewer than ``needed`` bytes are free.
     """
-    free = available_bytes()
+    free = available_bytes(device)
     if needed > free:
         raise TrainingError(
             f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "

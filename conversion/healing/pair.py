@@ -18,7 +18,7 @@ from conversion.healing.memory_estimate import check_memory, healing_bytes, pred
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import shard
-from conversion.healing.trainer_arguments import uses_bf16_autocast
+from conversion.runtime.precision import bfloat16_is_fast
 from conversion.source import open_source
 from conversion.source.folder import FolderCheckpoint
 from vllm_mha2mla.config import Provenance, read_provenance
@@ -33,6 +33,7 @@ class Pair:
         folder: folder of the converted checkpoint.
         teacher: the original, as the converter takes it.
         recipe: window, losses and trained parameters.
+        device: type of the device to train on, ``cpu`` or ``cuda``.
 
     Raises:
         CheckpointError, SourceError: one of them cannot be read.
@@ -40,12 +41,13 @@ class Pair:
         RecipeError: they do not fit the recipe.
     """
 
-    def __init__(self, folder: Path, teacher: str, recipe: HealingRecipe) -> None:
+    def __init__(self, folder: Path, teacher: str, recipe: HealingRecipe, device: str) -> None:
         self.folder = folder
         self.config = read_converted_config(folder)
         self.checkpoint = FolderCheckpoint(folder)
         self.source = open_source(teacher)
         self._recipe = recipe
+        self._device, self._rounded = device, bfloat16_is_fast(device)
         self._check()
 
     @cached_property
@@ -97,18 +99,17 @@ class Pair:
             original = self.source.family.causal_lm(self.source.config).requires_grad_(False)
         teacher = original if self._recipe.needs_teacher and not stored_teacher else None
         shards = world_size() if is_sharded() else 1
-        needed = healing_bytes(student, teacher, self._recipe, uses_bf16_autocast(), shards)
+        needed = healing_bytes(student, teacher, self._recipe, self._rounded, shards)
         if stored_teacher:
             needed = max(needed, prediction_bytes(original, self._recipe.window, shards))
         # On a CPU all processes share its memory.
-        needed *= 1 if torch.cuda.is_available() else local_world_size()
+        needed *= local_world_size() if self._device == "cpu" else 1
         logger.info("about %.1f GiB of memory are needed", needed / 2**30)
-        check_memory(needed)
+        check_memory(needed, self._device)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Make a context in which products run in bfloat16, if they do so in training."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.autocast(device, torch.bfloat16, enabled=uses_bf16_autocast())
+        return torch.autocast(self._device, torch.bfloat16, enabled=self._rounded)
 
     def load_teacher(self, device: torch.device) -> Any:
         """Load the original, frozen; where models are sharded, this process's part of it."""
@@ -119,7 +120,7 @@ class Pair:
             teacher = source_model(self.source, torch.float32)
         teacher.eval().requires_grad_(False)
         set_attention(teacher, device.type)
-        if uses_bf16_autocast():
+        if self._rounded:
             round_frozen(teacher)
         if is_sharded():
             rotary = self.source.family.rotary_embedding(self.source.config)
@@ -145,12 +146,12 @@ class Pair:
         set_attention(student, device.type)
         choose_trainable(student, self._recipe.train == "all")
         if is_sharded():
-            if uses_bf16_autocast():
+            if self._rounded:
                 round_frozen(student)
             rotary = self.family.rotary_embedding(self.config)
             return shard(student, self.checkpoint, rotary, device)
         student.to(device)
-        if uses_bf16_autocast():
+        if self._rounded:
             round_frozen(student)
         if teacher is not None:
             share_frozen(student, teacher)

@@ -82,8 +82,7 @@ def refine(
     keep_freed_memory()
     teacher = source_model(source, torch.float32).requires_grad_(False).to(device)
     set_attention(teacher, device.type)
-    rounded = bfloat16_is_fast(device.type)
-    if rounded:
+    if bfloat16_is_fast(device.type):
         round_frozen(teacher)
     student = _student(source, config, teacher, layers, device)
     trained = choose_trainable(student, train_all=False)
@@ -96,8 +95,7 @@ def refine(
             teacher=LiveTeacher(teacher),
             stride=STRIDE,
             args=TrainingArguments(
-                **common_arguments(Path(folder), recipe.refine_steps)
-                | {"use_cpu": device.type == "cpu", "bf16": rounded},
+                **common_arguments(Path(folder), recipe.refine_steps, device.type),
                 per_device_train_batch_size=1,
                 learning_rate=recipe.refine_lr,
                 lr_scheduler_type="linear",

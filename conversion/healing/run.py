@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from conversion.checkpoint.staging import check_output
 from conversion.errors import MissingExtraError, OutputError, UsageError
 from conversion.healing.curve import LossCurve
-from conversion.healing.launch import check_launch, is_sharded, world_size
+from conversion.healing.launch import check_launch, is_sharded, training_device, world_size
 from conversion.healing.memory_estimate import memory_errors
 from conversion.healing.outcome import judge
 from conversion.healing.pair import Pair
@@ -25,7 +25,7 @@ from conversion.healing.teacher import LiveTeacher, StoredTeacher, Teacher
 from conversion.healing.teacher_cache import TeacherCache
 from conversion.healing.text import HealingText, packed_windows
 from conversion.healing.train import Training
-from conversion.healing.trainer_arguments import healing_arguments, uses_bf16_autocast
+from conversion.healing.trainer_arguments import healing_arguments
 from conversion.healing.write import healed_provenance, write_healed
 from conversion.runtime.memory import keep_freed_memory, return_freed_memory
 from conversion.runtime.numbers import ceil_div
@@ -47,6 +47,7 @@ class Healing:
         cache_teacher: folder for the teacher's predictions; ``None``: run the teacher at every
             step.
         tensorboard: folder for a TensorBoard log; ``None``: no log.
+        device: ``cpu`` or ``cuda``; ``None``: GPUs where there are any.
         restart: drop what an interrupted healing into the same folder left.
         overwrite: replace an existing checkpoint.
     """
@@ -57,6 +58,7 @@ class Healing:
     text: tuple[Path, ...]
     cache_teacher: Path | None = None
     tensorboard: Path | None = None
+    device: str | None = None
     restart: bool = False
     overwrite: bool = False
 
@@ -83,14 +85,15 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     """
     check_output(request.out, request.overwrite, request.teacher, str(request.checkpoint))
     _check_options(request, recipe)
-    pair = Pair(request.checkpoint, request.teacher, recipe)
+    device = training_device(request.device)
+    pair = Pair(request.checkpoint, request.teacher, recipe, device)
     text = packed_windows(pair.tokenizer, request.text, recipe)
     check_vocabulary(str(request.checkpoint), pair.config.vocab_size, text.ids, text.held_out)
     checkpoints = TrainingCheckpoints(request.out)
     step_tokens = recipe.window * recipe.batch_size * recipe.accumulation * world_size()
     steps = max(1, recipe.tokens // step_tokens)
     stored = request.cache_teacher is not None
-    arguments = healing_arguments(recipe, checkpoints.folder, steps)
+    arguments = healing_arguments(recipe, checkpoints.folder, steps, device)
     if not arguments.should_save:
         progress = Progress(None)
     passes = steps * step_tokens / text.ids.numel()
@@ -102,7 +105,7 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         return_freed_memory()
     else:
         keep_freed_memory()
-    run = _run_identity(pair, text, recipe, steps, stored)
+    run = _run_identity(pair, text, recipe, arguments, stored)
     claimed = checkpoints.claimed(run, request.restart) if arguments.should_save else nullcontext()
     with memory_errors(), claimed:
         PartialState().wait_for_everyone()
@@ -129,7 +132,11 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
 
 
 def _run_identity(
-    pair: Pair, text: HealingText, recipe: HealingRecipe, steps: int, stored: bool
+    pair: Pair,
+    text: HealingText,
+    recipe: HealingRecipe,
+    arguments: TrainingArguments,
+    stored: bool,
 ) -> dict[str, Any]:
     """All that must be the same for a run to resume, by names that fit an error message."""
     return {
@@ -139,11 +146,11 @@ def _run_identity(
         "checkpoint": pair.checkpoint.fingerprint(),
         "teacher": pair.source.fingerprint(),
         "text": text.fingerprint,
-        "steps": steps,
+        "steps": arguments.max_steps,
         "number of processes": world_size(),
         "way of holding the model": "sharded" if is_sharded() else "whole",
         "way of asking the teacher": "stored" if stored else "asked",
-        "precision": "bfloat16" if uses_bf16_autocast() else "float32",
+        "precision": "bfloat16" if arguments.bf16 else "float32",
     }
 
 

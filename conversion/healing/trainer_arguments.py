@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from conversion.healing.launch import check_distributed_type, is_sharded
@@ -18,45 +17,47 @@ BETAS = (0.9, 0.98)
 CURVE_POINTS = 500
 
 
-def uses_bf16_autocast() -> bool:
-    """True if matrix products run in bfloat16 on the device that Trainer will use."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bfloat16_is_fast()
+def common_arguments(folder: Path, steps: int, device: str) -> dict[str, Any]:
+    """Arguments that every training shares: AdamW, mixed precision, no reports but our own.
 
-
-def common_arguments(folder: Path, steps: int) -> dict[str, Any]:
-    """Arguments that every training shares: AdamW, mixed precision, no reports but our own."""
+    Args:
+        folder: the folder for training checkpoints.
+        steps: number of optimiser steps.
+        device: type of the device, ``cpu`` or ``cuda``.
+    """
     return {
         "output_dir": str(folder),
         "max_steps": steps,
         "adam_beta1": BETAS[0],
         "adam_beta2": BETAS[1],
-        "bf16": uses_bf16_autocast(),
-        "use_cpu": not torch.cuda.is_available(),
+        "bf16": bfloat16_is_fast(device),
+        "use_cpu": device == "cpu",
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": device != "cpu",
         "ddp_find_unused_parameters": False,
     }
 
 
-def healing_arguments(recipe: HealingRecipe, folder: Path, steps: int) -> TrainingArguments:
+def healing_arguments(
+    recipe: HealingRecipe, folder: Path, steps: int, device: str
+) -> TrainingArguments:
     """Make the arguments of a healing: warm-up, constant rate, 1 - sqrt decay, as MHA2MLA.
 
     Args:
         recipe: batch size, learning rate, schedule and how often to save.
         folder: the folder for training checkpoints.
         steps: number of optimiser steps.
+        device: type of the device, ``cpu`` or ``cuda``.
 
     Raises:
         UsageError: accelerate does not do here what it was launched for.
     """
     logging_steps = max(1, steps // CURVE_POINTS)
     arguments = TrainingArguments(
-        **common_arguments(folder, steps),
+        **common_arguments(folder, steps, device),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulation,
         gradient_checkpointing=recipe.gradient_checkpointing,

@@ -85,7 +85,7 @@ def _run_all(sweep: Sweep, subject: Subject, options: Options, progress: Progres
     known.failed = []
     measurement = Measurement(sweep.text, sweep.window, sweep.windows)
     folder = SweepFolder(sweep.out, sweep.keep)
-    comparison = Comparison(sweep.source.name, measurement, progress)
+    comparison = Comparison(sweep.source.name, measurement, progress, options.device)
     for name, recipe in sweep.recipes.items():
         if not known.has(name, recipe):
             known.drop(name)

@@ -115,7 +115,7 @@ def test_what_it_is_made_from_is_not_replaced(models, name, mha2mla):
 
 
 def test_too_little_memory(monkeypatch, refused):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     assert "GiB are free; lower window or batch_size" in refused()
 
 

@@ -1,6 +1,7 @@
 """Launches that healing refuses before it reads anything, and what it takes the others for."""
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 
 from conversion.errors import UsageError
@@ -9,6 +10,7 @@ from conversion.healing.launch import (
     check_launch,
     is_sharded,
     local_world_size,
+    training_device,
     world_size,
 )
 
@@ -65,3 +67,18 @@ def test_accelerate_has_to_shard_where_it_is_asked_to(launched):
     check_distributed_type(DistributedType.MULTI_GPU)
     with pytest.raises(UsageError, match="FSDP needs GPUs"):
         check_distributed_type(DistributedType.MULTI_CPU)
+
+
+def test_trains_on_the_device_that_is_asked_for(monkeypatch):
+    assert training_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training_device(None) == "cuda"
+    assert training_device("cpu") == "cpu"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert training_device(None) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "toaster"])
+def test_one_of_several_gpus_is_chosen_elsewhere(name):
+    with pytest.raises(UsageError, match=f"--device {name}: .*CUDA_VISIBLE_DEVICES"):
+        training_device(name)
