@@ -101,10 +101,11 @@ class Expansion:
             latents, key, value = workspace(
                 self.cache.dtype,
                 self.cache.device,
-                (context, shape.rank),
+                (context, shape.latent),
                 (context, at_once, shape.key),
                 (context, at_once, shape.value),
             )
+            latents = latents[:, : shape.rank]
             requests = slice(batch.decodes + part.piece.first, batch.decodes + part.piece.last)
             gather_rows(
                 self.cache,
@@ -156,7 +157,9 @@ def _parts(made: Sequence[Piece], prefills: Sequence[Prefill], device: torch.dev
         for which in (0, 1)
     ]
     # One copy from pinned memory, which the host does not wait for.
-    flat = torch.tensor([count for part in counts for count in part], dtype=torch.int32)
+    flat = torch.tensor(
+        [count for part in counts for count in part], dtype=torch.int32, device="cpu"
+    )
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
     starts = flat.split([len(part) for part in counts])

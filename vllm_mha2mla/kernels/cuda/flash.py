@@ -40,7 +40,8 @@ def offers(row: int, dtype: torch.dtype) -> Offers:
 
     if dtype == torch.float32:
         return Offers(None, split=False)
-    return Offers(version_of(row, row), split=bool(flash_attn_supports_mla()))
+    version = version_of(row, row) if row <= FLASH_WIDTH else None
+    return Offers(version, split=bool(flash_attn_supports_mla()))
 
 
 def expanded_version(key: int, value: int, dtype: torch.dtype) -> int | None:

@@ -13,7 +13,7 @@ from vllm_mha2mla.kernels.cuda.choose import Option, choose
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
 from vllm_mha2mla.kernels.cuda.layer import CudaLayer
 from vllm_mha2mla.kernels.cuda.plan import Shape, workspace_numbers
-from vllm_mha2mla.kernels.cuda.workspace import workspace
+from vllm_mha2mla.kernels.cuda.workspace import ALIGNMENT, workspace
 from vllm_mha2mla.padding import padded_width
 
 # vLLM shows the log lines of loggers below its own name.
@@ -111,7 +111,8 @@ class CudaKernel:
     def reserve(self, tokens: int, device: torch.device) -> None:
         """Take as much memory as a step of so many tokens will, while the engine measures it."""
         if self.numbers:
-            workspace(self.dtype, device, (self.numbers,))
+            # Latents, keys and values begin at multiples of the alignment.
+            workspace(self.dtype, device, (self.numbers + 3 * ALIGNMENT,))
         # Absorbed queries and their outputs.
         torch.empty(2, tokens, self.heads, self.row, dtype=self.dtype, device=device)
 

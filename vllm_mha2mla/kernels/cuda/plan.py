@@ -45,9 +45,14 @@ class Shape:
         """Width of an expanded key."""
         return self.nope + self.rope
 
+    @property
+    def latent(self) -> int:
+        """Width of a latent in the workspace, where each begins at a multiple of 16 bytes."""
+        return -(-self.rank // 8) * 8
+
     def numbers(self, tokens: int, groups: int) -> int:
         """Numbers of workspace that so many tokens take with so many groups at once."""
-        return tokens * (self.rank + groups * (self.key + self.value))
+        return tokens * (self.latent + groups * (self.key + self.value))
 
 
 @dataclass(frozen=True)
@@ -104,5 +109,5 @@ def pieces(shape: Shape, prefills: Sequence[Prefill], numbers: int) -> list[Piec
 
 
 def _piece(shape: Shape, first: int, last: int, tokens: int, numbers: int) -> Piece:
-    room = numbers // max(tokens, 1) - shape.rank
+    room = numbers // max(tokens, 1) - shape.latent
     return Piece(first, last, max(0, min(shape.groups, room // (shape.key + shape.value))))

@@ -1,9 +1,10 @@
 """Memory for intermediate results, the same for all layers."""
 
-from math import prod
-
 import torch
 from torch import Tensor
+
+ALIGNMENT = 256
+"""Bytes; each tensor begins at a multiple."""
 
 
 def workspace(dtype: torch.dtype, device: torch.device, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -19,9 +20,8 @@ def workspace(dtype: torch.dtype, device: torch.device, *shapes: tuple[int, ...]
         )
 
         if is_workspace_manager_initialized():
-            (memory,) = current_workspace_manager().get_simultaneous(
-                ((sum(prod(shape) for shape in shapes),), dtype)
+            made: list[Tensor] = current_workspace_manager().get_simultaneous(
+                *((shape, dtype) for shape in shapes)
             )
-            parts = memory.split([prod(shape) for shape in shapes])
-            return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            return made
     return [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
