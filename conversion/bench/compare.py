@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from conversion.bench.gpus import gpus
 from conversion.bench.loads import check_cache, make_loads, max_model_len
 from conversion.bench.machine import machine
 from conversion.bench.results import BenchResults, Point, Settings, combine
@@ -21,6 +22,10 @@ from conversion.source import SourceCheckpoint, open_source
 
 # Four readings of /metrics a second would push an error out of the end of the log.
 QUIET = "--disable-uvicorn-access-log"
+
+# With the size of the cache given, vLLM only checks that this share of a GPU is free. Its default
+# would refuse a GPU that anything else uses, the other server included.
+SHARED_GPU = ("--gpu-memory-utilization", "0.1")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Request:
     num_prompts: int | None
     rounds: int
     dtype: str
-    one_at_a_time: bool
+    one_at_a_time: bool | None
     args: str
     original_args: str
     converted_args: str
@@ -72,9 +77,11 @@ def bench(request: Request, progress: Progress) -> BenchResults:
     # Further options may change the size of a token's cache; then the check is left to vLLM.
     if not both and not original:
         check_cache(request.kv_memory, context, source.config, dtype_named(request.dtype).itemsize)
+    on_gpu = bool(gpus())
+    one_at_a_time = on_gpu if request.one_at_a_time is None else request.one_at_a_time
     common = (
         "--dtype", request.dtype, "--kv-cache-memory-bytes", str(request.kv_memory),
-        "--max-model-len", str(context), QUIET, *both,
+        "--max-model-len", str(context), QUIET, *(SHARED_GPU if on_gpu else ()), *both,
     )  # fmt: skip
     with _scratch() as scratch:
         plan = Plan(
@@ -82,7 +89,7 @@ def bench(request: Request, progress: Progress) -> BenchResults:
             converted=Side(CONVERTED, request.checkpoint.resolve(), (*common, *converted)),
             loads=loads,
             rounds=request.rounds,
-            one_at_a_time=request.one_at_a_time,
+            one_at_a_time=one_at_a_time,
             start_timeout=request.start_timeout,
             scratch=scratch,
         )
@@ -110,7 +117,7 @@ def bench(request: Request, progress: Progress) -> BenchResults:
             output_len=request.output_len,
             max_concurrency=request.max_concurrency,
             rounds=request.rounds,
-            one_at_a_time=request.one_at_a_time,
+            one_at_a_time=one_at_a_time,
             original_args=[*both, *original],
             converted_args=[*both, *converted],
         ),

@@ -75,7 +75,7 @@ def _command(server: Server, model: Path, load: Load, result: Path) -> list[str]
     }
     flags = ["--ignore-eos", "--save-result", "--disable-tqdm"]
     pairs = [part for key, value in options.items() for part in (f"--{key}", value)]
-    return [vllm_command(), "bench", "serve", *pairs, *flags]
+    return [*vllm_command(), "bench", "serve", *pairs, *flags]
 
 
 def _result(server: Server, load: Load, code: int | None, log: Path, result: Path) -> Any:

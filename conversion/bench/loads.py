@@ -35,7 +35,8 @@ PROMPTS_PER_PLACE, MIN_PROMPTS = 3, 8
 # The server reads random tokens as text, tokenised again: they may become more.
 SLACK_TOKENS = 16
 # vLLM counts a cache's tokens in whole contexts, and a context in whole blocks: a context that is
-# not a multiple of its CPU block would make the cache look smaller.
+# not a multiple of its block would make the cache look smaller. This is the block on CPUs, and a
+# multiple of those on GPUs.
 BLOCK_TOKENS = 128
 
 

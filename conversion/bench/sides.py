@@ -3,7 +3,8 @@
 Both servers are up at once, and one of them is driven at a time: every load goes to one right after
 the other, so that whatever else the machine does affects both. That takes memory for two; an idle
 vLLM leaves the cores alone (on a CPU its three processes took 0 to 1 % of one). With
-``one_at_a_time`` the servers alternate round by round, and every round pays for two starts.
+``one_at_a_time`` the servers alternate round by round, and every round pays for two starts; so it
+is on GPUs, whose memory seldom holds two, unless told otherwise.
 """
 
 import logging

@@ -67,13 +67,13 @@ def bench_command(
         str, typer.Option(help="Further options for the converted one's server.")
     ] = "",
     one_at_a_time: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--one-at-a-time",
+            "--one-at-a-time/--together",
             help="Never hold two servers in memory: start each anew in every round, which takes "
-            "longer.",
+            "longer; or hold both. By default together on CPUs, one at a time on GPUs.",
         ),
-    ] = False,
+    ] = None,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that the start of a server may take.")
     ] = 900,

@@ -58,7 +58,7 @@ def stub(tmp_path, monkeypatch):
         path = tmp_path / "vllm"
         path.write_text(text.replace("{python}", sys.executable))
         path.chmod(0o755)
-        monkeypatch.setattr(serving, "vllm_command", lambda: str(path))
+        monkeypatch.setattr(serving, "vllm_command", lambda: [str(path)])
         return path
 
     return make
@@ -143,7 +143,7 @@ def test_an_interruption_stops_the_servers(stub, tmp_path, number):
     program = f"""
 import signal
 from conversion.bench import server
-server.vllm_command = lambda: {str(script)!r}
+server.vllm_command = lambda: [{str(script)!r}]
 server.STOP_STEPS = ((signal.SIGTERM, 0.5), (signal.SIGKILL, 10.0))
 from conversion.cli import main
 main()
