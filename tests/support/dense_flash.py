@@ -24,6 +24,7 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
     out: Tensor | None = None,
     num_splits: int = 0,
+    scheduler_metadata: Tensor | None = None,
 ) -> Tensor:
     """Compute vLLM's function, and refuse what its kernels of a version refuse."""
     assert causal

@@ -26,6 +26,10 @@ from vllm_mha2mla.kernels.cuda.kernel import CudaKernel, Heads, Limits
 if TYPE_CHECKING:
     from vllm.config.cache import CacheDType
 
+# Tokens times parts of their contexts: enough work for any GPU, and with 32 heads of 512 latents
+# 256 MiB of intermediate results.
+MOST_PARTS = 4096
+
 
 @dataclass
 class CudaLatentMetadata(CudaBatch, AttentionMetadata):
@@ -50,8 +54,8 @@ class CudaLatentMetadataBuilder(AttentionMetadataBuilder[CudaLatentMetadata]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
         compilation = vllm_config.compilation_config
-        # FlashAttention's intermediate results grow with the parts of a context, and a graph keeps
-        # them: vLLM bounds the parts where it captures graphs.
+        # FlashAttention's intermediate results grow with the parts of contexts, and a graph keeps
+        # them: vLLM bounds the parts where it captures graphs. Many requests need few of them.
         self.captured_tokens = 0
         if compilation.cudagraph_mode.has_full_cudagraphs():
             self.captured_tokens = compilation.max_cudagraph_capture_size or 0
@@ -79,8 +83,14 @@ class CudaLatentMetadataBuilder(AttentionMetadataBuilder[CudaLatentMetadata]):
             decode_tokens=decode_tokens,
             decode_query_len=min(common.max_query_len, threshold),
             prefills=_prefills(common, decodes),
-            num_splits=self.max_splits if common.num_actual_tokens <= self.captured_tokens else 0,
+            num_splits=self._splits(common.num_actual_tokens),
         )
+
+    def _splits(self, tokens: int) -> int:
+        """The most parts of one context, where a graph may hold their results; else 0."""
+        if tokens > self.captured_tokens:
+            return 0
+        return max(1, min(self.max_splits, MOST_PARTS // tokens))
 
 
 def _prefills(common: CommonAttentionMetadata, decodes: int) -> list[tuple[int, int]]:

@@ -78,13 +78,13 @@ class Expansion:
         """The parts of a batch's prefills, or none where absorbed attention computes them."""
         if not batch.prefills:
             return []
-        if self.shape not in batch.plans:
-            made = None
-            if expansion_is_cheaper(self.shape, batch.prefills):
-                made = pieces(self.shape, batch.prefills, self.numbers)
-            batch.plans[self.shape] = _parts(made or [], batch.prefills, self.cache.device)
-        plan: list[Part] = batch.plans[self.shape]
-        return plan
+        return batch.once(self.shape, lambda: self._parts(batch.prefills))
+
+    def _parts(self, prefills: Sequence[Prefill]) -> list[Part]:
+        made = None
+        if expansion_is_cheaper(self.shape, prefills):
+            made = pieces(self.shape, prefills, self.numbers)
+        return _parts(made or [], prefills, self.cache.device)
 
     def attend(self, query: Tensor, batch: CudaBatch, plan: Sequence[Part], out: Tensor) -> None:
         """Compute the prefills of a batch whose rows have been written.

@@ -26,6 +26,15 @@ def varlen_attention() -> Callable[..., Any]:
     return function
 
 
+@functools.cache
+def scheduler() -> Callable[..., Any]:
+    """``get_scheduler_metadata`` of this platform, for version 3."""
+    from vllm.v1.attention.backends.fa_utils import get_scheduler_metadata
+
+    function: Callable[..., Any] = get_scheduler_metadata
+    return function
+
+
 def version_of(key: int, value: int) -> int | None:
     """The version vLLM chooses for heads of these widths; ``None`` where it has none."""
     from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
@@ -104,6 +113,7 @@ def attend_split(query: Tensor, cache: Tensor, batch: CudaBatch, scale: float, r
 
 
 def _paged(batch: CudaBatch, version: int, **tensors: Any) -> Tensor:
+    three = version == 3
     out: Tensor = varlen_attention()(
         **tensors,
         # A captured batch may say 0, which is no grid for the kernel.
@@ -113,10 +123,42 @@ def _paged(batch: CudaBatch, version: int, **tensors: Any) -> Tensor:
         seqused_k=batch.seq_lens,
         block_table=batch.block_table,
         causal=True,
-        num_splits=batch.num_splits if version == 3 else 0,
+        num_splits=batch.num_splits if three else 0,
+        scheduler_metadata=_schedule(batch, tensors) if three and batch.decoding else None,
         fa_version=version,
     )
     return out
+
+
+def _schedule(batch: CudaBatch, tensors: dict[str, Any]) -> Tensor:
+    """Shares of the requests' contexts, made once for all layers of a width.
+
+    In a captured graph the first layer makes them again in every replay.
+    """
+    query, rows, values = tensors["q"], tensors["k"], tensors["v"]
+    shape = (query.shape[1], query.shape[-1], values.shape[-1])
+
+    def make() -> Tensor:
+        made: Tensor = scheduler()(
+            batch_size=len(batch.seq_lens),
+            max_seqlen_q=max(batch.max_query_len, 1),
+            max_seqlen_k=batch.max_seq_len,
+            num_heads_q=shape[0],
+            num_heads_kv=1,
+            headdim=shape[1],
+            headdim_v=shape[2],
+            cache_seqlens=batch.seq_lens,
+            qkv_dtype=query.dtype,
+            cu_seqlens_q=batch.query_start_loc,
+            page_size=rows.shape[1],
+            causal=True,
+            num_splits=batch.num_splits,
+        )
+        return made
+
+    # Of a step that was computed before, a graph would keep what that step was told.
+    capturing = query.is_cuda and torch.cuda.is_current_stream_capturing()
+    return batch.once((shape, capturing), make)
 
 
 def attend_expanded(

@@ -83,8 +83,7 @@ class CudaLayer:
 
     def _attend(self, query: Tensor, batch: CudaBatch) -> Tensor:
         """Weighted latents of absorbed queries  # [tokens, heads, rank]"""
-        decoding = batch.max_query_len <= batch.decode_query_len
-        way = self.ways.decode if decoding else self.ways.prefill
+        way = self.ways.decode if batch.decoding else self.ways.prefill
         if way == "flash":
             rows = flash.attend_rows(query, self.cache, batch, self.scale, self.flash_version)
             return rows[..., : self.rank]

@@ -13,7 +13,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm_mha2mla.attention.cuda_backend import CudaLatentMetadataBuilder
 
 
-def builder(speculated=None, full_graphs=True):
+def builder(speculated=None, full_graphs=True, largest=8):
     speculation = speculated and SimpleNamespace(
         num_speculative_tokens=speculated, parallel_drafting=False
     )
@@ -23,7 +23,7 @@ def builder(speculated=None, full_graphs=True):
         parallel_config=SimpleNamespace(decode_context_parallel_size=1),
         compilation_config=SimpleNamespace(
             cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: full_graphs),
-            max_cudagraph_capture_size=8,
+            max_cudagraph_capture_size=largest,
         ),
         attention_config=SimpleNamespace(flash_attn_max_num_splits_for_cuda_graph=32),
     )
@@ -78,6 +78,7 @@ def test_a_padded_graph_of_decodes():
 def test_splits_are_bounded_only_where_graphs_keep_their_results():
     assert builder(full_graphs=False).build(0, common([(1, 40)])).num_splits == 0
     assert builder().build(0, common([(9, 9)])).num_splits == 0
+    assert builder(largest=512).build(0, common([(1, 40)] * 512)).num_splits == 8
 
 
 def test_lengths_that_the_host_does_not_know():

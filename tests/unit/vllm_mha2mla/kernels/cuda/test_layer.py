@@ -30,6 +30,7 @@ TOLERANCE = 8e-3
 def dense(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setattr(flash, "varlen_attention", lambda: dense_flash.flash_attn_varlen_func)
+        monkeypatch.setattr(flash, "scheduler", lambda: lambda **_: None)
 
 
 def skip_versions_that_are_not_here(version):
@@ -199,6 +200,10 @@ def test_tokens_that_pad_a_graph_are_left_alone(way):
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_prefills_expanded_beside_decodes(version, heads, groups):
     Case(DECODES + PREFILLS, (40, 8), heads, groups).check("flash", version, numbers=10**6)
+
+
+def test_no_rotary_columns():
+    Case(DECODES + PREFILLS, (40, 0), 4, 2).check("flash", numbers=10**6)
 
 
 def test_prefills_expanded_in_a_workspace_for_one_group_at_a_time():
