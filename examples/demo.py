@@ -24,8 +24,9 @@ from conversion.runtime.interruption import interruption
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from conversion.text.documents import builtin_text
-from vllm_mha2mla.config import cache_bytes_per_token, latent_widths, read_provenance
+from vllm_mha2mla.config import latent_widths, read_provenance
 from vllm_mha2mla.errors import MHA2MLAError
+from vllm_mha2mla.padding import cache_bytes_per_token
 
 MODEL = "demo:smollm2-135m"
 # Half of the default's text, so that it takes minutes; the loss is larger.

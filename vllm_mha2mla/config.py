@@ -205,8 +205,3 @@ def up_projection_groups(config: LatentConfig) -> int:
             "convert the model again"
         )
     return groups
-
-
-def cache_bytes_per_token(layer_widths: Sequence[LatentWidths], bytes_per_number: int) -> int:
-    """Bytes the cache of the whole model takes per token."""
-    return sum(widths.width for widths in layer_widths) * bytes_per_number

@@ -12,9 +12,10 @@ from vllm.config import CacheConfig, VllmConfig
 from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
-from vllm_mha2mla.config import cache_bytes_per_token, latent_widths
+from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.hf.registration import MODELS
 from vllm_mha2mla.memory import ENGINE_BYTES, GIB, cache_bytes, free_bytes
+from vllm_mha2mla.padding import cache_bytes_per_token
 
 # vLLM shows the log lines of loggers below its own name.
 logger = logging.getLogger("vllm.mha2mla")

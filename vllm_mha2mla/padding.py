@@ -4,6 +4,7 @@ CPU kernels read rows of any width. GPU kernels load 16 bytes at once, which are
 bits: a row of another width is followed by zeros up to the next multiple of 8.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from vllm_mha2mla.config import LatentWidths
@@ -18,3 +19,10 @@ def padded_width(widths: LatentWidths, target: Target) -> int:
     """Numbers that one layer caches per token there: ``[c ; k_rope ; zeros]``."""
     multiple = ROW_MULTIPLE[target]
     return -(-widths.width // multiple) * multiple
+
+
+def cache_bytes_per_token(
+    layer_widths: Sequence[LatentWidths], bytes_per_number: int, target: Target = "cpu"
+) -> int:
+    """Bytes the cache of the whole model takes per token there."""
+    return sum(padded_width(widths, target) for widths in layer_widths) * bytes_per_number

@@ -19,6 +19,7 @@ from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
 from conversion.layers.token_weights import TokenWeights, equal_weights, fit_token_weights
 from conversion.recipes.recipe import Recipe
+from conversion.recipes.widths import mean_width
 from conversion.runtime.numbers import span
 from conversion.runtime.parallel import side_by_side
 from conversion.runtime.progress import Progress
@@ -82,6 +83,17 @@ def choose(
         device = converter.layers.device
         text = embedded_text(source, windows.measured, None, offload, device).original
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
+    if recipe.kv_lora_rank is None:
+        allowed = mean_width(recipe, heads, head_dim)
+        # Layers of several widths use up what one width for all leaves over.
+        width = allowed if recipe.spreads else width
+        if width < allowed:
+            logger.info(
+                "%d numbers per token and layer, of %d allowed: %s offers no width between",
+                width,
+                allowed,
+                recipe.target,
+            )
     gradients = _OfGradients(
         recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
     )
@@ -91,7 +103,7 @@ def choose(
     if exact:
         return Choices(candidates * layers, {}, gradients.token_weights)
     if recipe.spreads:
-        named = spread_over_layers(gradients.costs, width, step)
+        named = spread_over_layers(gradients.costs, width, step, recipe.target)
     else:
         named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
     different = [list(layer_widths) for layer_widths in dict.fromkeys(map(tuple, named.values()))]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conversion.errors import RecipeError
+from conversion.recipes.targets import WIDE, Target, is_offered
 from vllm_mha2mla.config import LatentWidths
 
 # Latent widths are chosen in these steps.
@@ -22,7 +23,11 @@ LayerCosts = Mapping[LatentWidths, float]
 
 
 def allocate(
-    costs: Sequence[LayerCosts], budget: int, rope_step: int = 2, power: float = 1
+    costs: Sequence[LayerCosts],
+    budget: int,
+    rope_step: int = 2,
+    power: float = 1,
+    target: Target = "any",
 ) -> list[LatentWidths]:
     """Widths of every layer that lose least together within ``budget`` numbers per token.
 
@@ -42,11 +47,12 @@ def allocate(
         budget: numbers per token in all layers' caches together.
         rope_step: what the rotary strategy takes multiples of, as the measured widths are.
         power: of a layer's cost in the sum.
+        target: where every layer's rows are to be fast.
 
     Raises:
         RecipeError: the budget is below the least widths of all layers.
     """
-    tables = [_Table(layer, rope_step, power) for layer in costs]
+    tables = [_Table(layer, rope_step, power, target) for layer in costs]
     low, high = 1e-24, 1e6
     least = sum(table.choose(high).width for table in tables)
     if least > budget:
@@ -60,7 +66,23 @@ def allocate(
             low = price
         else:
             high = price
-    return _use_up([table.choose(high) for table in tables], tables, budget)
+    use_up = _use_up if target == "any" else _use_up_in_steps
+    return use_up([table.choose(high) for table in tables], tables, budget)
+
+
+def _use_up_in_steps(
+    layer_widths: list[LatentWidths], tables: list["_Table"], budget: int
+) -> list[LatentWidths]:
+    """Spend what is left on wider rows that are offered, each where a number saves most."""
+    left = budget - sum(widths.width for widths in layer_widths)
+    while True:
+        wider = [table.wider(w, left) for table, w in zip(tables, layer_widths, strict=True)]
+        best = max(range(len(wider)), key=lambda layer: wider[layer][0])
+        saving, widths = wider[best]
+        if saving <= 0:
+            return layer_widths
+        left -= widths.width - layer_widths[best].width
+        layer_widths = [*layer_widths[:best], widths, *layer_widths[best + 1 :]]
 
 
 def _use_up(
@@ -82,9 +104,9 @@ def _use_up(
 
 
 class _Table:
-    """One layer's costs on a fine grid of widths."""
+    """One layer's costs on a fine grid of widths; infinite where the target offers none."""
 
-    def __init__(self, costs: LayerCosts, rope_step: int, power: float) -> None:
+    def __init__(self, costs: LayerCosts, rope_step: int, power: float, target: Target) -> None:
         ranks = sorted({widths.kv_lora_rank for widths in costs})
         ropes = sorted({widths.qk_rope_head_dim for widths in costs})
         logs = torch.tensor(
@@ -96,16 +118,33 @@ class _Table:
         self._rope_step = rope_step
         self._ranks = torch.arange(ranks[0], ranks[-1] + 1, RANK_STEP)
         self._ropes = torch.arange(ropes[0], ropes[-1] + 1, rope_step)
+        if target != "any":
+            # Every rank that can make up an offered row with some rotary width.
+            widest = max(rank for rank, _ in WIDE)
+            self._ranks = torch.arange(ranks[0], min(ranks[-1], widest) + 1)
         logs = _interpolate(logs, torch.tensor(ranks), self._ranks)
         logs = _interpolate(logs.T, torch.tensor(ropes), self._ropes).T
         self._cost = (power * logs).exp()  # [fine ropes, fine ranks]
         self._width = self._ropes[:, None] + self._ranks[None]
+        offered = is_offered(self._ranks[None], self._ropes[:, None], target)
+        self._cost = torch.where(torch.as_tensor(offered), self._cost, math.inf)
 
     def choose(self, price: float) -> LatentWidths:
         """The widths of least cost plus ``price`` per number of cache."""
         flat = int((self._cost + price * self._width).argmin())
         rope, rank = divmod(flat, len(self._ranks))
         return LatentWidths(int(self._ranks[rank]), int(self._ropes[rope]))
+
+    def wider(self, widths: LatentWidths, left: int) -> tuple[float, LatentWidths]:
+        """The saving, per number, of the best wider row within what is left; 0 if there is none."""
+        row = (widths.qk_rope_head_dim - int(self._ropes[0])) // self._rope_step
+        saved = self._cost[row, widths.kv_lora_rank - int(self._ranks[0])] - self._cost
+        more = self._width - widths.width
+        saving = torch.where((more > 0) & (more <= left), saved / more, 0)
+        flat = int(saving.argmax())
+        rope, rank = divmod(flat, len(self._ranks))
+        best = LatentWidths(int(self._ranks[rank]), int(self._ropes[rope]))
+        return float(saving.flatten()[flat]), best
 
     def gain(self, widths: LatentWidths) -> float:
         """The saving of one more latent column, by the slope of the fine grid; 0 at its end."""
@@ -157,7 +196,7 @@ def width_grid(width: int, kv_dim: int, step: int) -> list[LatentWidths]:
 
 
 def spread_over_layers(
-    costs: Sequence[LayerCosts], width: int, step: int
+    costs: Sequence[LayerCosts], width: int, step: int, target: Target = "any"
 ) -> dict[str, list[LatentWidths]]:
     """Widths of every layer, ``width`` numbers on average, that should lose least.
 
@@ -165,9 +204,10 @@ def spread_over_layers(
         costs: of every layer at the widths of ``width_grid``.
         width: mean numbers per token and layer.
         step: what the rotary strategy takes multiples of.
+        target: where every layer's rows are to be fast.
 
     Returns:
         for each of ``POWERS``, the widths of every layer.
     """
     budget = width * len(costs)
-    return {f"power_{power:g}": allocate(costs, budget, step, power) for power in POWERS}
+    return {f"power_{power:g}": allocate(costs, budget, step, power, target) for power in POWERS}

@@ -4,6 +4,7 @@ import math
 
 from conversion.recipes.methods import METHODS
 from conversion.recipes.recipe import Recipe
+from conversion.recipes.targets import NARROW
 from conversion.recipes.widths import cache_widths
 from vllm_mha2mla.config import LatentWidths
 
@@ -16,7 +17,8 @@ def split_candidates(recipe: Recipe, kv_heads: int, head_dim: int) -> list[Laten
 
     The others have other shares, or rotary widths that suit the strategy.
 
-    One entry where nothing is to be chosen: exact widths, the whole cache, ``split: fixed``.
+    One entry where nothing is to be chosen: exact widths, the whole cache, ``split: fixed``, a wide
+    row for GPUs.
 
     Args:
         recipe: what to do.
@@ -29,6 +31,8 @@ def split_candidates(recipe: Recipe, kv_heads: int, head_dim: int) -> list[Laten
     own = cache_widths(recipe, kv_heads, head_dim)
     kv_dim = kv_heads * head_dim
     if recipe.split == "fixed" or recipe.kv_lora_rank is not None or own.width >= 2 * kv_dim:
+        return [own]
+    if recipe.target == "cuda" and own.width > NARROW:
         return [own]
     rotary = recipe.strategies()[0]
     step = rotary.step(kv_heads, head_dim)

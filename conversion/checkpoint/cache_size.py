@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vllm_mha2mla.config import cache_bytes_per_token, latent_widths, read_provenance
+from vllm_mha2mla.config import latent_widths, read_provenance
+from vllm_mha2mla.padding import cache_bytes_per_token
 
 
 class CacheFigures(BaseModel):

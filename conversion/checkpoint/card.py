@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from vllm_mha2mla.config import HealingInfo, LatentWidths, Provenance, cache_bytes_per_token
+from vllm_mha2mla.config import HealingInfo, LatentWidths, Provenance
+from vllm_mha2mla.padding import cache_bytes_per_token
 
 TEMPLATE = """\
 # {name}, with multi-head latent attention

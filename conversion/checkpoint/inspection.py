@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import read_converted_config
 from vllm_mha2mla.config import latent_widths, read_provenance
+from vllm_mha2mla.padding import cache_bytes_per_token
 
 
 class Inspection(BaseModel):
@@ -23,6 +24,7 @@ class Inspection(BaseModel):
     qk_rope_head_dim: list[int]
     q_lora_rank: int | None
     cache_bytes_per_token: int
+    gpu_cache_bytes_per_token: int
     baseline_bytes_per_token: int
     cache_fraction: float
     recipe: dict[str, Any]
@@ -52,6 +54,9 @@ def inspect(folder: Path) -> Inspection:
         qk_rope_head_dim=[widths.qk_rope_head_dim for widths in layer_widths],
         q_lora_rank=config.q_lora_rank,
         cache_bytes_per_token=cache.bytes_per_token,
+        gpu_cache_bytes_per_token=cache_bytes_per_token(
+            layer_widths, config.dtype.itemsize, "cuda"
+        ),
         baseline_bytes_per_token=cache.baseline_bytes_per_token,
         cache_fraction=cache.fraction,
         recipe=provenance.recipe,

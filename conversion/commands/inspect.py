@@ -44,6 +44,14 @@ def inspection_table(result: "Inspection") -> Table:
         f"{result.cache_bytes_per_token:,} bytes per token in {result.dtype}, "
         f"{result.cache_fraction:.2%} of the original's {result.baseline_bytes_per_token:,}",
     )
+    on_gpus = result.gpu_cache_bytes_per_token
+    if on_gpus != result.cache_bytes_per_token:
+        more = on_gpus / result.cache_bytes_per_token - 1
+        table.add_row(
+            "cache on GPUs",
+            f"{on_gpus:,} bytes per token: rows are padded, which costs {more:.2%}; "
+            "--target cuda chooses widths without padding",
+        )
     return table
 
 

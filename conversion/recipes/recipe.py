@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from conversion.latent import LATENT
 from conversion.recipes.fields import optional
 from conversion.recipes.methods import METHODS
+from conversion.recipes.targets import OFFERED, Target
 from conversion.rotary import ROTARY
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class Recipe(BaseModel):
         "from cache_fraction",
         "Rotary numbers to cache per token and layer, shared by all heads; an even number.",
         ge=0,
+    )
+    target: Target = Field(
+        "any",
+        description="Where rows of the chosen widths are to be fast. cuda offers only those that "
+        f"GPU kernels take: {OFFERED} numbers per token and layer, within the cache_fraction.",
     )
     split: Literal["auto", "fixed"] = Field(
         "auto",

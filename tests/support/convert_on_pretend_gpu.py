@@ -48,6 +48,10 @@ def differences(folder: Path, request: dict) -> dict:
     before, after = logits(on_cpu), logits(on_gpu)
     widths = ("kv_lora_rank", "qk_rope_head_dim")
     return {
+        "layer_widths": [
+            rank + rope
+            for rank, rope in zip(found.kv_lora_rank, found.qk_rope_head_dim, strict=True)
+        ],
         "same_widths": all(getattr(found, key) == getattr(expected, key) for key in widths),
         "figures": [[value, found.figures[key]] for key, value in expected.figures.items()],
         "logits": float((after - before).norm() / before.norm()),

@@ -15,6 +15,7 @@ CONVERSIONS = {
     "no room": ("mha", NONE, {"cache_fraction": 0.25, "q_lora_rank": 32}),
     "offloaded": ("gqa", NONE, {"method": "care", "cache_fraction": 0.25, "refit": True}),
     "published": ("mqa", ROOM, {"method": "transmla"}),
+    "for GPUs": ("gqa", ROOM, {"target": "cuda", "cache_fraction": 0.45}),
     "per head": ("gqa", ROOM, {"method": "mha2mla", "latent": "svd-split", "split": "fixed"}),
 }
 
@@ -46,3 +47,10 @@ def test_more_windows_are_not_more_copies(conversions):
     few, many = (conversions[name]["crossings"]["times"] for name in ("default", "more windows"))
     # Random probes are drawn on the CPU, for one in three of 8 windows more in each of two layers.
     assert many - few <= 2 * 3
+
+
+def test_a_target_decides_the_widths_of_rows(conversions):
+    layer_widths = conversions["for GPUs"]["layer_widths"]
+    assert all(width % 8 == 0 for width in layer_widths)
+    # Of 2 * 2 * 16 numbers, 28 on average.
+    assert sum(layer_widths) == 2 * 28 // 8 * 8

@@ -2,7 +2,6 @@ import pytest
 
 from vllm_mha2mla.config import (
     LatentWidths,
-    cache_bytes_per_token,
     latent_widths,
     read_provenance,
     up_projection_groups,
@@ -26,7 +25,6 @@ def test_per_layer_widths_win():
         config(kv_lora_rank_per_layer=[10, 20, 30], qk_rope_head_dim_per_layer=[2, 0, 4])
     )
     assert [widths.width for widths in layer_widths] == [12, 20, 34]
-    assert cache_bytes_per_token(layer_widths, 2) == 2 * (12 + 20 + 34)
 
 
 @pytest.mark.parametrize(
