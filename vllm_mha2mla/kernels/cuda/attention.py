@@ -26,11 +26,17 @@ from vllm_mha2mla.kernels.cuda.combine import combine
 from vllm_mha2mla.kernels.cuda.rows import (
     alignment,
     load_columns,
+    load_pages,
     next_power_of_2,
-    row_chunks,
     row_offsets,
 )
-from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_splits, choose_tiles
+from vllm_mha2mla.kernels.cuda.tuning import (
+    Tiles,
+    choose_splits,
+    choose_tiles,
+    gpu_of,
+    resident,
+)
 
 LOG2_E = 1.4426950408889634
 
@@ -77,9 +83,9 @@ def attend(
     requests = seq_lens.shape[0]
     if tokens == 0 or requests == 0:
         return
-    chunks = row_chunks(rank, rope)
     if tiles is None:
-        tiles = choose_tiles(chunks, heads * max_query_len, cache)
+        tiles = choose_tiles(rank, rope, heads * max_query_len, cache)
+    chunks = tiles.chunks(rank, rope)
     tiles_per_request = triton.cdiv(max_query_len * heads, tiles.queries)
     # A mixed batch would leave most of the tiles of its short requests empty.
     search = requests * tiles_per_request > tokens * heads // tiles.queries + requests
@@ -88,7 +94,9 @@ def attend(
     else:
         programs = requests * tiles_per_request
     if splits is None:
-        splits = choose_splits(programs, triton.cdiv(max_seq_len, tiles.rows), tiles, cache)
+        gpu = gpu_of(cache.device)
+        room = gpu.processors * resident(tiles, rank, rope, gpu, cache.element_size())
+        splits = choose_splits(programs, triton.cdiv(max_seq_len, tiles.rows), room)
     partial, state = out, out
     if splits > 1:
         partial = torch.empty(splits, tokens, heads, rank, dtype=torch.float32, device=query.device)
@@ -128,6 +136,7 @@ def attend(
         QUERIES=tiles.queries,
         TILE=tiles.rows,
         STAGES=tiles.stages,
+        CARRY=tiles.carry,
         SEARCH=search,
         SEARCH_STEPS=next_power_of_2(requests).bit_length() if search else 0,
         SPLIT=splits > 1,
@@ -174,6 +183,7 @@ def _attend(
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     STAGES: tl.constexpr,
+    CARRY: tl.constexpr,
     SEARCH: tl.constexpr,
     SEARCH_STEPS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -223,26 +233,43 @@ def _attend(
     table = block_table + request.to(tl.int64) * table_stride
     position = tl.arange(0, TILE)
     # Block numbers are loaded one tile ahead, so that a tile's rows never wait for them.
-    page = tl.load(table + (begin + position) // BLOCK_SIZE, mask=begin + position < end, other=0)
+    page = load_pages(table, begin, end, BLOCK_SIZE, TILE)
+    if CARRY:
+        at = begin + position
+        offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
+        if C2 > 0:
+            next_c2 = load_columns(cache, offset, at < end, C0 + C1, RANK - C0 - C1, C2)
+        if CR > 0:
+            next_cr = load_columns(cache, offset, at < end, RANK, ROPE, CR)
     for tile in tl.range(begin, end, TILE, num_stages=STAGES):
         at = tile + position
         offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
-        ahead = at + TILE
-        page = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
+        page = load_pages(table, tile + TILE, end, BLOCK_SIZE, TILE)
 
-        c0 = load_columns(cache, offset, at < end, 0, RANK if C1 == 0 else C0, C0)
+        valid = at < end
+        c0 = load_columns(cache, offset, valid, 0, RANK if C1 == 0 else C0, C0)
         s = tl.dot(c0, tl.trans(q0), input_precision="ieee")
         if C1 > 0:
-            c1 = load_columns(cache, offset, at < end, C0, RANK - C0 if C2 == 0 else C1, C1)
+            c1 = load_columns(cache, offset, valid, C0, RANK - C0 if C2 == 0 else C1, C1)
             s = tl.dot(c1, tl.trans(q1), s, input_precision="ieee")
         if C2 > 0:
-            c2 = load_columns(cache, offset, at < end, C0 + C1, RANK - C0 - C1, C2)
+            if CARRY:
+                c2 = next_c2
+            else:
+                c2 = load_columns(cache, offset, valid, C0 + C1, RANK - C0 - C1, C2)
             s = tl.dot(c2, tl.trans(q2), s, input_precision="ieee")
         if CR > 0:
-            cr = load_columns(cache, offset, at < end, RANK, ROPE, CR)
+            cr = next_cr if CARRY else load_columns(cache, offset, valid, RANK, ROPE, CR)
             s = tl.dot(cr, tl.trans(qr), s, input_precision="ieee")
+        if CARRY:
+            at += TILE
+            offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
+            if C2 > 0:
+                next_c2 = load_columns(cache, offset, at < end, C0 + C1, RANK - C0 - C1, C2)
+            if CR > 0:
+                next_cr = load_columns(cache, offset, at < end, RANK, ROPE, CR)
 
-        seen = (at < end)[:, None] & (at[:, None] < visible[None, :])
+        seen = valid[:, None] & ((tile + position)[:, None] < visible[None, :])
         s = tl.where(seen, s * scale, float("-inf"))  # [TILE, QUERIES]
         new_maximum = tl.maximum(maximum, tl.max(s, 0))
         # Of a query that has seen no row yet the maximum is minus infinity, and no reference.

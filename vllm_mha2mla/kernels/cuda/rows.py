@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The smallest side of a tile that matrix instructions take.
+# The smallest side of a tile that matrix instructions take, and the smallest chunk of latents: each
+# is the first operand of a product, of which Hopper's instructions take 64 rows.
 SMALLEST = 16
+SMALLEST_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Chunks:
 
 def row_chunks(rank: int, rope: int) -> Chunks:
     """Split a row into the chunks with the least padding, and the fewest of these."""
-    powers = [1 << power for power in range(4, max(SMALLEST, rank).bit_length() + 1)]
+    powers = [1 << power for power in range(6, max(SMALLEST_CHUNK, rank).bit_length() + 1)]
     choices = (
         chunks
         for count in (1, 2, 3)
@@ -63,8 +65,21 @@ def alignment(cache: Tensor) -> int:
 
 
 @triton.jit
+def load_pages(
+    table,  # a request's row of the block table
+    first,  # the tile's first row, a multiple of TILE
+    end,  # rows from here on do not exist
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Load the block number of each row of a tile, or only one where a block holds all of them."""
+    token = first if BLOCK_SIZE % TILE == 0 else first + tl.arange(0, TILE)
+    return tl.load(table + token // BLOCK_SIZE, mask=token < end, other=0)
+
+
+@triton.jit
 def row_offsets(
-    page,  # block number of each row  # [TILE], int32
+    page,  # block number of each row, or of all of them  # [TILE] or a scalar, int32
     token,  # position of each row in its request  # [TILE]
     block_stride,
     BLOCK_SIZE: tl.constexpr,

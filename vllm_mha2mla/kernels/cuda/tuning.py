@@ -1,15 +1,21 @@
 """Sizes of the attention kernel's tiles, by the row's width and the GPU; and of its shares.
 
-A table, not an autotuner: the engine's first step neither waits nor varies.
+Rules and a short list, not an autotuner: the engine's first step neither waits nor varies.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vllm_mha2mla.kernels.cuda.rows import SMALLEST, Chunks, next_power_of_2
+from vllm_mha2mla.kernels.cuda.rows import SMALLEST, Chunks, next_power_of_2, row_chunks
+
+# Columns times queries that 4 warps have registers for; 8 have them for twice as many.
+OUTPUT_OF_FOUR_WARPS = 384 * 32
+# What reductions between warps and alignment take of a program's shared memory, in bytes.
+SCRATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -20,65 +26,124 @@ class Tiles:
         queries: (token, head) pairs.
         rows: cache rows of a tile.
         warps: of 32 threads.
-        stages: tiles on their way from memory, and the one that is computed with.
-        resident: programs that a multiprocessor holds at once.
+        stages: tiles in shared memory: one that is computed with, the others on their way.
+        carry: a third chunk of latents and the rotary one wait in registers for their turn, and
+            take the shared memory of one tile only.
     """
 
     queries: int
     rows: int
     warps: int
     stages: int
-    resident: int
+    carry: bool = False
+
+    def chunks(self, rank: int, rope: int) -> Chunks:
+        """Split a row into chunks; a wide latent into several, so that its last can be carried."""
+        chunks = row_chunks(rank, rope)
+        first, second, _ = chunks.latent
+        if self.carry and first >= 512 and second == 0:
+            return Chunks((first // 2, first // 4, first // 4), chunks.rotary)
+        return chunks
+
+    def shared_memory(self, rank: int, rope: int, itemsize: int) -> int:
+        """Estimate the bytes of shared memory that a program takes."""
+        chunks = self.chunks(rank, rope)
+        single = chunks.latent[2] + chunks.rotary if self.carry else 0
+        numbers = self.stages * self.rows * (chunks.width - single) + self.rows * single
+        numbers += self.queries * (chunks.width + self.rows)
+        return numbers * itemsize + SCRATCH
 
 
-def choose_tiles(chunks: Chunks, queries: int, cache: Tensor) -> Tiles:
-    """Choose tiles that fit a multiprocessor's shared memory.
+@dataclass(frozen=True)
+class Gpu:
+    """What matters of a GPU here: its multiprocessors, and each one's shared memory in bytes."""
+
+    capability: tuple[int, int]
+    processors: int
+    shared_memory: int
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """Describe a device; for Triton's interpreter, a small GPU."""
+    if device.type != "cuda":
+        return Gpu((8, 9), 4, 99 << 10)
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Gpu(
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+    )
+
+
+def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor) -> Tiles:
+    """Choose tiles for rows of a width.
 
     Args:
-        chunks: of a row.
+        rank: latent columns of a row.
+        rope: rotary columns of a row.
         queries: (token, head) pairs of the longest request.
         cache: the paged cache, for its device and dtype.
     """
     return _tiles(
-        chunks,
+        rank,
+        rope,
         min(64, max(SMALLEST, next_power_of_2(queries))),
-        _gpu(cache.device),
+        gpu_of(cache.device),
         cache.element_size(),
     )
 
 
-def choose_splits(programs: int, tiles: int, chosen: Tiles, cache: Tensor) -> int:
+@functools.cache
+def _tiles(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
+    if itemsize == 4:
+        return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
+    columns = row_chunks(rank, rope).width
+
+    def warps(queries: int) -> int:
+        return 4 if columns * queries <= OUTPUT_OF_FOUR_WARPS else 8
+
+    def key(tiles: Tiles) -> tuple[int, int, int]:
+        # Two programs are better than one: one computes while the other waits.
+        programs = resident(tiles, rank, rope, gpu, itemsize)
+        return tiles.rows, tiles.queries, programs
+
+    candidates = [
+        Tiles(count, rows, warps(count), stages, carry)
+        for rows, stages, carry in _stages(gpu)
+        for count in {queries, min(queries, 32)}
+    ]
+    fitting = [
+        tiles
+        for tiles in candidates
+        if tiles.shared_memory(rank, rope, itemsize) <= gpu.shared_memory
+    ]
+    if not fitting:
+        return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
+    return max(fitting, key=key)
+
+
+def _stages(gpu: Gpu) -> list[tuple[int, int, bool]]:
+    """List rows, stages and ``carry`` of tiles, the best first."""
+    if gpu.capability[0] == 9:
+        # Two stages would wait for each tile's loads: Triton starts them after the products.
+        return [(64, 3, False), (64, 3, True), (32, 2, False)]
+    return [(64, 2, False), (32, 2, False), (32, 1, False), (16, 1, False)]
+
+
+def resident(tiles: Tiles, rank: int, rope: int, gpu: Gpu, itemsize: int) -> int:
+    """Estimate the programs that a multiprocessor holds at once: by shared memory, at most two."""
+    reserved = 1024
+    room = gpu.shared_memory + reserved
+    return max(1, min(2, room // (tiles.shared_memory(rank, rope, itemsize) + reserved)))
+
+
+def choose_splits(programs: int, most: int, room: int) -> int:
     """Choose the shares of a context so that their programs fill the GPU once.
 
     Args:
         programs: programs without splitting.
-        tiles: tiles of the longest context.
-        chosen: the tiles.
-        cache: for its device.
+        most: shares that make sense, the tiles of the longest context.
+        room: programs that the GPU runs at once.
     """
-    room = _gpu(cache.device).processors * chosen.resident
-    return max(1, min(room // programs, tiles, 128))
-
-
-@dataclass(frozen=True)
-class _Gpu:
-    capability: tuple[int, int]
-    processors: int
-
-
-@functools.cache
-def _gpu(device: torch.device) -> _Gpu:
-    """Tell what matters of a GPU; for Triton's interpreter, a small one."""
-    if device.type != "cuda":
-        return _Gpu((8, 9), 4)
-    properties = torch.cuda.get_device_properties(device)
-    return _Gpu((properties.major, properties.minor), properties.multi_processor_count)
-
-
-@functools.cache
-def _tiles(chunks: Chunks, queries: int, gpu: _Gpu, itemsize: int) -> Tiles:
-    if itemsize == 4:
-        return Tiles(queries=min(queries, 32), rows=16, warps=4, stages=1, resident=1)
-    return Tiles(
-        queries=queries, rows=64, warps=8 if chunks.width > 320 else 4, stages=3, resident=1
-    )
+    return max(1, min(room // programs, most, 128))

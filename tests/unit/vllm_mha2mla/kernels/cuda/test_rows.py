@@ -8,7 +8,13 @@ from vllm_mha2mla.kernels.cuda.rows import alignment, row_chunks
 
 @pytest.mark.parametrize(
     ("rank", "latent"),
-    [(1, (16, 0, 0)), (80, (64, 16, 0)), (448, (256, 128, 64)), (512, (512, 0, 0))],
+    [
+        (1, (64, 0, 0)),
+        (80, (128, 0, 0)),
+        (192, (128, 64, 0)),
+        (448, (256, 128, 64)),
+        (512, (512, 0, 0)),
+    ],
 )
 def test_a_row_has_the_chunks_with_the_least_padding(rank, latent):
     assert row_chunks(rank, 40).latent == latent
@@ -19,10 +25,10 @@ def test_a_row_has_the_chunks_with_the_least_padding(rank, latent):
 def test_chunks_cover_the_latents_and_each_of_them_is_needed(rank):
     latent = row_chunks(rank, 0).latent
     assert sum(latent) >= rank
-    assert all(chunk == 0 or (chunk >= 16 and chunk.bit_count() == 1) for chunk in latent)
+    assert all(chunk == 0 or (chunk >= 64 and chunk.bit_count() == 1) for chunk in latent)
     needed = [chunk for chunk in latent if chunk]
     assert sum(needed[:-1]) < rank
-    assert sum(latent) <= max(16, 1 << (rank - 1).bit_length())
+    assert sum(latent) <= max(64, 1 << (rank - 1).bit_length())
 
 
 def test_alignment_is_what_all_rows_share():

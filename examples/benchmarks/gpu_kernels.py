@@ -1,0 +1,466 @@
+"""Check and time the GPU kernels of latent attention beside FlashAttention on the original's cache.
+
+    python examples/benchmarks/gpu_kernels.py --json kernels.json
+    python examples/benchmarks/gpu_kernels.py --sweep
+
+Every kernel is first compared with ``kernels/reference.py`` in float32. Then times, in microseconds
+of one layer: decode for several contexts and batches, prefill of one request, and the kernel that
+rotates and writes. A time is of one call within a CUDA graph of calls that each read another cache,
+half a gigabyte in all, so that the GPU's own cache does not flatter; the median of several replays
+counts. Beside it stand the bytes of cache that the layer has to read, over the time, and their
+share of the bandwidth of a copy on the same GPU. A variant that fails prints why, and the rest goes
+on. ``--sweep`` times sizes of the own kernel's tiles instead.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_mha2mla.kernels import reference
+from vllm_mha2mla.kernels.cuda.attention import attend
+from vllm_mha2mla.kernels.cuda.rotate import rotate_and_write
+from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_tiles, gpu_of
+from vllm_mha2mla.rope import apply_rotary, rotary_angles
+
+COLD_BYTES = 512 << 20
+LOADS = ((1024, 64), (8192, 1), (8192, 16), (8192, 64), (32768, 8))  # context, requests
+PROMPTS = (2048, 8192, 16384)
+DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Model:
+    """The original's attention, and the latent widths that are timed beside it."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    widths: tuple[tuple[int, int], ...]  # rank, rope
+
+
+MODELS = (
+    Model("Llama-3-8B", 32, 8, 128, ((192, 64), (448, 64), (512, 64))),
+    Model("SmolLM2-135M", 9, 3, 64, ((80, 40),)),
+)
+
+
+@dataclass
+class Batch:
+    """Requests of one length in a paged cache, their blocks in random order."""
+
+    context: int
+    requests: int
+    new: int
+    block_size: int
+    table: Tensor = field(init=False)
+    starts: Tensor = field(init=False)
+    lengths: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        each = -(-self.context // self.block_size)
+        self.blocks = each * self.requests
+        order = torch.randperm(self.blocks, device="cuda", dtype=torch.int32)
+        self.table = order.view(self.requests, each)
+        self.starts = torch.arange(self.requests + 1, device="cuda", dtype=torch.int32) * self.new
+        self.lengths = torch.full((self.requests,), self.context, device="cuda", dtype=torch.int32)
+
+    def copies(self, row_bytes: int) -> int:
+        """Give the number of caches that are more than the GPU's own cache holds."""
+        if self.new > 1:
+            return 1
+        return max(1, min(64, -(-COLD_BYTES // (self.blocks * self.block_size * row_bytes))))
+
+
+def flash_attention() -> Callable[..., Any]:
+    """VLLM's FlashAttention, in the version that it picks for this GPU."""
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    version = 3 if torch.cuda.get_device_capability()[0] == 9 else 2
+    return functools.partial(flash_attn_varlen_func, causal=True, fa_version=version)
+
+
+def graph_time(calls: list[Callable[[], Any]], budget: float = 0.04) -> float:
+    """Microseconds of one call, in a CUDA graph of all of them."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times: list[float] = []
+    graph.replay()
+    while len(times) < 3 or (sum(times) < budget * 1e3 and len(times) < 50):
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    del graph
+    return sorted(times)[len(times) // 2] * 1e3 / len(calls)
+
+
+class Report:
+    """Rows of results: printed at once, kept for the JSON file, errors among them."""
+
+    def __init__(self, copy_bandwidth: float) -> None:
+        self.copy_bandwidth = copy_bandwidth  # bytes a second
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, measure: Callable[[], dict[str, Any]], **labels: Any) -> dict[str, Any] | None:
+        """Measure, print and keep one row; None if it failed."""
+        words = " ".join(f"{value}" for value in labels.values())
+        try:
+            result = measure()
+        except Exception as error:  # one variant's failure is a result like another
+            lines = str(error).strip().splitlines() or [""]
+            self.rows.append(labels | {"error": f"{type(error).__name__}: {lines[0]}"})
+            print(f"{words:72} FAILED {type(error).__name__}: {lines[0][:150]}", flush=True)
+            return None
+        self.rows.append(labels | result)
+        values = "  ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in result.items()
+        )
+        print(f"{words:72} {values}", flush=True)
+        return result
+
+    def timing(
+        self, calls: Callable[[], list[Callable[[], Any]]], read: int = 0, beside: float = 0.0
+    ) -> dict[str, Any]:
+        """Time calls; ``read`` bytes of cache each, beside the original's microseconds."""
+        microseconds = graph_time(calls())
+        result: dict[str, Any] = {"us": microseconds}
+        if read:
+            bandwidth = read / microseconds * 1e6
+            result["TB/s"] = bandwidth / 1e12
+            result["of_copy"] = bandwidth / self.copy_bandwidth
+        if beside:
+            result["times_original"] = beside / microseconds
+        return result
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written a second by a large copy."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / graph_time([lambda: target.copy_(source)]) * 1e6
+
+
+# Correctness
+
+
+def check_kernels(report: Report) -> None:
+    """Compare every kernel on this GPU with the reference in float32 on the CPU."""
+    decode, mixed = [(777, 1), (64, 1), (1, 1), (1500, 1)], [(700, 1), (90, 90), (65, 3), (0, 0)]
+    for (heads, rank, rope), (kind, batch, splits, block_size) in itertools.product(
+        ((32, 192, 64), (32, 448, 64), (32, 512, 64), (9, 80, 40), (3, 13, 2)),
+        (("decode", decode, None, 16), ("mixed", mixed, 1, 64)),
+    ):
+        measure = functools.partial(
+            attention_error, heads, rank, rope, batch, splits, block_size, DTYPE
+        )
+        shape = f"{heads} heads {rank}+{rope}"
+        report.add(measure, what="check attend", shape=shape, kind=f"{kind} block {block_size}")
+    for dtype in (torch.float16, torch.float32):
+        measure = functools.partial(attention_error, 4, 80, 40, mixed, 2, 16, dtype)
+        report.add(measure, what="check attend", shape="4 heads 80+40", kind=str(dtype))
+    for heads, rank, rope in ((32, 192, 64), (9, 80, 40), (4, 16, 0)):
+        measure = functools.partial(rotation_error, heads, rank, rope)
+        report.add(measure, what="check rotate", shape=f"{heads} heads {rank}+{rope}")
+
+
+def attention_error(
+    heads: int,
+    rank: int,
+    rope: int,
+    batch: list[tuple[int, int]],
+    splits: int | None,
+    block_size: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """The norm of the error over the norm of the result, and the largest error of a log-sum-exp."""
+    lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
+    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
+    each = max(-(-length // block_size) for length, _ in batch)
+    table = torch.randperm(each * len(batch) + 3)[: each * len(batch)].int().view(len(batch), each)
+    cache = torch.randn(each * len(batch) + 3, block_size, rank + rope).to(dtype)
+    query = torch.randn(int(starts[-1]), heads, rank + rope).to(dtype)
+    scale = (rank + rope) ** -0.5
+    expected = torch.zeros(len(query), heads, rank)
+    reference.latent_attention(query, cache, table, starts, lengths, scale, expected)
+    out = torch.full((len(query), heads, rank), float("nan"), dtype=dtype, device="cuda")
+    lse = torch.full((len(query), heads), float("nan"), device="cuda")
+    longest = max(new for _, new in batch), max(length for length, _ in batch)
+    tensors = [t.cuda() for t in (query, cache, table, starts, lengths)]
+    arguments: list[Any] = [*tensors, *longest, scale, rank, rope, out, lse, splits]
+    attend(*arguments)
+    error = ((out.float().cpu() - expected).norm() / expected.norm()).item()
+    first = cache[table[0].long()].flatten(0, 1)[: batch[0][0]].float()  # rows of request 0
+    scores = query[0].float() @ first.T * scale  # its only query sees all of them
+    lse_error = (lse[0].cpu() - scores.logsumexp(-1)).abs().max().item()
+    limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    return {"error": error, "lse": lse_error, "ok": error < limit and lse_error < limit}
+
+
+def rotation_error(heads: int, rank: int, rope: int) -> dict[str, Any]:
+    """The largest error of a row and of a query, in float32, at positions up to a million."""
+    tokens, nope, width = 33, 64, rank + rope + 8
+    query = torch.randn(tokens, heads * (nope + rope))
+    kv_latent = torch.randn(tokens, rank + rope)
+    positions = torch.randint(1 << 20, (tokens,))
+    slots = torch.randperm(128)[:tokens]
+    slots[-1] = -1
+    inv_freq = 1e5 ** -(torch.arange(rope // 2) / max(1, rope // 2))
+    cache = torch.zeros(8, 16, width)
+    cos, sin = rotary_angles(positions, inv_freq)
+    rows = torch.cat((kv_latent[:, :rank], apply_rotary(kv_latent[:, rank:], cos, sin)), dim=-1)
+    expected = cache.clone()
+    reference.write_latents(expected[..., : rank + rope], rows, slots)
+    turned = apply_rotary(
+        query.view(tokens, heads, -1)[..., nope:], cos.unsqueeze(1), sin.unsqueeze(1)
+    )
+    on_gpu, q_out = cache.cuda(), torch.zeros(tokens, heads, width, device="cuda")
+    tensors = [t.cuda() for t in (query, kv_latent, positions, slots, inv_freq)]
+    arguments: list[Any] = [*tensors, q_out, on_gpu, nope, rank]
+    rotate_and_write(*arguments)
+    error = (on_gpu.cpu() - expected).abs().max().item()
+    if rope:
+        of_query = q_out[..., rank : rank + rope].cpu() - turned
+        error = max(error, of_query.abs().max().item())
+    return {"error": error, "ok": error < 1e-5}
+
+
+# Speed
+
+
+def original_calls(model: Model, batch: Batch) -> list[Callable[[], Any]]:
+    """Grouped-query attention of the original's queries over its keys and values."""
+    flash = flash_attention()
+    row = 2 * model.kv_heads * model.head_dim
+    caches = [
+        torch.randn(
+            batch.blocks, 2, batch.block_size, model.kv_heads, model.head_dim,
+            device="cuda", dtype=DTYPE,
+        )
+        for _ in range(batch.copies(row * DTYPE.itemsize))
+    ]  # fmt: skip
+    tokens = batch.requests * batch.new
+    query = torch.randn(tokens, model.heads, model.head_dim, device="cuda", dtype=DTYPE)
+    return [
+        functools.partial(
+            flash, q=query, k=cache[:, 0], v=cache[:, 1], max_seqlen_q=batch.new,
+            cu_seqlens_q=batch.starts, max_seqlen_k=batch.context, seqused_k=batch.lengths,
+            softmax_scale=model.head_dim**-0.5, block_table=batch.table,
+        )
+        for cache in caches
+    ]  # fmt: skip
+
+
+def latent_calls(
+    variant: str,
+    heads: int,
+    rank: int,
+    rope: int,
+    batch: Batch,
+    tiles: Tiles | None = None,
+    splits: int | None = None,
+) -> list[Callable[[], Any]]:
+    """Latent attention by the own kernel, by FlashAttention on whole rows, or with ``q_v``."""
+    width, tokens = rank + rope, batch.requests * batch.new
+    caches = [
+        torch.randn(batch.blocks, batch.block_size, width, device="cuda", dtype=DTYPE)
+        for _ in range(batch.copies(width * DTYPE.itemsize))
+    ]
+    query = torch.randn(tokens, heads, width, device="cuda", dtype=DTYPE)
+    scale = width**-0.5
+    if variant == "own":
+        out = torch.empty(tokens, heads, rank, device="cuda", dtype=DTYPE)
+        return [
+            functools.partial(
+                attend, query, cache, batch.table, batch.starts, batch.lengths, batch.new,
+                batch.context, scale, rank, rope, out, None, splits, tiles,
+            )
+            for cache in caches
+        ]  # fmt: skip
+    rest = {
+        "max_seqlen_q": batch.new, "cu_seqlens_q": batch.starts, "max_seqlen_k": batch.context,
+        "seqused_k": batch.lengths, "softmax_scale": scale, "block_table": batch.table,
+    }  # fmt: skip
+    flash = flash_attention()
+    if variant == "FlashAttention K=V":
+        rows = [cache.unsqueeze(2) for cache in caches]
+        return [functools.partial(flash, q=query, k=row, v=row, **rest) for row in rows]
+    q_latent, q_rope = query[..., :rank].contiguous(), query[..., rank:].contiguous()
+    return [
+        functools.partial(
+            flash, q=q_rope, k=cache.unsqueeze(2)[..., rank:], v=cache.unsqueeze(2)[..., :rank],
+            q_v=q_latent, **rest,
+        )
+        for cache in caches
+    ]  # fmt: skip
+
+
+def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
+    """Kernels that take a width, and the block size that each is timed with."""
+    yield "own", 16
+    yield "own", 64
+    if rank + rope <= 256:
+        yield "FlashAttention K=V", 16
+    if rope == 64 and rank in (256, 512):
+        yield "FlashAttention q_v", 16
+
+
+def time_attention(report: Report) -> None:
+    """Time decode and prefill of every model, original and converted."""
+    loads = [(context, requests, 1) for context, requests in LOADS]
+    loads += [(length, 1, length) for length in PROMPTS]
+    for model, (context, requests, new) in itertools.product(MODELS, loads):
+        what = "decode" if new == 1 else "prefill"
+        load = f"{context} x {requests}"
+        read = context * requests * 2 * model.kv_heads * model.head_dim * DTYPE.itemsize
+        calls = functools.partial(original_calls, model, Batch(context, requests, new, 16))
+        measure = functools.partial(report.timing, calls, read if new == 1 else 0)
+        labels = {"what": what, "model": model.name, "load": load}
+        original = report.add(measure, **labels, kernel="original FlashAttention")
+        beside = original["us"] if original else 0.0
+        for rank, rope in model.widths:
+            read = context * requests * (rank + rope) * DTYPE.itemsize if new == 1 else 0
+            for variant, block_size in variants(rank, rope):
+                if new > 1 and (variant, block_size) == ("own", 16):
+                    continue
+                batch = Batch(context, requests, new, block_size)
+                calls = functools.partial(latent_calls, variant, model.heads, rank, rope, batch)
+                measure = functools.partial(report.timing, calls, read, beside)
+                kernel = f"{rank}+{rope} {variant} block {block_size}"
+                report.add(measure, **labels, kernel=kernel)
+            torch.cuda.empty_cache()
+
+
+def time_rotation(report: Report) -> None:
+    """Time the kernel that rotates and writes, for Llama-3-8B's heads and 192 + 64."""
+    heads, nope, rank, rope = 32, 128, 192, 64
+    for tokens in (1, 64, 8192):
+        query = torch.randn(tokens, heads * (nope + rope), device="cuda", dtype=DTYPE)
+        latent = torch.randn(tokens, rank + rope, device="cuda", dtype=DTYPE)
+        q_out = torch.empty(tokens, heads, rank + rope, device="cuda", dtype=DTYPE)
+        cache = torch.zeros(1024, 16, rank + rope, device="cuda", dtype=DTYPE)
+        at = torch.arange(tokens, device="cuda")
+        inv_freq = torch.rand(rope // 2, device="cuda")
+        call = functools.partial(
+            rotate_and_write, query, latent, at, at, inv_freq, q_out, cache, nope, rank
+        )
+        report.add(
+            functools.partial(report.timing, functools.partial(_repeated, call)),
+            what="rotate",
+            tokens=tokens,
+        )
+
+
+def _repeated(call: Callable[[], None]) -> list[Callable[[], Any]]:
+    return [call] * 4
+
+
+# Sizes of tiles
+
+
+def sweep(report: Report, seconds: float) -> None:
+    """Time sizes of tiles for decode and prefill, then shares of the best; print the best."""
+    started = time.monotonic()
+    shapes = [(32, 512, 64), (32, 192, 64), (32, 448, 64), (9, 80, 40)]
+    works = [("decode", 8192, 16, 1), ("prefill", 4096, 1, 4096)]
+    for (what, context, requests, new), (heads, rank, rope) in itertools.product(works, shapes):
+        found: list[tuple[float, Tiles]] = []
+        for tiles in candidates(heads, rank, rope, new):
+            if time.monotonic() - started > seconds:
+                print("out of time", flush=True)
+                return
+            batch = Batch(context, requests, new, 64)
+            read = context * requests * (rank + rope) * DTYPE.itemsize if new == 1 else 0
+            calls = functools.partial(latent_calls, "own", heads, rank, rope, batch, tiles)
+            labels = {"what": f"sweep {what}", "shape": f"{heads} x {rank}+{rope}", "tiles": tiles}
+            result = report.add(functools.partial(report.timing, calls, read), **labels)
+            if result:
+                found.append((result["us"], tiles))
+        torch.cuda.empty_cache()
+        if not found:
+            continue
+        best = min(found, key=lambda pair: pair[0])[1]
+        print(f"BEST {what} {heads} x {rank}+{rope}: {best}", flush=True)
+        if new == 1:
+            for (context, requests), block_size in itertools.product(LOADS, (16, 64)):
+                batch = Batch(context, requests, 1, block_size)
+                read = context * requests * (rank + rope) * DTYPE.itemsize
+                for splits in {1, 2, 4, 8, 16, 32, 64}:
+                    if not 64 <= splits * requests <= 640:
+                        continue
+                    calls = functools.partial(
+                        latent_calls, "own", heads, rank, rope, batch, best, splits
+                    )
+                    labels = {"what": "sweep splits", "shape": f"{heads} x {rank}+{rope}"}
+                    labels["load"] = f"{context} x {requests} block {block_size} splits {splits}"
+                    report.add(functools.partial(report.timing, calls, read), **labels)
+                torch.cuda.empty_cache()
+
+
+def candidates(heads: int, rank: int, rope: int, new: int) -> Iterator[Tiles]:
+    """Sizes that fit this GPU's shared memory, the chosen one first."""
+    cache = torch.empty(1, 16, rank + rope, device="cuda", dtype=DTYPE)
+    chosen = choose_tiles(rank, rope, heads * new, cache)
+    yield chosen
+    limit = gpu_of(cache.device).shared_memory
+    counts = (16, 32) if heads <= 16 and new == 1 else (32, 64) if new > 1 else (32,)
+    for queries, rows, warps, stages, carry in itertools.product(
+        counts, (64, 128, 32), (4, 8), (2, 3, 4), (False, True)
+    ):
+        tiles = Tiles(queries, rows, warps, stages, carry)
+        fits = tiles.shared_memory(rank, rope, DTYPE.itemsize) <= limit + 4096
+        spills = rank * queries > 512 * 32 * (warps // 4)
+        if tiles != chosen and fits and not spills and (rows > 32 or rank >= 448):
+            yield tiles
+
+
+def main() -> None:
+    """Check, time, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--sweep", action="store_true", help="time sizes of tiles instead")
+    parser.add_argument("--seconds", type=float, default=240, help="limit of a sweep")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device was found: this benchmark runs on an NVIDIA GPU")
+    torch.manual_seed(0)
+    started = time.monotonic()
+    report = Report(copy_bandwidth())
+    name = torch.cuda.get_device_name()
+    print(f"{name}: a copy moves {report.copy_bandwidth / 1e12:.2f} TB/s", flush=True)
+    if arguments.sweep:
+        sweep(report, arguments.seconds)
+    else:
+        for part in (check_kernels, time_attention, time_rotation):
+            part(report)
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+    if arguments.json:
+        result = {
+            "device": name,
+            "torch": torch.__version__,
+            "copy_bandwidth": report.copy_bandwidth,
+            "rows": report.rows,
+        }
+        to_text = functools.partial(json.dumps, indent=1, default=asdict)
+        arguments.json.write_text(to_text(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
