@@ -56,7 +56,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What matters of a GPU here: its multiprocessors, and each one's shared memory in bytes."""
+    """A GPU's compute capability, multiprocessors, and shared memory of each of these, in bytes."""
 
     capability: tuple[int, int]
     processors: int
@@ -72,7 +72,8 @@ def gpu_of(device: torch.device) -> Gpu:
     return Gpu(
         (properties.major, properties.minor),
         properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
+        # Without the attribute, the least that one with tensor cores has.
+        getattr(properties, "shared_memory_per_block_optin", 64 << 10),
     )
 
 
