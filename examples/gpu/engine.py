@@ -48,8 +48,6 @@ def throughput(
     Returns:
         the engine's start and cache, and the figures of every load; :func:`_load` says which.
     """
-    # The engine's own process is forked from this one, and has it too.
-    EngineCore.keep_blocks = _keep_blocks  # type: ignore[attr-defined]
     llm, result = _start(settings)
     result["loads"] = []
     for seed, load in enumerate(loads):
@@ -136,11 +134,7 @@ def _load(
 
     if cache_bytes:
         blocks = llm.llm_engine.vllm_config.cache_config.num_gpu_blocks * cache_bytes // total_bytes
-        client = llm.llm_engine.engine_core
-        if hasattr(client, "call_utility"):
-            client.call_utility("keep_blocks", blocks)
-        else:
-            _keep_blocks(client.engine_core, blocks)
+        llm.llm_engine.engine_core.call_utility("keep_blocks", blocks)
     # The first steps of a shape compile and choose kernels.
     seconds(draw(1), min(output, 8))
     prompts = draw(requests)
@@ -164,6 +158,10 @@ def _keep_blocks(core: EngineCore, number: int) -> None:
     """
     pool = core.scheduler.kv_cache_manager.block_pool
     pool.get_new_blocks(max(0, pool.get_num_free_blocks() - number))
+
+
+# Here, because the engine's own process has it only if it is there after the imports.
+EngineCore.keep_blocks = _keep_blocks  # type: ignore[attr-defined]
 
 
 def _generate(llm: LLM, prompts: list[list[int]], sampling: SamplingParams) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,30 @@ DRAFTS = {
     "prompt_lookup_min": 2,
     "prompt_lookup_max": 4,
 }
-# Name, arguments of ``LLM``, environment, and the counter that shows that it happened.
-FEATURES: tuple[tuple[str, dict[str, Any], dict[str, str], str], ...] = (
-    ("chunks and preemption", CROWDED, {}, "preemptions"),
-    ("n-gram drafts", {"speculative_config": DRAFTS}, {}, "draft_tokens"),
-    ("model runner V1", {}, {"VLLM_USE_V2_MODEL_RUNNER": "0"}, ""),
-)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that an engine does to a batch.
+
+    Attributes:
+        settings: arguments of ``LLM``.
+        environment: variables of the engine.
+        counter: that shows that it happened; ``None`` where none does.
+        as_by_default: the engine starts with default settings, which takes longer.
+    """
+
+    settings: dict[str, Any]
+    environment: dict[str, str]
+    counter: str | None
+    as_by_default: bool
+
+
+FEATURES = {
+    "chunks and preemption": Feature(CROWDED, {}, "preemptions", True),
+    "n-gram drafts": Feature({"speculative_config": DRAFTS}, {}, "draft_tokens", False),
+    "model runner V1": Feature({}, {"VLLM_USE_V2_MODEL_RUNNER": "0"}, None, False),
+}
 
 
 def exact(machine: Machine, names: Sequence[str]) -> dict[str, Any]:
@@ -64,19 +83,18 @@ def features(machine: Machine) -> dict[str, Any]:
     """Check what else an engine does to a batch, with another width in every layer."""
     folder = _random(machine, "layers")
 
-    def feature(case: tuple[str, dict[str, Any], dict[str, str], str]) -> dict[str, Any]:
-        name, settings, environment, counter = case
-        prompts = _prompts(machine)
-        steps = [{"prompts": prompts, "tokens": NEW_TOKENS}] * 2
-        run = _answers(machine, f"feature-{name}", folder, settings, steps, environment)
-        verdict = _verdict(machine, f"feature-{name}", folder, run)
-        happened = sum(step[counter] for step in run["steps"]) if counter else None
-        verdict["happened"] = happened
-        verdict["ok"] = verdict["ok"] and happened != 0
+    def check(name: str) -> dict[str, Any]:
+        feature, log = FEATURES[name], f"feature-{name}"
+        steps = [{"prompts": _prompts(machine), "tokens": NEW_TOKENS}] * 2
+        start = {} if feature.as_by_default else machine.quick_start
+        run = _answers(machine, log, folder, start | feature.settings, steps, feature.environment)
+        verdict = _verdict(machine, log, folder, run)
+        if feature.counter is not None:
+            verdict[feature.counter] = sum(step[feature.counter] for step in run["steps"])
+            verdict["ok"] = verdict["ok"] and verdict[feature.counter] > 0
         return verdict
 
-    cases = {case[0]: case for case in FEATURES}
-    return machine.each(cases, lambda name: feature(cases[name]))
+    return machine.each(FEATURES, check)
 
 
 def _model(machine: Machine, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_kernels.py"
 
 
 def kernels(machine: Machine) -> dict[str, Any]:
-    """Time decode and prefill attention of a layer for every width; nothing without a GPU."""
+    """Check and time a layer's attention for every width; nothing without a GPU."""
     if not machine.on_gpu:
         return {}
     return machine.each(["kernels"], lambda name: _run(machine, name))
@@ -21,13 +21,14 @@ def kernels(machine: Machine) -> dict[str, Any]:
 
 def _run(machine: Machine, name: str) -> dict[str, Any]:
     log, result = machine.log(name), machine.logs / "kernels.json"
+    result.unlink(missing_ok=True)
     command = [sys.executable, str(SCRIPT), "--json", str(result)]
-    if machine.quick:
-        command.append("--quick")
     with log.open("w") as output:
         done = subprocess.run(
             command, stdout=output, stderr=subprocess.STDOUT, timeout=machine.timeout, check=False
         )
     if done.returncode != 0 or not result.is_file():
         raise ProcessError(f"exit code {done.returncode}; see {log}")
-    return {"rows": json.loads(result.read_text("utf-8"))}
+    found: dict[str, Any] = json.loads(result.read_text("utf-8"))
+    found["ok"] = not any("error" in row for row in found["rows"])
+    return found

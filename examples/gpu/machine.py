@@ -100,13 +100,7 @@ class Machine:
     def environment(self) -> dict[str, str]:
         """Variables of every engine."""
         usual = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        if self.on_gpu:
-            return usual | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
-        # vLLM on CPUs never forks its engine.
-        return usual | {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        }
+        return usual if self.on_gpu else usual | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
     def possible(self, names: Sequence[str]) -> list[str]:
         """List the names of models that this machine can serve: attention is chosen on GPUs."""

@@ -6,10 +6,12 @@ from typing import Any
 from gpu.machine import GIB
 from gpu.speed import ORIGINAL
 
+LOADS_SHOWN = ("8192 x 16", "8192 x 64", "16384 x 1")
+
 
 def table(report: dict[str, Any]) -> str:
     """Lay the figures of a report out in lines."""
-    parts = (_exact(report), _engines(report), _conversions(report))
+    parts = (_exact(report), _kernels(report), _engines(report), _conversions(report))
     return "\n".join(line for part in parts for line in part)
 
 
@@ -32,6 +34,17 @@ def _exact(report: dict[str, Any]) -> Iterator[str]:
                 f"{one['transformers_bfloat16_error']:.3f}, ratio {one['ratio']:.2f}; "
                 f"greedy tokens that are the best {one['greedy_agreement']:.1%}"
             )
+
+
+def _kernels(report: dict[str, Any]) -> Iterator[str]:
+    for row in report.get("kernels", {}).get("kernels", {}).get("rows", []):
+        label = " ".join(str(row.get(key, "")) for key in ("what", "model", "load", "kernel"))
+        if "error" in row:
+            yield f"{label}: FAILED {row['error']}"
+        elif row.get("load") in LOADS_SHOWN:
+            shares = (("of_copy", "of the copy bandwidth"), ("times_original", "times as fast"))
+            shown = (f", {row[key]:.2f} {text}" for key, text in shares if key in row)
+            yield f"{label}: {row['us']:.0f} us{''.join(shown)}"
 
 
 def _engines(report: dict[str, Any]) -> Iterator[str]:
