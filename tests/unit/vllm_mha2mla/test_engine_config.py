@@ -1,0 +1,85 @@
+"""Configurations that are refused before anything is loaded, on each kind of machine."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm.config import CompilationConfig
+
+from vllm_mha2mla import engine_config, plugin
+from vllm_mha2mla.engine_config import ATTENTION_OP, LatentModelConfig
+from vllm_mha2mla.errors import UnsupportedEngineError
+from vllm_mha2mla.hf.llama import LlamaMLAConfig
+
+
+def machine(monkeypatch, kind, capability=90):
+    platform = SimpleNamespace(
+        device_name=kind,
+        is_cpu=lambda: kind == "cpu",
+        is_cuda=lambda: kind == "cuda",
+        has_device_capability=lambda least: capability >= least,
+        get_device_name=lambda: "a GPU",
+    )
+    monkeypatch.setattr(engine_config, "current_platform", platform)
+    monkeypatch.setattr(engine_config, "choose_cache_size", lambda _: None)
+
+
+def settings(option=None, cache_dtype="auto", context_parallel=1, **widths):
+    config = LlamaMLAConfig(num_hidden_layers=2, **widths)
+    if option:
+        config.update({"mha2mla_attention": option})
+    return SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=config, dtype=torch.bfloat16),
+        cache_config=SimpleNamespace(cache_dtype=cache_dtype),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=context_parallel),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "words"),
+    [
+        ("rocm", {}, "serves on CPUs and NVIDIA GPUs in this release, not on rocm"),
+        ("cpu", {"option": "flash"}, "mha2mla_attention flash: CPUs have one way"),
+        ("cuda", {"cache_dtype": "fp8"}, "--kv-cache-dtype fp8: the latent cache is not quantised"),
+        ("cuda", {"cache_dtype": "float16"}, "on GPUs the cache has the model's dtype"),
+        ("cuda", {"context_parallel": 2}, "--decode-context-parallel-size"),
+        ("cuda", {"option": "fast"}, "'fast': choose one of auto"),
+        ("cuda", {"option": "vllm", "kv_lora_rank": 192}, "vLLM's MLA layer serves 512"),
+    ],
+)
+def test_refused(monkeypatch, kind, asked, words):
+    machine(monkeypatch, kind)
+    with pytest.raises(UnsupportedEngineError, match=words):
+        LatentModelConfig.verify_and_update_config(settings(**asked))
+
+
+def test_old_gpus_are_refused(monkeypatch):
+    machine(monkeypatch, "cuda", capability=75)
+    with pytest.raises(UnsupportedEngineError, match="from compute capability 8"):
+        LatentModelConfig.verify_and_update_config(settings())
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_accepted(monkeypatch, kind):
+    machine(monkeypatch, kind)
+    LatentModelConfig.verify_and_update_config(settings())
+    LatentModelConfig.verify_and_update_config(settings(cache_dtype="bfloat16"))
+
+
+def test_cost_of_padding_is_told(monkeypatch, caplog):
+    machine(monkeypatch, "cuda")
+    monkeypatch.setattr(engine_config.logger, "propagate", True)
+    with caplog.at_level("INFO", logger=engine_config.logger.name):
+        LatentModelConfig.verify_and_update_config(settings())
+        assert not caplog.messages
+        LatentModelConfig.verify_and_update_config(settings(kv_lora_rank=189, qk_rope_head_dim=60))
+    assert "512 numbers a token instead of 498, 2.8 % more cache" in caplog.messages[0]
+
+
+def test_registering_twice_splits_graphs_at_attention_once():
+    plugin.register()
+    plugin.register()
+    assert CompilationConfig._attention_ops.count(ATTENTION_OP) == 1
