@@ -42,8 +42,9 @@ def combine(
         RANK=rank,
         RANK_TILE=next_power_of_2(rank),
         SPLITS_TILE=next_power_of_2(splits),
+        AT_ONCE=min(16, next_power_of_2(splits)),
         WITH_LSE=lse is not None,
-        num_warps=2,
+        num_warps=4,
     )
 
 
@@ -64,6 +65,7 @@ def _combine(
     RANK: tl.constexpr,
     RANK_TILE: tl.constexpr,
     SPLITS_TILE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     WITH_LSE: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -72,22 +74,24 @@ def _combine(
         return
     count = tl.num_programs(0).to(tl.int64) * heads
     first = token * heads + head
-    split = tl.arange(0, SPLITS_TILE)
-    at = state + split * count + first
-    m_max = tl.max(tl.load(at, mask=split < splits, other=float("-inf")), 0)
+    every = tl.arange(0, SPLITS_TILE)
+    maxima = tl.load(state + every * count + first, mask=every < splits, other=float("-inf"))
+    m_max = tl.max(maxima, 0)
     reference = tl.where(m_max == float("-inf"), 0.0, m_max)
     column = tl.arange(0, RANK_TILE)
     acc = tl.zeros([RANK_TILE], tl.float32)
     total = 0.0
-    for share in range(splits):
-        m_share = tl.load(state + share * count + first)
-        sum_share = tl.load(state + (splits + share) * count + first)
-        weight = tl.where(sum_share > 0, tl.exp2(m_share - reference), 0.0)
-        total += weight * sum_share
+    for start in range(0, splits, AT_ONCE):
+        split = start + tl.arange(0, AT_ONCE)
+        at = split * count + first
+        m = tl.load(state + at, mask=split < splits, other=float("-inf"))
+        sums = tl.load(state + splits * count + at, mask=split < splits, other=0.0)
+        weights = tl.where(sums > 0, tl.exp2(m - reference), 0.0)
+        total += tl.sum(weights * sums, 0)
         # A share that saw no row has written no output.
-        mask = column < tl.where(sum_share > 0, RANK, 0)
-        row = partial + (share * count + first) * RANK
-        acc += weight * tl.load(row + column, mask=mask, other=0.0)
+        mask = (sums > 0)[:, None] & (column < RANK)[None, :]
+        outputs = tl.load(partial + at[:, None] * RANK + column[None, :], mask=mask, other=0.0)
+        acc += tl.sum(weights[:, None] * outputs, 0)
     acc = acc / tl.where(total > 0, total, 1.0)
     target = out + token * out_token_stride + head.to(tl.int64) * out_head_stride + column
     tl.store(target, acc.to(out.dtype.element_ty), mask=column < RANK)
