@@ -3,6 +3,7 @@
 The script writes a checkpoint of that shape with random weights, in bfloat16 and in shards,
 converts it to half the cache, and prints the peak of the resident memory beside its parts. A
 finished layer leaves only the held-out text before it in memory, so 3 layers show what 32 need.
+With --device cuda it prints the peak of that device's memory instead of the parts of the process's.
 Each layer takes 0.4 GB of disk for the original, the embedding and the head take 2.1 GB, and the
 converted checkpoint as much again. All of it is deleted at the end.
 """
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--offload", action="store_true", help="activations in files")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--folder", type=Path, help="where the checkpoints go for the while")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -102,7 +104,14 @@ def main() -> None:
             window=arguments.window,
             refit=arguments.refit,
         )
-        options = Options(offload=Path(folder) if arguments.offload else None)
+        options = Options(
+            device=arguments.device, offload=Path(folder) if arguments.offload else None
+        )
+        on_gpu = arguments.device != "cpu"
+        if on_gpu:
+            # Its libraries are loaded with it, which is no part of a layer's time.
+            torch.linalg.inv(torch.eye(2, device=arguments.device))
+            torch.cuda.reset_peak_memory_stats()
         start = time.monotonic()
         convert(checkpoint, Path(folder) / "converted", recipe, options, Progress())
         peak, seconds = resident("VmHWM") - before, time.monotonic() - start
@@ -117,9 +126,13 @@ def main() -> None:
         tokens = max(tokens, refitted)
     kept = 0 if arguments.offload else tokens * SHAPE["hidden_size"] * 4
     print(f"peak resident memory above what the imports take  {peak / MIB:8,.0f} MiB")
-    print(f"activations in memory                             {kept / MIB:8,.0f} MiB")
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated()
+        print(f"peak of the memory that tensors take on the GPU   {peak / MIB:8,.0f} MiB")
+    print(f"activations                                       {kept / MIB:8,.0f} MiB")
     print(f"one layer in float32                              {layer / MIB:8,.0f} MiB")
-    print(f"(peak - activations) / layer                      {(peak - kept) / layer:8.2f}")
+    if not on_gpu:
+        print(f"(peak - activations) / layer                      {(peak - kept) / layer:8.2f}")
     print(f"seconds per layer                                 {seconds / arguments.layers:8.0f}")
 
 
