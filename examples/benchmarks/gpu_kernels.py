@@ -176,6 +176,18 @@ def check_kernels(report: Report) -> None:
     for dtype in (torch.float16, torch.float32):
         measure = functools.partial(attention_error, 4, 80, 40, mixed, 2, 16, dtype)
         report.add(measure, what="check attend", shape="4 heads 80+40", kind=str(dtype))
+    for heads, rank, rope in (
+        (32, 192, 64),
+        (32, 256, 64),
+        (32, 448, 64),
+        (32, 512, 64),
+        (9, 296, 40),
+    ):
+        for variant in {name for name, _ in variants(rank, rope)} - {"own"}:
+            for kind, batch in (("decode", decode), ("mixed", mixed)):
+                measure = functools.partial(flash_error, variant, heads, rank, rope, batch)
+                shape = f"{heads} heads {rank}+{rope}"
+                report.add(measure, what=f"check {variant}", shape=shape, kind=kind)
     for heads, rank, rope in ((32, 192, 64), (9, 80, 40), (4, 16, 0)):
         measure = functools.partial(rotation_error, heads, rank, rope)
         report.add(measure, what="check rotate", shape=f"{heads} heads {rank}+{rope}")
@@ -212,6 +224,29 @@ def attention_error(
     lse_error = (lse[0].cpu() - scores.logsumexp(-1)).abs().max().item()
     limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
     return {"error": error, "lse": lse_error, "ok": error < limit and lse_error < limit}
+
+
+def flash_error(
+    variant: str, heads: int, rank: int, rope: int, batch: list[tuple[int, int]]
+) -> dict[str, Any]:
+    """The norm of FlashAttention's error over the norm of the result."""
+    lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
+    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
+    each = max(-(-length // 16) for length, _ in batch)
+    table = torch.randperm(each * len(batch)).int().view(len(batch), each)
+    cache = torch.randn(each * len(batch), 16, rank + rope).to(DTYPE)
+    query = torch.randn(int(starts[-1]), heads, rank + rope).to(DTYPE)
+    scale = (rank + rope) ** -0.5
+    expected = torch.zeros(len(query), heads, rank)
+    reference.latent_attention(query, cache, table, starts, lengths, scale, expected)
+    tensors = flash_tensors(variant, query.cuda(), cache.cuda(), rank)
+    out = flash_attention()(
+        **tensors, max_seqlen_q=max(new for _, new in batch), cu_seqlens_q=starts.cuda(),
+        max_seqlen_k=max(length for length, _ in batch), seqused_k=lengths.cuda(),
+        softmax_scale=scale, block_table=table.cuda(),
+    )  # fmt: skip
+    error = ((out[..., :rank].float().cpu() - expected).norm() / expected.norm()).item()
+    return {"error": error, "ok": error < 1e-2}
 
 
 def rotation_error(heads: int, rank: int, rope: int) -> dict[str, Any]:
@@ -299,17 +334,26 @@ def latent_calls(
         "seqused_k": batch.lengths, "softmax_scale": scale, "block_table": batch.table,
     }  # fmt: skip
     flash = flash_attention()
-    if variant == "FlashAttention K=V":
-        rows = [cache.unsqueeze(2) for cache in caches]
-        return [functools.partial(flash, q=query, k=row, v=row, **rest) for row in rows]
-    q_latent, q_rope = query[..., :rank].contiguous(), query[..., rank:].contiguous()
     return [
-        functools.partial(
-            flash, q=q_rope, k=cache.unsqueeze(2)[..., rank:], v=cache.unsqueeze(2)[..., :rank],
-            q_v=q_latent, **rest,
-        )
+        functools.partial(flash, **flash_tensors(variant, query, cache, rank), **rest)
         for cache in caches
-    ]  # fmt: skip
+    ]
+
+
+def flash_tensors(variant: str, query: Tensor, cache: Tensor, rank: int) -> dict[str, Tensor]:
+    """The tensors that FlashAttention is given: for each way, the same scores and latents."""
+    rows = cache.unsqueeze(2)
+    if variant == "FlashAttention K=V":
+        return {"q": query, "k": rows, "v": rows}
+    if variant == "FlashAttention q_v":
+        key = slice(rank, None)
+        return {"q": query[..., key], "k": rows[..., key], "v": rows[..., :rank],
+                "q_v": query[..., :rank]}  # fmt: skip
+    if variant == "FlashAttention q_v of rows":
+        return {"q": query[..., :0], "k": rows[..., :0], "v": rows, "q_v": query}
+    # Keys that count for nothing, where no keys at all are refused.
+    nothing = torch.zeros_like(query[..., -64:])
+    return {"q": nothing, "k": rows[..., -64:], "v": rows, "q_v": query}
 
 
 def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
@@ -318,8 +362,11 @@ def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
     yield "own", 64
     if rank + rope <= 256:
         yield "FlashAttention K=V", 16
-    if rope == 64 and rank in (256, 512):
+    if rope <= 64 and 256 <= rank <= 512:
         yield "FlashAttention q_v", 16
+    if 256 <= rank + rope <= 512:
+        yield "FlashAttention q_v of rows", 16
+        yield "FlashAttention q_v of rows, zero q", 16
 
 
 def time_attention(report: Report) -> None:
