@@ -31,6 +31,7 @@ def answers(settings: dict[str, Any], steps: Sequence[dict[str, Any]]) -> dict[s
     """
     llm, result = _start(settings)
     result["steps"] = [_step(llm, **step) for step in steps]
+    llm.llm_engine.engine_core.shutdown()
     return result
 
 
@@ -58,6 +59,8 @@ def throughput(
             figures = {"failed": f"{type(error).__name__}: {error}"}
         print(f"LOAD {load}: {figures}", flush=True)
         result["loads"].append(figures)
+    # Waits for the engine's process, so that the next finds the GPU empty.
+    llm.llm_engine.engine_core.shutdown()
     return result
 
 

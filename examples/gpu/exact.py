@@ -160,7 +160,7 @@ def _answers(
         machine.timeout,
         machine.environment | IN_PROCESS | environment,
         answers,
-        usual | settings,
+        usual | machine.engine_arguments | settings,
         steps,
     )
     return run

@@ -94,7 +94,7 @@ class Machine:
     @property
     def quick_start(self) -> dict[str, Any]:
         """Arguments of ``LLM`` for an engine that need not start as by default."""
-        return STARTS[self.start if self.on_gpu else "eager"] | self.engine_arguments
+        return STARTS[self.start if self.on_gpu else "eager"]
 
     @property
     def environment(self) -> dict[str, str]:

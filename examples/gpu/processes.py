@@ -8,7 +8,9 @@ starts fresh ones.
 import json
 import multiprocessing
 import os
+import re
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.context import ForkContext, SpawnContext
@@ -19,6 +21,11 @@ CONTEXTS: dict[str, ForkContext | SpawnContext] = {
     "fork": multiprocessing.get_context("fork"),
     "spawn": multiprocessing.get_context("spawn"),
 }
+# A killed process that nobody waits for stays in its group for ever in some containers.
+END_SECONDS = 3.0
+ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")
+# The error that follows from another process's.
+ELSEWHERE = "Engine core initialization failed"
 _state = {"method": "fork"}
 
 
@@ -58,14 +65,16 @@ def isolated(
     child.start()
     try:
         child.join(timeout)
-        late = child.is_alive()
     finally:
-        _end_group(child.pid)
+        late = child.is_alive()
+        if late:
+            child.kill()
         child.join()
+        _end_group(child.pid)
     if late:
         raise ProcessError(f"not done after {timeout:.0f} s; see {log}")
     if child.exitcode != 0 or not result.is_file():
-        raise ProcessError(f"{_last_line(log)} (exit code {child.exitcode}; see {log})")
+        raise ProcessError(f"{_reason(log)} (exit code {child.exitcode}; see {log})")
     return json.loads(result.read_text("utf-8"))
 
 
@@ -91,13 +100,18 @@ def _run(
 
 
 def _end_group(group: int | None) -> None:
+    """End all processes of a group and wait for it: the next one needs their GPU's memory."""
+    deadline = time.monotonic() + END_SECONDS
     try:
-        if group is not None:
+        while group is not None and time.monotonic() < deadline:
             os.killpg(group, signal.SIGKILL)
+            time.sleep(0.05)
     except ProcessLookupError:
         pass
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+def _reason(log: Path) -> str:
+    """Find the last error in a log, that of the engine's own process where there is one."""
+    text = log.read_text("utf-8", "replace") if log.is_file() else ""
+    errors = [found for found in ERROR.findall(text) if ELSEWHERE not in found]
+    return (errors or text.splitlines() or ["no output"])[-1].strip()[:300]

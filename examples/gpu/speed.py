@@ -57,11 +57,12 @@ def engines(machine: Machine, names: Sequence[str], loads: list[dict[str, int]])
             "model": str(folder),
             "load_format": "dummy",
             "kv_cache_memory_bytes": cache,
+            # With the size of the cache given, only a check that so much is free.
             "gpu_memory_utilization": 0.5,
             "max_model_len": -(-(longest + 1) // 128) * 128,
             "max_num_seqs": 64,
         }
-        settings |= machine.quick_start | attention(name)
+        settings |= machine.quick_start | attention(name) | machine.engine_arguments
         log = machine.log(f"speed-{name}")
         arguments = (settings, loads, shape["vocab_size"])
         run: dict[str, Any] = isolated(

@@ -17,13 +17,24 @@ def versions() -> dict[str, Any]:
     found["mha2mla"] = _commit()
     if torch.cuda.is_available():
         found |= _gpu()
+        try:
+            found |= _flash_attention()
+        except Exception as error:
+            found["flash_attention"] = f"{type(error).__name__}: {error}"
     return found
 
 
-def _gpu() -> dict[str, Any]:
+def _flash_attention() -> dict[str, Any]:
     from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
     from vllm.vllm_flash_attn.flash_attn_interface import is_fa_version_supported
 
+    return {
+        "flash_attention": [n for n in (2, 3, 4) if is_fa_version_supported(n)],
+        "flash_attention_chosen": get_flash_attn_version(),
+    }
+
+
+def _gpu() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
     torch.zeros(1, device="cuda")  # the device works
     return {
@@ -32,8 +43,6 @@ def _gpu() -> dict[str, Any]:
         "memory_bytes": device.total_memory,
         "driver": _driver(),
         "cuda": torch.version.cuda,
-        "flash_attention": [n for n in (2, 3, 4) if is_fa_version_supported(n)],
-        "flash_attention_chosen": get_flash_attn_version(),
     }
 
 
