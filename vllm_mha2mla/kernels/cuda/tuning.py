@@ -86,7 +86,7 @@ def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor) -> Tiles:
         queries: (token, head) pairs of the longest request.
         cache: the paged cache, for its device and dtype.
     """
-    return _tiles(
+    return tiles_for(
         rank,
         rope,
         min(64, max(SMALLEST, next_power_of_2(queries))),
@@ -96,7 +96,8 @@ def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor) -> Tiles:
 
 
 @functools.cache
-def _tiles(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
+def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
+    """Choose tiles for at most ``queries`` (token, head) pairs, a power of two, on any GPU."""
     if itemsize == 4:
         return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
     columns = row_chunks(rank, rope).width
