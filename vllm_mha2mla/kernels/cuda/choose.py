@@ -1,9 +1,10 @@
 """The choice of a layer's attention on a GPU: by its widths, the GPU and vLLM's FlashAttention.
 
-- ``flash``: FlashAttention with keys = values = the cache, any row up to 256 wide.
-- ``flash_split``: FlashAttention 3 with ``q_v``: keys are the 64 rotary columns, values the 256 or
-  512 latent ones, and the queries have a part for each.
-- ``triton``: our own kernel; any width, and every GPU that Triton knows.
+- ``flash``: FlashAttention with keys = values = the cached rows, up to 256 wide.
+- ``flash_split``: FlashAttention 3 with ``q_v``: keys are the rotary columns, values the latent
+  ones, and the queries have a part for each. It reads a row once.
+- ``flash_whole``: the same with no keys: values are whole rows, so narrower latents fit too.
+- ``triton``: our own kernel; any width, and every GPU that Triton knows. It reads a row once.
 """
 
 from dataclasses import dataclass
@@ -12,20 +13,24 @@ from typing import Any, Literal, get_args
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.errors import UnsupportedEngineError
 
-Way = Literal["flash_split", "flash", "triton"]
+Way = Literal["flash_whole", "flash_split", "flash", "triton"]
 Option = Literal["auto", "triton", "flash", "vllm"]
 
 OPTION = "mha2mla_attention"
 """Key of the model's config: ``--hf-overrides '{"mha2mla_attention": "triton"}'``."""
 
 FASTEST: dict[str, tuple[Way, ...]] = {
-    "decode": ("flash_split", "flash", "triton"),
-    "prefill": ("flash_split", "flash", "triton"),
+    "decode": ("flash_whole", "flash_split", "flash", "triton"),
+    "prefill": ("flash_whole", "flash_split", "flash", "triton"),
 }
 """The ways of each kind of batch, the fastest first; the first that a layer can take is taken."""
 
+SPLIT_BY_DEFAULT = {LatentWidths(256, 64), LatentWidths(512, 64)}
+"""Widths that were measured with ``flash_split``; ``flash_whole`` was with none yet."""
+
 FLASH_WIDTH = 256
-SPLIT_ROPE, SPLIT_RANKS = 64, (256, 512)
+SPLIT_VALUES = range(256, 513, 8)
+SPLIT_KEYS = range(8, 65, 8)
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,27 @@ def choose(widths: LatentWidths, row: int, offers: Offers, option: Option) -> Wa
     """
     possible: set[Way] = {"triton"}
     if option != "triton":
-        if offers.flash is not None and row <= FLASH_WIDTH:
-            possible.add("flash")
-        fits = widths.qk_rope_head_dim == SPLIT_ROPE and widths.kv_lora_rank in SPLIT_RANKS
-        if offers.split and fits:
-            possible.add("flash_split")
-        if option == "flash" and len(possible) > 1:
-            possible.remove("triton")
+        possible |= _flash_ways(widths, row, offers)
+    if option == "flash" and len(possible) > 1:
+        possible.remove("triton")
+    if option == "auto":
+        possible.discard("flash_whole")
+        if widths not in SPLIT_BY_DEFAULT:
+            possible.discard("flash_split")
     decode, prefill = (
         next(way for way in FASTEST[kind] if way in possible) for kind in ("decode", "prefill")
     )
     return Ways(decode, prefill)
+
+
+def _flash_ways(widths: LatentWidths, row: int, offers: Offers) -> set[Way]:
+    """FlashAttention's ways that take a layer."""
+    possible: set[Way] = set()
+    if offers.flash is not None and row <= FLASH_WIDTH:
+        possible.add("flash")
+    if offers.split and row in SPLIT_VALUES:
+        possible.add("flash_whole")
+    apart = widths.kv_lora_rank in SPLIT_VALUES and widths.qk_rope_head_dim in SPLIT_KEYS
+    if offers.split and apart:
+        possible.add("flash_split")
+    return possible

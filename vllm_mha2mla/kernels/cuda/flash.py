@@ -112,6 +112,23 @@ def attend_split(query: Tensor, cache: Tensor, batch: CudaBatch, scale: float, r
     )
 
 
+def attend_whole(query: Tensor, cache: Tensor, batch: CudaBatch, scale: float) -> Tensor:
+    """Attend with whole rows as values that are scored too, and no keys (FlashAttention 3).
+
+    Args:
+        query: ``[q_latent ; q_rope ; zeros]``  # [tokens, heads, row]
+        cache: the paged cache  # [blocks, block_size, row]
+        batch: the requests.
+        scale: factor of the scores.
+
+    Returns:
+        weighted rows, whose first columns are the latents  # [tokens, heads, row]
+    """
+    rows = cache.unsqueeze(2)  # [blocks, block_size, 1, row]
+    nothing = {"q": query[..., :0], "k": rows[..., :0]}
+    return _paged(batch, 3, **nothing, v=rows, q_v=query, softmax_scale=scale)
+
+
 def _paged(batch: CudaBatch, version: int, **tensors: Any) -> Tensor:
     three = version == 3
     out: Tensor = varlen_attention()(

@@ -71,6 +71,7 @@ class CudaKernel:
         self.expanded_version = (
             None if option == "triton" else flash.expanded_version(key, heads.v, dtype)
         )
+        whole = self.ways.prefill in ("flash", "flash_whole")
         self.shape = Shape(
             heads=heads.count,
             groups=heads.groups,
@@ -78,7 +79,7 @@ class CudaKernel:
             rope=widths.qk_rope_head_dim,
             v=heads.v,
             rank=widths.kv_lora_rank,
-            pair=self.row + (self.row if self.ways.prefill == "flash" else widths.kv_lora_rank),
+            pair=self.row + (self.row if whole else widths.kv_lora_rank),
             value=flash.value_width(key, heads.v, self.expanded_version or 0),
         )
         self.numbers = 0

@@ -87,6 +87,8 @@ class CudaLayer:
         if way == "flash":
             rows = flash.attend_rows(query, self.cache, batch, self.scale, self.flash_version)
             return rows[..., : self.rank]
+        if way == "flash_whole":
+            return flash.attend_whole(query, self.cache, batch, self.scale)[..., : self.rank]
         if way == "flash_split":
             return flash.attend_split(query, self.cache, batch, self.scale, self.rank)
         out = query.new_empty(*query.shape[:2], self.rank)

@@ -23,8 +23,12 @@ HOPPER, AMPERE, NOTHING = Offers(3, split=True), Offers(2, split=False), Offers(
         (512, 64, HOPPER, "triton", "triton"),
         (512, 64, HOPPER, "flash", "flash_split"),
         (448, 64, HOPPER, "auto", "triton"),
+        (192, 64, HOPPER, "flash", "flash_whole"),
+        (448, 64, HOPPER, "flash", "flash_whole"),
+        (480, 40, HOPPER, "flash", "flash_split"),
         # Told to use FlashAttention, a layer that it does not take is served all the same.
-        (448, 64, HOPPER, "flash", "triton"),
+        (448, 72, HOPPER, "flash", "triton"),
+        (512, 64, AMPERE, "flash", "triton"),
         (191, 64, HOPPER, "auto", "flash"),
         (250, 8, HOPPER, "auto", "triton"),
     ],

@@ -187,8 +187,14 @@ def test_rows_are_padded(way):
     Case(DECODES + PREFILLS, (37, 6), 4, 2).check(way)
 
 
-def test_rotary_and_latent_columns_apart():
-    Case([(20, 1), (9, 5)], (256, 64), 2, 1).check("flash_split")
+@pytest.mark.parametrize("widths", [(256, 64), (512, 64), (296, 40)])
+def test_rotary_and_latent_columns_apart(widths):
+    Case([(20, 1), (9, 5)], widths, 2, 1).check("flash_split")
+
+
+@pytest.mark.parametrize("widths", [(192, 64), (448, 64), (289, 6), (320, 0)])
+def test_rows_as_values_that_are_scored(widths):
+    Case([(20, 1), (9, 5)], widths, 2, 1).check("flash_whole")
 
 
 @pytest.mark.parametrize("way", ["flash", "triton"])
