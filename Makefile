@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-engine test-all lint format demo
+.PHONY: help setup test test-slow test-engine test-gpu test-all lint format demo
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ test-slow: setup ## Run the tests that start processes or measure memory
 
 test-engine: setup ## Run the tests of the real vLLM engine
 	$(PYTEST) -m engine $(ARGS)
+
+# Not those of `make setup`, whose vLLM is built for CPUs: an environment with vLLM for GPUs. One
+# process, because engines that start side by side on a GPU fail.
+GPU_PYTHON ?= python
+test-gpu: ## Run the tests that need an NVIDIA GPU (GPU_PYTHON=that environment's python)
+	$(GPU_PYTHON) -m pytest -q --durations=15 tests/gpu tests/unit/vllm_mha2mla/kernels/cuda $(ARGS)
 
 test-all: setup ## Run every test
 	$(PYTEST) $(ARGS)

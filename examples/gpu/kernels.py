@@ -30,5 +30,10 @@ def _run(machine: Machine, name: str) -> dict[str, Any]:
     if done.returncode != 0 or not result.is_file():
         raise ProcessError(f"exit code {done.returncode}; see {log}")
     found: dict[str, Any] = json.loads(result.read_text("utf-8"))
-    found["ok"] = not any("error" in row for row in found["rows"])
+    found["ok"] = not any(failed(row) for row in found["rows"])
     return found
+
+
+def failed(row: dict[str, Any]) -> bool:
+    """Tell if a row of the benchmark is an exception, or an error beyond its bound."""
+    return isinstance(row.get("error"), str) or row.get("ok") is False

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from gpu.kernels import failed
 from gpu.machine import GIB
 from gpu.speed import ORIGINAL
 
@@ -39,8 +40,8 @@ def _exact(report: dict[str, Any]) -> Iterator[str]:
 def _kernels(report: dict[str, Any]) -> Iterator[str]:
     for row in report.get("kernels", {}).get("kernels", {}).get("rows", []):
         label = " ".join(str(row.get(key, "")) for key in ("what", "model", "load", "kernel"))
-        if "error" in row:
-            yield f"{label}: FAILED {row['error']}"
+        if failed(row):
+            yield f"{label} {row.get('shape', '')}: FAILED {row['error']}"
         elif row.get("load") in LOADS_SHOWN:
             shares = (("of_copy", "of the copy bandwidth"), ("times_original", "times as fast"))
             shown = (f", {row[key]:.2f} {text}" for key, text in shares if key in row)
