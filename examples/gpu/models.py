@@ -112,10 +112,11 @@ def write_weights(folder: Path, device: str = "cpu") -> None:
     They are larger than a fresh model's, so that attention is far from uniform: at this size, a
     score that is wrong by 2 % changes the log-probabilities more than twice as much as bfloat16.
     """
-    torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     model = model.to(torch.bfloat16)
+    # Not earlier: the weights are to be the same whatever transformers draws before.
+    torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if name.endswith(ROPE_INV_FREQ):
             pairs = torch.arange(len(parameter), dtype=torch.float32, device=device)
