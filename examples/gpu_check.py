@@ -19,6 +19,7 @@ from gpu import exact, speed
 from gpu.convert import conversions
 from gpu.kernels import kernels
 from gpu.machine import STARTS, Machine
+from gpu.markdown import markdown, merged
 from gpu.processes import ProcessError, isolated, start_with
 from gpu.table import failures, table
 from gpu.versions import versions
@@ -42,6 +43,9 @@ def main() -> int:
     """Run the parts, print a table, write the report."""
     begin = time.monotonic()
     options = _options()
+    if options.show:
+        reports = [json.loads(file.read_text("utf-8")) for file in options.show]
+        return _tell(merged(reports), and_markdown=True)
     options.logs.mkdir(parents=True, exist_ok=True)
     found = _versions(options.logs)
     device = "cuda" if "gpu" in found else "cpu"
@@ -72,7 +76,13 @@ def main() -> int:
                 # After every part, because the machine may be taken away.
                 _write(options.json, report)
     _write(options.json, report)
+    return _tell(report, and_markdown=False)
+
+
+def _tell(report: dict[str, Any], and_markdown: bool) -> int:
     print(table(report))
+    if and_markdown:
+        print(markdown(report))
     failed = failures(report)
     print(f"{len(failed)} checks failed: {', '.join(failed)}" if failed else "no check failed")
     return 1 if failed else 0
@@ -141,6 +151,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--engine-args", type=json.loads, default={}, metavar="JSON", help="for vLLM's LLM"
+    )
+    parser.add_argument(
+        "--show",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="run nothing; show these reports of one machine, and as tables for docs/gpu.md",
     )
     parser.add_argument("--timeout", type=float, default=300, help="seconds for each process")
     return parser.parse_args()
