@@ -93,6 +93,8 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         """Keep the engine's view without its head axis  # [blocks, block_size, row]"""
         self.kv_cache = kv_cache.squeeze(1)
+        if self.gpu is not None:
+            self.gpu.warm_up(self.step)
 
     @property
     def kv_cache(self) -> Tensor:

@@ -147,7 +147,7 @@ def attend(
         combine(partial, state, query_start_loc, out, lse)
 
 
-@triton.jit(do_not_specialize=["requests", "tokens", "tiles_per_request"])
+@triton.jit(do_not_specialize=["requests", "tokens", "tiles_per_request", "table_stride"])
 def _attend(
     query,
     cache,

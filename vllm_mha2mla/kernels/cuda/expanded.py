@@ -74,15 +74,20 @@ class Expansion:
         self.version, self.numbers = version, numbers
         self.w_uk, self.w_uv = w_uk.transpose(1, 2), w_uv.transpose(1, 2)
 
-    def plan(self, batch: CudaBatch) -> list[Part]:
-        """The parts of a batch's prefills, or none where absorbed attention computes them."""
+    def plan(self, batch: CudaBatch, always: bool = False) -> list[Part]:
+        """The parts of a batch's prefills, or none where absorbed attention computes them.
+
+        Args:
+            batch: the requests.
+            always: expand where that is not cheaper too.
+        """
         if not batch.prefills:
             return []
-        return batch.once(self.shape, lambda: self._parts(batch.prefills))
+        return batch.once(self.shape, lambda: self._parts(batch.prefills, always))
 
-    def _parts(self, prefills: Sequence[Prefill]) -> list[Part]:
+    def _parts(self, prefills: Sequence[Prefill], always: bool) -> list[Part]:
         made = None
-        if expansion_is_cheaper(self.shape, prefills):
+        if always or expansion_is_cheaper(self.shape, prefills):
             made = pieces(self.shape, prefills, self.numbers)
         return _parts(made or [], prefills, self.cache.device)
 

@@ -29,17 +29,20 @@ def gather_rows(
         latents,
         key,
         *(cache.stride(0), cache.stride(1), cache.shape[1], block_table.stride(0)),
-        *(latents.stride(0), key.stride(0), key.stride(1)),
+        *(latents.stride(0), key.stride(0), key.stride(1), groups),
         RANK=rank,
         RANK_PADDED=triton.next_power_of_2(rank),
         ROPE=rope,
         ROPE_PADDED=triton.next_power_of_2(max(rope, 1)),
-        GROUPS=groups,
         TILE=TILE,
     )
 
 
-@triton.jit
+# These vary from step to step, and a variant for each would be compiled between requests.
+@triton.jit(
+    do_not_specialize=["table_row", "key_token", "groups"],
+    do_not_specialize_on_alignment=["block_table", "starts"],
+)
 def _gather(
     cache,
     block_table,
@@ -53,11 +56,11 @@ def _gather(
     latents_token,
     key_token,
     key_group,
+    groups,
     RANK: tl.constexpr,
     RANK_PADDED: tl.constexpr,
     ROPE: tl.constexpr,
     ROPE_PADDED: tl.constexpr,
-    GROUPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     request = tl.program_id(1)
@@ -78,6 +81,6 @@ def _gather(
         column = tl.arange(0, ROPE_PADDED)
         whole = there[:, None] & (column < ROPE)[None, :]
         values = tl.load(row[:, None] + (RANK + column)[None, :], mask=whole)
-        for group in range(GROUPS):
+        for group in range(groups):
             place = key + (token * key_token + group * key_group)[:, None] + column[None, :]
             tl.store(place, values, mask=whole)

@@ -69,7 +69,7 @@ def _tile(rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
     return 128, 128, 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _grouped_product(
     x,
     weights,

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from vllm_mha2mla.kernels.cuda.choose import Option, choose
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
 from vllm_mha2mla.kernels.cuda.layer import CudaLayer
 from vllm_mha2mla.kernels.cuda.plan import Shape, workspace_numbers
+from vllm_mha2mla.kernels.cuda.warm_up import warm_up
 from vllm_mha2mla.kernels.cuda.workspace import ALIGNMENT, workspace
 from vllm_mha2mla.padding import padded_width
 
@@ -82,7 +84,7 @@ class CudaKernel:
             pair=self.row + (self.row if whole else widths.kv_lora_rank),
             value=flash.value_width(key, heads.v, self.expanded_version or 0),
         )
-        self.numbers = 0
+        self.numbers, self.model_len = 0, limits.model_len
         if self.expanded_version is not None:
             self.numbers = workspace_numbers(self.shape, limits.batched_tokens, limits.model_len)
         _log(
@@ -109,6 +111,12 @@ class CudaKernel:
         weights = (w_uk, w_uv, inv_freq)
         return CudaLayer(cache, *weights, scale, heads, self.ways, self.flash_version, expansion)
 
+    def warm_up(self, layer: CudaLayer) -> None:
+        """Compile what this layer launches, unless one like it has."""
+        if layer.cache.is_cuda:
+            block_size, stride = layer.cache.shape[1], layer.cache.stride(0)
+            _warm_up_once(layer, self.model_len, self.shape, self.ways, block_size, stride % 16)
+
     def reserve(self, tokens: int, device: torch.device) -> None:
         """Take as much memory as a step of so many tokens will, while the engine measures it."""
         if self.numbers:
@@ -116,6 +124,15 @@ class CudaKernel:
             workspace(self.dtype, device, (self.numbers + 3 * ALIGNMENT,))
         # Absorbed queries and their outputs.
         torch.empty(2, tokens, self.heads, self.row, dtype=self.dtype, device=device)
+
+
+_warm: set[tuple[Hashable, ...]] = set()
+
+
+def _warm_up_once(layer: CudaLayer, model_len: int, *kind: Hashable) -> None:
+    if kind not in _warm:
+        _warm.add(kind)
+        warm_up(layer, model_len)
 
 
 @functools.cache

@@ -80,7 +80,8 @@ def rotate_and_write(
     )
 
 
-@triton.jit
+# The tokens of a step begin at any position of these.
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rotate_and_write(
     query,
     kv_latent,

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from tests.support import dense_flash
 from tests.unit.vllm_mha2mla.kernels.cuda.paged import DEVICE
-from vllm_mha2mla.kernels.cuda import flash
+from vllm_mha2mla.kernels.cuda import flash, warm_up
 from vllm_mha2mla.kernels.cuda.batch import CudaBatch
 from vllm_mha2mla.kernels.cuda.choose import Ways
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
@@ -226,3 +226,18 @@ def test_a_prefix_that_another_request_of_the_batch_fills():
     case = Case([(17, 1), (33, 33)], (40, 8), 4, 2)
     case.batch.block_table[0, 0] = case.batch.block_table[1, 0]
     case.check("flash", numbers=10**6)
+
+
+@pytest.mark.parametrize("way", ["flash", "triton"])
+def test_warming_up_computes_every_kind_of_batch_and_writes_nothing(monkeypatch, way):
+    monkeypatch.setattr(warm_up, "DECODES", (1, 3))
+    monkeypatch.setattr(warm_up, "PREFILLS", (2, 5))
+    case = Case([(20, 1)], (40, 8), 4, 2)
+    case.cache.zero_()
+    case.move()
+    shape = case.shape(3)
+    expansion = Expansion(case.cache, case.w_uk, case.w_uv, shape, 0.1, 3, 10**6)
+    weights = (case.w_uk, case.w_uv, case.inv_freq, 0.1, case.heads)
+    layer = CudaLayer(case.cache, *weights, Ways(way, way), 3, expansion)
+    warm_up.warm_up(layer, 100)
+    assert case.cache.eq(0).all()
