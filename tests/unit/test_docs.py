@@ -24,7 +24,12 @@ CURRENT = [file for file in FILES if file.name not in ("CHANGELOG.md", "experime
 README_BYTES = 9000
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options in the prose that are other programs'.
-FOREIGN = {"--multi_gpu", "--use_fsdp", "--fsdp_version", "--enforce-eager"}
+FOREIGN = {"--multi_gpu", "--use_fsdp", "--fsdp_version", "--enforce-eager", "--kv-cache-dtype"}
+OF_EXAMPLES = {
+    option
+    for file in (ROOT / "examples").rglob("*.py")
+    for option in re.findall(r'"(--[a-z][a-z-]*)"', file.read_text("utf-8"))
+}
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {
     name: {option for parameter in command.params for option in parameter.opts}
@@ -88,7 +93,7 @@ def test_every_option_of_a_command_line_exists(file):
 
 @of_current
 def test_every_option_of_the_prose_exists(file):
-    known = FOREIGN.union(*OPTIONS.values())
+    known = FOREIGN.union(OF_EXAMPLES, *OPTIONS.values())
     for span in re.findall(r"`(--[^`]+)`", prose(file)):
         options = {word.partition("=")[0] for word in span.split() if word.startswith("--")}
         assert options <= known, f"{page_of(file)}: {span}"
