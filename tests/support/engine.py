@@ -56,6 +56,13 @@ def run_engines(*specifications: dict[str, Any]) -> list[dict[str, Any]]:
     return results
 
 
+def run_gpu_backend(specification: dict[str, Any]) -> dict[str, Any]:
+    """Result of ``run_gpu_backend.py``, which says how it differs."""
+    (result,), _ = _run([specification], {}, RUNNER.with_name("run_gpu_backend.py"))
+    assert result["error"] is None, result["error"]
+    return result
+
+
 def run_logged(specification: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Run one engine; return its result, whether it started or not, and its log."""
     (result,), log = _run([specification], {})
@@ -69,11 +76,11 @@ def refusals(*specifications: dict[str, Any], **environment: str) -> list[str]:
 
 
 def _run(
-    specifications: Sequence[dict[str, Any]], environment: dict[str, str]
+    specifications: Sequence[dict[str, Any]], environment: dict[str, str], runner: Path = RUNNER
 ) -> tuple[list[dict[str, Any]], str]:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
-        command = [sys.executable, str(RUNNER), str(results)]
+        command = [sys.executable, str(runner), str(results)]
         log = run_checked(command, ENGINE_ENVIRONMENT | environment, json.dumps(specifications))
         return json.loads(results.read_text()), log
 

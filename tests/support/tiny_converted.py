@@ -1,5 +1,6 @@
 """A tiny converted checkpoint of random weights, another width in every layer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +12,17 @@ from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
 TINY_WIDTHS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
 
 
-def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
+def save_tiny_converted(
+    folder: Path,
+    q_lora_rank: int | None = None,
+    widths: Sequence[tuple[int, int]] = TINY_WIDTHS,
+    v_head_dim: int = 12,
+) -> Path:
     config = LlamaMLAConfig(
         vocab_size=256,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=len(TINY_WIDTHS),
+        num_hidden_layers=len(widths),
         num_attention_heads=4,
         num_key_value_heads=2,
         kv_b_proj_groups=2,
@@ -25,12 +31,12 @@ def save_tiny_converted(folder: Path, q_lora_rank: int | None = None) -> Path:
         eos_token_id=None,
         attention_bias=True,
         q_lora_rank=q_lora_rank,
-        kv_lora_rank=max(rank for rank, _ in TINY_WIDTHS),
-        qk_rope_head_dim=max(rope for _, rope in TINY_WIDTHS),
-        kv_lora_rank_per_layer=[rank for rank, _ in TINY_WIDTHS],
-        qk_rope_head_dim_per_layer=[rope for _, rope in TINY_WIDTHS],
+        kv_lora_rank=max(rank for rank, _ in widths),
+        qk_rope_head_dim=max(rope for _, rope in widths),
+        kv_lora_rank_per_layer=[rank for rank, _ in widths],
+        qk_rope_head_dim_per_layer=[rope for _, rope in widths],
         qk_nope_head_dim=16,
-        v_head_dim=12,
+        v_head_dim=v_head_dim,
         attention_scale=0.2,
         mha2mla={"format_version": FORMAT_VERSION},
     )
