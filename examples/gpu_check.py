@@ -57,6 +57,7 @@ def main() -> int:
             logs=options.logs,
             timeout=options.timeout,
             memory_bytes=found.get("memory_bytes", 0),
+            jobs=options.jobs,
             start=options.start,
             engine_arguments=options.engine_args,
             begin=begin,
@@ -151,6 +152,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--engine-args", type=json.loads, default={}, metavar="JSON", help="for vLLM's LLM"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="engines side by side in the parts exact and features"
     )
     parser.add_argument(
         "--show",

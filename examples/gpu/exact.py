@@ -33,7 +33,7 @@ WIDTHS: dict[str, models.Widths] = {
 }
 CONVERTED = "converted"
 # Behind the @, how attention is computed; without it the plugin chooses.
-NAMES = (*WIDTHS, "layers@triton", "512+64@vllm", CONVERTED)
+NAMES = (*WIDTHS, "layers@triton", "layers@flash", "512+64@vllm", CONVERTED)
 
 # Room for the longest prompt and its answer, and not for those of all the others together.
 CROWDED = {
@@ -77,7 +77,12 @@ FEATURES = {
 
 def exact(machine: Machine, names: Sequence[str]) -> dict[str, Any]:
     """Check models by name (``NAMES``): new prompts, the same from the prefix cache, one by one."""
-    return machine.each(machine.possible(names), lambda name: _model(machine, name))
+    names = machine.possible(names)
+    # Before any check needs them: several share their weights.
+    for name in names:
+        if name != CONVERTED:
+            _random(machine, name)
+    return machine.each(names, lambda name: _model(machine, name), machine.jobs)
 
 
 def features(machine: Machine) -> dict[str, Any]:
@@ -95,7 +100,7 @@ def features(machine: Machine) -> dict[str, Any]:
             verdict["ok"] = verdict["ok"] and verdict[feature.counter] > 0
         return verdict
 
-    return machine.each(FEATURES, check)
+    return machine.each(FEATURES, check, machine.jobs)
 
 
 def _model(machine: Machine, name: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpu import models
+from gpu.processes import STARTING
 
 GIB = 1 << 30
 # Full graphs of decode steps without torch.compile: half the default's start, and the attention
@@ -36,6 +38,7 @@ class Machine:
         logs: folder for a log per process.
         timeout: seconds that one engine, reference or conversion may take.
         memory_bytes: of the GPU.
+        jobs: engines whose speed does not matter that run side by side.
         start: of ``STARTS``, for engines that need not start as by default.
         engine_arguments: further arguments of ``LLM`` for every engine.
     """
@@ -46,6 +49,7 @@ class Machine:
     logs: Path
     timeout: float
     memory_bytes: int
+    jobs: int
     start: str
     engine_arguments: dict[str, Any]
     begin: float
@@ -113,20 +117,36 @@ class Machine:
 
     def say(self, text: str) -> None:
         """Print a line of progress at once, with the seconds since the start."""
-        print(f"[{time.monotonic() - self.begin:6.1f} s] {text}", flush=True)
+        with STARTING:
+            print(f"[{time.monotonic() - self.begin:6.1f} s] {text}", flush=True)
 
-    def each(self, names: Iterable[str], check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-        """Run a check for every name; one that fails leaves its error, and the others go on."""
-        found: dict[str, Any] = {}
-        for name in names:
+    def each(
+        self,
+        names: Iterable[str],
+        check: Callable[[str], dict[str, Any]],
+        at_once: int = 1,
+    ) -> dict[str, Any]:
+        """Run a check for every name; one that fails leaves its error, and the others go on.
+
+        Args:
+            names: of the checks.
+            check: gives the figures of one.
+            at_once: checks that run side by side.
+        """
+
+        def figures(name: str) -> dict[str, Any]:
             begin = time.monotonic()
             try:
-                found[name] = check(name)
+                found = check(name)
             except Exception as error:
-                found[name] = {"ok": False, "failed": f"{type(error).__name__}: {error}"}
-            found[name]["took_seconds"] = round(time.monotonic() - begin, 1)
-            self.say(f"{name}: {found[name].get('failed') or brief(found[name])}")
-        return found
+                found = {"ok": False, "failed": f"{type(error).__name__}: {error}"}
+            found["took_seconds"] = round(time.monotonic() - begin, 1)
+            self.say(f"{name}: {found.get('failed') or brief(found)}")
+            return found
+
+        names = list(names)
+        with ThreadPoolExecutor(at_once) as pool:
+            return dict(zip(names, pool.map(figures, names), strict=True))
 
 
 def attention(name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,9 @@ CONTEXTS: dict[str, ForkContext | SpawnContext] = {
     "fork": multiprocessing.get_context("fork"),
     "spawn": multiprocessing.get_context("spawn"),
 }
+STARTING = threading.Lock()
+"""Held while a process is forked and while anything is printed: no fork copies a file in use."""
+
 # A killed process that nobody waits for stays in its group for ever in some containers.
 END_SECONDS = 3.0
 ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")
@@ -62,7 +66,8 @@ def isolated(
     child = CONTEXTS[_state["method"]].Process(
         target=_run, args=(log, result, environment, function, arguments)
     )
-    child.start()
+    with STARTING:
+        child.start()
     try:
         child.join(timeout)
     finally:
