@@ -16,9 +16,13 @@ import argparse
 import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,29 +116,69 @@ def graph_time(calls: list[Callable[[], Any]], budget: float = 0.04) -> float:
 
 
 class Report:
-    """Rows of results: printed at once, kept for the JSON file, errors among them."""
+    """Rows of results, errors among them: printed at once, and kept in a file of one JSON a line.
 
-    def __init__(self, copy_bandwidth: float) -> None:
-        self.copy_bandwidth = copy_bandwidth  # bytes a second
-        self.rows: list[dict[str, Any]] = []
+    An illegal memory access leaves a process without its GPU. The process then ends with the exit
+    status ``LOST``, and another one goes on with what the file does not have yet.
+    """
+
+    LOST = 75
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        if not self.rows:
+            self.keep(
+                {
+                    "device": torch.cuda.get_device_name(),
+                    "torch": torch.__version__,
+                    "copy_bandwidth": copy_bandwidth(),
+                    "started": time.time(),
+                }
+            )
+        head = self.rows[0]
+        self.copy_bandwidth, self.started = head["copy_bandwidth"], head["started"]
+        if len(self.rows) == 1:
+            bandwidth = self.copy_bandwidth / 1e12
+            print(f"{head['device']}: a copy moves {bandwidth:.2f} TB/s", flush=True)
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Add a row to the file."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def add(self, measure: Callable[[], dict[str, Any]], **labels: Any) -> dict[str, Any] | None:
-        """Measure, print and keep one row; None if it failed."""
-        words = " ".join(f"{value}" for value in labels.values())
+        """Measure, print and keep one row, unless it is there already; None if it failed."""
+        labels = {name: str(value) for name, value in labels.items()}
+        for row in self.rows:
+            if labels.items() <= row.items():
+                return None if "error" in row else row
+        words = " ".join(labels.values())
         try:
             result = measure()
         except Exception as error:  # one variant's failure is a result like another
             lines = str(error).strip().splitlines() or [""]
-            self.rows.append(labels | {"error": f"{type(error).__name__}: {lines[0]}"})
+            self.keep(labels | {"error": f"{type(error).__name__}: {lines[0]}"})
             print(f"{words:72} FAILED {type(error).__name__}: {lines[0][:150]}", flush=True)
+            self.end_without_gpu()
             return None
-        self.rows.append(labels | result)
+        self.keep(labels | result)
         values = "  ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in result.items()
         )
         print(f"{words:72} {values}", flush=True)
         return result
+
+    def end_without_gpu(self) -> None:
+        """End this process if an error has left it without its GPU."""
+        try:
+            torch.cuda.synchronize()
+            torch.zeros(1, device="cuda").item()
+        except Exception:  # whatever it is, nothing works from here on
+            os._exit(self.LOST)
 
     def timing(
         self, calls: Callable[[], list[Callable[[], Any]]], read: int = 0, beside: float = 0.0
@@ -166,13 +210,23 @@ def check_kernels(report: Report) -> None:
     decode, mixed = [(777, 1), (64, 1), (1, 1), (1500, 1)], [(700, 1), (90, 90), (65, 3), (0, 0)]
     for (heads, rank, rope), (kind, batch, splits, block_size) in itertools.product(
         ((32, 192, 64), (32, 448, 64), (32, 512, 64), (9, 80, 40), (3, 13, 2)),
-        (("decode", decode, None, 16), ("mixed", mixed, 1, 64)),
+        (
+            ("decode", decode, None, 16),
+            ("decode", decode, 3, 64),
+            ("mixed", mixed, 1, 64),
+            ("mixed", mixed, 3, 16),
+        ),
     ):
         measure = functools.partial(
             attention_error, heads, rank, rope, batch, splits, block_size, DTYPE
         )
         shape = f"{heads} heads {rank}+{rope}"
-        report.add(measure, what="check attend", shape=shape, kind=f"{kind} block {block_size}")
+        report.add(
+            measure,
+            what="check attend",
+            shape=shape,
+            kind=f"{kind} splits {splits} block {block_size}",
+        )
     for dtype in (torch.float16, torch.float32):
         measure = functools.partial(attention_error, 4, 80, 40, mixed, 2, 16, dtype)
         report.add(measure, what="check attend", shape="4 heads 80+40", kind=str(dtype))
@@ -424,13 +478,12 @@ def _repeated(call: Callable[[], None]) -> list[Callable[[], Any]]:
 
 def sweep(report: Report, seconds: float) -> None:
     """Time sizes of tiles for decode and prefill, then shares of the best; print the best."""
-    started = time.monotonic()
     shapes = [(32, 512, 64), (32, 192, 64), (32, 448, 64), (9, 80, 40)]
     works = [("decode", 8192, 16, 1), ("prefill", 4096, 1, 4096)]
     for (what, context, requests, new), (heads, rank, rope) in itertools.product(works, shapes):
         found: list[tuple[float, Tiles]] = []
         for tiles in candidates(heads, rank, rope, new):
-            if time.monotonic() - started > seconds:
+            if time.time() - report.started > seconds:
                 print("out of time", flush=True)
                 return
             batch = Batch(context, requests, new, 64)
@@ -467,46 +520,46 @@ def candidates(heads: int, rank: int, rope: int, new: int) -> Iterator[Tiles]:
     chosen = choose_tiles(rank, rope, heads * new, cache)
     yield chosen
     limit = gpu_of(cache.device).shared_memory
-    counts = (16, 32) if heads <= 16 and new == 1 else (32, 64) if new > 1 else (32,)
-    for queries, rows, warps, stages, carry in itertools.product(
-        counts, (64, 128, 32), (4, 8), (2, 3, 4), (False, True)
-    ):
-        tiles = Tiles(queries, rows, warps, stages, carry)
-        fits = tiles.shared_memory(rank, rope, DTYPE.itemsize) <= limit + 4096
+    counts = (16, 32) if heads <= 16 and new == 1 else (32, 64) if new > 1 else (32, 16)
+    for queries, rows, warps, stages in itertools.product(counts, (64, 128, 32), (4, 8), (3, 2, 4)):
+        tiles = Tiles(queries, rows, warps, stages)
+        fits = tiles.shared_memory(rank, rope, DTYPE.itemsize) <= limit + 2048
         spills = rank * queries > 512 * 32 * (warps // 4)
         if tiles != chosen and fits and not spills and (rows > 32 or rank >= 448):
             yield tiles
 
 
 def main() -> None:
-    """Check, time, write the report."""
+    """Check, time, write the report; again in a new process where the GPU was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--sweep", action="store_true", help="time sizes of tiles instead")
     parser.add_argument("--seconds", type=float, default=240, help="limit of a sweep")
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)  # for the process that works
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device was found: this benchmark runs on an NVIDIA GPU")
-    torch.manual_seed(0)
+    if arguments.rows:
+        torch.manual_seed(0)
+        report = Report(arguments.rows)
+        if arguments.sweep:
+            sweep(report, arguments.seconds)
+        else:
+            for part in (check_kernels, time_attention, time_rotation):
+                part(report)
+        return
     started = time.monotonic()
-    report = Report(copy_bandwidth())
-    name = torch.cuda.get_device_name()
-    print(f"{name}: a copy moves {report.copy_bandwidth / 1e12:.2f} TB/s", flush=True)
-    if arguments.sweep:
-        sweep(report, arguments.seconds)
-    else:
-        for part in (check_kernels, time_attention, time_rotation):
-            part(report)
-    print(f"{time.monotonic() - started:.0f} s", flush=True)
-    if arguments.json:
-        result = {
-            "device": name,
-            "torch": torch.__version__,
-            "copy_bandwidth": report.copy_bandwidth,
-            "rows": report.rows,
-        }
-        to_text = functools.partial(json.dumps, indent=1, default=asdict)
-        arguments.json.write_text(to_text(result) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows"
+        command = [sys.executable, *sys.argv, "--rows", str(rows)]
+        while (status := subprocess.run(command, check=False).returncode) == Report.LOST:
+            pass
+        print(f"{time.monotonic() - started:.0f} s", flush=True)
+        if arguments.json and rows.exists():
+            head, *results = (json.loads(line) for line in rows.read_text("utf-8").splitlines())
+            text = json.dumps(head | {"rows": results}, indent=1)
+            arguments.json.write_text(text + "\n", encoding="utf-8")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vllm_mha2mla.kernels.cuda.attention import _attend
+from vllm_mha2mla.kernels.cuda.rows import row_chunks
 from vllm_mha2mla.kernels.cuda.tuning import Gpu, tiles_for
 
 POINTERS = {
@@ -26,12 +27,12 @@ LONG = {"query_token_stride", "out_token_stride", "block_stride", "table_stride"
 def compile_attention(capability, shared_memory, rank, rope, queries):
     gpu = Gpu(tuple(divmod(capability, 10)), 100, shared_memory)
     tiles = tiles_for(rank, rope, queries, gpu, 2)
-    chunks = tiles.chunks(rank, rope)
+    chunks = row_chunks(rank, rope)
     constants = {
         "RANK": rank, "ROPE": rope, "C0": chunks.latent[0], "C1": chunks.latent[1],
         "C2": chunks.latent[2], "CR": chunks.rotary, "BLOCK_SIZE": 16, "ROW_STRIDE": rank + rope,
         "ALIGN": 8, "QUERIES": tiles.queries, "TILE": tiles.rows, "STAGES": tiles.stages,
-        "CARRY": tiles.carry, "SEARCH": True, "SEARCH_STEPS": 4, "SPLIT": True, "WITH_LSE": True,
+        "SEARCH": True, "SEARCH_STEPS": 4, "SPLIT": True, "WITH_LSE": True,
     }  # fmt: skip
     names = _attend.arg_names
     types = {

@@ -28,6 +28,7 @@ from vllm_mha2mla.kernels.cuda.rows import (
     load_columns,
     load_pages,
     next_power_of_2,
+    row_chunks,
     row_offsets,
 )
 from vllm_mha2mla.kernels.cuda.tuning import (
@@ -85,7 +86,7 @@ def attend(
         return
     if tiles is None:
         tiles = choose_tiles(rank, rope, heads * max_query_len, cache)
-    chunks = tiles.chunks(rank, rope)
+    chunks = row_chunks(rank, rope)
     tiles_per_request = triton.cdiv(max_query_len * heads, tiles.queries)
     # A mixed batch would leave most of the tiles of its short requests empty.
     search = requests * tiles_per_request > tokens * heads // tiles.queries + requests
@@ -136,7 +137,6 @@ def attend(
         QUERIES=tiles.queries,
         TILE=tiles.rows,
         STAGES=tiles.stages,
-        CARRY=tiles.carry,
         SEARCH=search,
         SEARCH_STEPS=next_power_of_2(requests).bit_length() if search else 0,
         SPLIT=splits > 1,
@@ -183,7 +183,6 @@ def _attend(
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     STAGES: tl.constexpr,
-    CARRY: tl.constexpr,
     SEARCH: tl.constexpr,
     SEARCH_STEPS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -234,13 +233,6 @@ def _attend(
     position = tl.arange(0, TILE)
     # Block numbers are loaded one tile ahead, so that a tile's rows never wait for them.
     page = load_pages(table, begin, end, BLOCK_SIZE, TILE)
-    if CARRY:
-        at = begin + position
-        offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
-        if C2 > 0:
-            next_c2 = load_columns(cache, offset, at < end, C0 + C1, RANK - C0 - C1, C2)
-        if CR > 0:
-            next_cr = load_columns(cache, offset, at < end, RANK, ROPE, CR)
     for tile in tl.range(begin, end, TILE, num_stages=STAGES):
         at = tile + position
         offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
@@ -253,23 +245,13 @@ def _attend(
             c1 = load_columns(cache, offset, valid, C0, RANK - C0 if C2 == 0 else C1, C1)
             s = tl.dot(c1, tl.trans(q1), s, input_precision="ieee")
         if C2 > 0:
-            if CARRY:
-                c2 = next_c2
-            else:
-                c2 = load_columns(cache, offset, valid, C0 + C1, RANK - C0 - C1, C2)
+            c2 = load_columns(cache, offset, valid, C0 + C1, RANK - C0 - C1, C2)
             s = tl.dot(c2, tl.trans(q2), s, input_precision="ieee")
         if CR > 0:
-            cr = next_cr if CARRY else load_columns(cache, offset, valid, RANK, ROPE, CR)
+            cr = load_columns(cache, offset, valid, RANK, ROPE, CR)
             s = tl.dot(cr, tl.trans(qr), s, input_precision="ieee")
-        if CARRY:
-            at += TILE
-            offset = row_offsets(page, at, block_stride, BLOCK_SIZE, ROW_STRIDE, ALIGN)
-            if C2 > 0:
-                next_c2 = load_columns(cache, offset, at < end, C0 + C1, RANK - C0 - C1, C2)
-            if CR > 0:
-                next_cr = load_columns(cache, offset, at < end, RANK, ROPE, CR)
 
-        seen = valid[:, None] & ((tile + position)[:, None] < visible[None, :])
+        seen = valid[:, None] & (at[:, None] < visible[None, :])
         s = tl.where(seen, s * scale, float("-inf"))  # [TILE, QUERIES]
         new_maximum = tl.maximum(maximum, tl.max(s, 0))
         # Of a query that has seen no row yet the maximum is minus infinity, and no reference.

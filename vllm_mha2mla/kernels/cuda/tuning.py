@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_mha2mla.kernels.cuda.rows import SMALLEST, Chunks, next_power_of_2, row_chunks
+from vllm_mha2mla.kernels.cuda.rows import SMALLEST, next_power_of_2, row_chunks
 
 # Columns times queries that 4 warps have registers for; 8 have them for twice as many.
 OUTPUT_OF_FOUR_WARPS = 384 * 32
@@ -27,30 +27,17 @@ class Tiles:
         rows: cache rows of a tile.
         warps: of 32 threads.
         stages: tiles in shared memory: one that is computed with, the others on their way.
-        carry: a third chunk of latents and the rotary one wait in registers for their turn, and
-            take the shared memory of one tile only.
     """
 
     queries: int
     rows: int
     warps: int
     stages: int
-    carry: bool = False
-
-    def chunks(self, rank: int, rope: int) -> Chunks:
-        """Split a row into chunks; a wide latent into several, so that its last can be carried."""
-        chunks = row_chunks(rank, rope)
-        first, second, _ = chunks.latent
-        if self.carry and first >= 512 and second == 0:
-            return Chunks((first // 2, first // 4, first // 4), chunks.rotary)
-        return chunks
 
     def shared_memory(self, rank: int, rope: int, itemsize: int) -> int:
         """Estimate the bytes of shared memory that a program takes."""
-        chunks = self.chunks(rank, rope)
-        single = chunks.latent[2] + chunks.rotary if self.carry else 0
-        numbers = self.stages * self.rows * (chunks.width - single) + self.rows * single
-        numbers += self.queries * (chunks.width + self.rows)
+        width = row_chunks(rank, rope).width
+        numbers = self.stages * self.rows * width + self.queries * (width + self.rows)
         return numbers * itemsize + SCRATCH
 
 
@@ -106,13 +93,13 @@ def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Ti
         return 4 if columns * queries <= OUTPUT_OF_FOUR_WARPS else 8
 
     def key(tiles: Tiles) -> tuple[int, int, int]:
-        # Two programs are better than one: one computes while the other waits.
+        # Of two programs, one computes while the other waits; three stages do so in one program.
         programs = resident(tiles, rank, rope, gpu, itemsize)
-        return tiles.rows, tiles.queries, programs
+        return tiles.rows, tiles.queries, programs if tiles.stages > 2 else 0
 
     candidates = [
-        Tiles(count, rows, warps(count), stages, carry)
-        for rows, stages, carry in _stages(gpu)
+        Tiles(count, rows, warps(count), stages)
+        for rows, stages in _stages(gpu)
         for count in {queries, min(queries, 32)}
     ]
     fitting = [
@@ -125,12 +112,11 @@ def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Ti
     return max(fitting, key=key)
 
 
-def _stages(gpu: Gpu) -> list[tuple[int, int, bool]]:
-    """List rows, stages and ``carry`` of tiles, the best first."""
+def _stages(gpu: Gpu) -> list[tuple[int, int]]:
+    """List rows and stages of tiles, the best first."""
     if gpu.capability[0] == 9:
-        # Two stages would wait for each tile's loads: Triton starts them after the products.
-        return [(64, 3, False), (64, 3, True), (32, 2, False)]
-    return [(64, 2, False), (32, 2, False), (32, 1, False), (16, 1, False)]
+        return [(64, 3), (64, 2), (32, 2)]
+    return [(64, 2), (32, 2), (32, 1), (16, 1)]
 
 
 def resident(tiles: Tiles, rank: int, rope: int, gpu: Gpu, itemsize: int) -> int:
