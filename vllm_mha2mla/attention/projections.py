@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from vllm.config import CacheConfig
+from vllm.config import CacheConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
@@ -14,7 +14,8 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_mha2mla.attention.layer import LatentCacheAttention
+from vllm_mha2mla.attention.joined import join, may_be_joined
+from vllm_mha2mla.attention.layer import ON_CPU, LatentCacheAttention
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.config import latent_widths, up_projection_groups
 from vllm_mha2mla.errors import UnsupportedEngineError
@@ -116,6 +117,24 @@ class LatentSelfAttention(nn.Module):
                 *(config.attention_scale, cache_config, f"{prefix}.attn"),
             )
 
+        # Both projections of the hidden states, where they are one product.
+        self.joined: Tensor | None
+        self.joined_bias: Tensor | None
+        self.register_buffer("joined", None, persistent=False)
+        self.register_buffer("joined_bias", None, persistent=False)
+        self.widths = [self.num_heads * (self.nope + self.rope), widths.width]
+        self.vllm_config = get_current_vllm_config()
+
+    def weights_loaded(self) -> None:
+        """Join the projections of the hidden states; called again when weights are exchanged."""
+        if ON_CPU or self.q_rank is not None or any(width % 8 for width in self.widths):
+            return
+        layers = (self.q_proj, self.kv_a_proj_with_mqa)
+        if may_be_joined(layers, self.vllm_config):
+            self.joined = join([layer.weight for layer in layers], self.joined)
+            if layers[0].bias is not None:
+                self.joined_bias = join([layer.bias for layer in layers], self.joined_bias)
+
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         """Attention of a flat batch of tokens.
 
@@ -123,8 +142,12 @@ class LatentSelfAttention(nn.Module):
             positions: position of each token in its request  # [tokens]
             hidden_states: normed input  # [tokens, hidden]
         """
-        query = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
-        kv_latent, _ = self.kv_a_proj_with_mqa(hidden_states)  # [tokens, rank + rope]
+        if self.joined is None:
+            query = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
+            kv_latent, _ = self.kv_a_proj_with_mqa(hidden_states)  # [tokens, rank + rope]
+        else:
+            both = nn.functional.linear(hidden_states, self.joined, self.joined_bias)
+            query, kv_latent = both.split(self.widths, dim=-1)
         out = self.attn(query, kv_latent, positions)  # [tokens, heads * v]
         output: Tensor = self.o_proj(out)[0]
         return output

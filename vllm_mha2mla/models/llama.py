@@ -41,6 +41,8 @@ class LlamaMLAForCausalLM(base.LlamaForCausalLM):
     def process_weights_after_loading(self) -> None:
         """Called by vLLM, also after weights have been exchanged in a running engine."""
         for module in self.modules():
+            if isinstance(module, LatentSelfAttention):
+                module.weights_loaded()
             if isinstance(module, LatentCacheAttention):
                 module.weights_changed()
 
