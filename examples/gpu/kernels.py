@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.machine import Machine
-from gpu.processes import ProcessError
+from gpu.processes import ProcessError, end_group
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_kernels.py"
 
@@ -23,12 +23,18 @@ def _run(machine: Machine, name: str) -> dict[str, Any]:
     log, result = machine.log(name), machine.logs / "kernels.json"
     result.unlink(missing_ok=True)
     command = [sys.executable, str(SCRIPT), "--json", str(result)]
-    with log.open("w") as output:
-        done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, timeout=machine.timeout, check=False
-        )
-    if done.returncode != 0 or not result.is_file():
-        raise ProcessError(f"exit code {done.returncode}; see {log}")
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        ) as benchmark,
+    ):
+        try:
+            code = benchmark.wait(machine.timeout)
+        finally:
+            end_group(benchmark.pid)
+    if not result.is_file():
+        raise ProcessError(f"exit code {code}; see {log}")
     found: dict[str, Any] = json.loads(result.read_text("utf-8"))
     found["ok"] = not any(failed(row) for row in found["rows"])
     return found

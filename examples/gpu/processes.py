@@ -75,7 +75,7 @@ def isolated(
         if late:
             child.kill()
         child.join()
-        _end_group(child.pid)
+        end_group(child.pid)
     if late:
         raise ProcessError(f"not done after {timeout:.0f} s; see {log}")
     if child.exitcode != 0 or not result.is_file():
@@ -104,7 +104,7 @@ def _run(
     os._exit(0)
 
 
-def _end_group(group: int | None) -> None:
+def end_group(group: int | None) -> None:
     """End all processes of a group and wait for it: the next one needs their GPU's memory."""
     deadline = time.monotonic() + END_SECONDS
     try:
