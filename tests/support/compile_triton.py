@@ -32,7 +32,7 @@ def compile_attention(capability, shared_memory, rank, rope, queries):
         "RANK": rank, "ROPE": rope, "C0": chunks.latent[0], "C1": chunks.latent[1],
         "C2": chunks.latent[2], "CR": chunks.rotary, "BLOCK_SIZE": 16, "ROW_STRIDE": rank + rope,
         "ALIGN": 8, "QUERIES": tiles.queries, "TILE": tiles.rows, "STAGES": tiles.stages,
-        "SEARCH": True, "SEARCH_STEPS": 4, "SPLIT": True, "WITH_LSE": True,
+        "SPLIT": True, "WITH_LSE": True,
     }  # fmt: skip
     names = _attend.arg_names
     types = {

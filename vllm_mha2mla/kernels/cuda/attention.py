@@ -116,6 +116,7 @@ def attend(
         tokens,
         heads,
         tiles_per_request,
+        next_power_of_2(requests).bit_length() if search else 0,
         scale * LOG2_E,
         query.stride(0),
         query.stride(1),
@@ -137,8 +138,6 @@ def attend(
         QUERIES=tiles.queries,
         TILE=tiles.rows,
         STAGES=tiles.stages,
-        SEARCH=search,
-        SEARCH_STEPS=next_power_of_2(requests).bit_length() if search else 0,
         SPLIT=splits > 1,
         WITH_LSE=lse is not None,
         num_warps=tiles.warps,
@@ -162,6 +161,7 @@ def _attend(
     tokens,
     heads,
     tiles_per_request,
+    search_steps,  # 0 where every request has tiles_per_request
     scale,  # times log2(e): powers of two are the fast ones
     query_token_stride,
     query_head_stride,
@@ -183,16 +183,14 @@ def _attend(
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     STAGES: tl.constexpr,
-    SEARCH: tl.constexpr,
-    SEARCH_STEPS: tl.constexpr,
     SPLIT: tl.constexpr,
     WITH_LSE: tl.constexpr,
 ):
     program = tl.program_id(0)
     split = tl.program_id(1)
-    if SEARCH:
+    if search_steps > 0:
         request, first = _find_request(
-            query_start_loc, requests, heads, program, QUERIES, SEARCH_STEPS
+            query_start_loc, requests, heads, program, search_steps, QUERIES
         )
     else:
         request = program // tiles_per_request
@@ -294,22 +292,19 @@ def _attend(
 
 
 @triton.jit
-def _find_request(
-    query_start_loc, requests, heads, program, QUERIES: tl.constexpr, STEPS: tl.constexpr
-):
+def _find_request(query_start_loc, requests, heads, program, steps, QUERIES: tl.constexpr):
     """Find the request of a program, and its first (token, head) pair, by binary search.
 
     The programs of request ``r`` begin at ``query_start_loc[r] * heads // QUERIES + r``: that
     leaves room for each request's last, partly filled tile, and needs no sum over the batch.
     """
     low = program * 0
-    high = requests - 1
-    for _ in tl.static_range(STEPS):
+    high = low + requests - 1
+    for _ in range(steps):
         middle = (low + high + 1) // 2
         before = tl.load(query_start_loc + middle).to(tl.int64) * heads // QUERIES + middle
         low = tl.where(before <= program, middle, low)
-        high = tl.where(before <= program, high, middle - 1)
-        low = tl.minimum(low, requests - 1)
+        high = tl.where(before <= program, high, tl.maximum(middle - 1, low))
     base = tl.load(query_start_loc + low).to(tl.int64) * heads // QUERIES + low
     return low, ((program - base) * QUERIES).to(tl.int32)
 

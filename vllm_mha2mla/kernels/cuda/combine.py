@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vllm_mha2mla.kernels.cuda.rows import next_power_of_2
 
+# Shares that a program reads side by side.
+AT_ONCE = 16
+
 
 def combine(
     partial: Tensor, state: Tensor, query_start_loc: Tensor, out: Tensor, lse: Tensor | None
@@ -41,8 +44,7 @@ def combine(
         0 if lse is None else lse.stride(1),
         RANK=rank,
         RANK_TILE=next_power_of_2(rank),
-        SPLITS_TILE=next_power_of_2(splits),
-        AT_ONCE=min(16, next_power_of_2(splits)),
+        AT_ONCE=AT_ONCE,
         WITH_LSE=lse is not None,
         num_warps=4,
     )
@@ -64,7 +66,6 @@ def _combine(
     lse_head_stride,
     RANK: tl.constexpr,
     RANK_TILE: tl.constexpr,
-    SPLITS_TILE: tl.constexpr,
     AT_ONCE: tl.constexpr,
     WITH_LSE: tl.constexpr,
 ):
@@ -74,9 +75,11 @@ def _combine(
         return
     count = tl.num_programs(0).to(tl.int64) * heads
     first = token * heads + head
-    every = tl.arange(0, SPLITS_TILE)
-    maxima = tl.load(state + every * count + first, mask=every < splits, other=float("-inf"))
-    m_max = tl.max(maxima, 0)
+    m_max = float("-inf")
+    for start in range(0, splits, AT_ONCE):
+        split = start + tl.arange(0, AT_ONCE)
+        at = state + split * count + first
+        m_max = tl.maximum(m_max, tl.max(tl.load(at, split < splits, other=float("-inf")), 0))
     reference = tl.where(m_max == float("-inf"), 0.0, m_max)
     column = tl.arange(0, RANK_TILE)
     acc = tl.zeros([RANK_TILE], tl.float32)
