@@ -10,10 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vllm_mha2mla.kernels.cuda.rows import next_power_of_2
-
-# Shares that a program reads side by side.
-AT_ONCE = 16
+# Shares and columns that a program joins side by side.
+AT_ONCE, COLUMNS = 32, 128
 
 
 def combine(
@@ -29,7 +27,7 @@ def combine(
         lse: filled in place if given  # [tokens, heads], float32
     """
     splits, tokens, heads, rank = partial.shape
-    _combine[(tokens, heads)](
+    _combine[(tokens, heads, triton.cdiv(rank, COLUMNS))](
         partial,
         state,
         query_start_loc,
@@ -43,7 +41,7 @@ def combine(
         0 if lse is None else lse.stride(0),
         0 if lse is None else lse.stride(1),
         RANK=rank,
-        RANK_TILE=next_power_of_2(rank),
+        COLUMNS=COLUMNS,
         AT_ONCE=AT_ONCE,
         WITH_LSE=lse is not None,
         num_warps=4,
@@ -65,7 +63,7 @@ def _combine(
     lse_token_stride,
     lse_head_stride,
     RANK: tl.constexpr,
-    RANK_TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
     AT_ONCE: tl.constexpr,
     WITH_LSE: tl.constexpr,
 ):
@@ -75,29 +73,31 @@ def _combine(
         return
     count = tl.num_programs(0).to(tl.int64) * heads
     first = token * heads + head
-    m_max = float("-inf")
-    for start in range(0, splits, AT_ONCE):
-        split = start + tl.arange(0, AT_ONCE)
-        at = state + split * count + first
-        m_max = tl.maximum(m_max, tl.max(tl.load(at, split < splits, other=float("-inf")), 0))
-    reference = tl.where(m_max == float("-inf"), 0.0, m_max)
-    column = tl.arange(0, RANK_TILE)
-    acc = tl.zeros([RANK_TILE], tl.float32)
+    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    m = float("-inf")
     total = 0.0
+    acc = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, splits, AT_ONCE):
         split = start + tl.arange(0, AT_ONCE)
+        exists = split < splits
         at = split * count + first
-        m = tl.load(state + at, mask=split < splits, other=float("-inf"))
-        sums = tl.load(state + splits * count + at, mask=split < splits, other=0.0)
-        weights = tl.where(sums > 0, tl.exp2(m - reference), 0.0)
-        total += tl.sum(weights * sums, 0)
-        # A share that saw no row has written no output.
-        mask = (sums > 0)[:, None] & (column < RANK)[None, :]
+        maxima = tl.load(state + at, mask=exists, other=float("-inf"))
+        sums = tl.load(state + splits * count + at, mask=exists, other=0.0)
+        mask = exists[:, None] & (column < RANK)[None, :]
         outputs = tl.load(partial + at[:, None] * RANK + column[None, :], mask=mask, other=0.0)
-        acc += tl.sum(weights[:, None] * outputs, 0)
+        # A share that saw no row has written no output, and its memory may hold anything.
+        outputs = tl.where((sums > 0)[:, None], outputs, 0.0)
+        new_m = tl.maximum(m, tl.max(maxima, 0))
+        reference = tl.where(new_m == float("-inf"), 0.0, new_m)
+        weights = tl.exp2(maxima - reference)
+        rescale = tl.exp2(m - reference)
+        total = total * rescale + tl.sum(weights * sums, 0)
+        acc = acc * rescale + tl.sum(weights[:, None] * outputs, 0)
+        m = new_m
     acc = acc / tl.where(total > 0, total, 1.0)
     target = out + token * out_token_stride + head.to(tl.int64) * out_head_stride + column
     tl.store(target, acc.to(out.dtype.element_ty), mask=column < RANK)
     if WITH_LSE:
         at = lse + token * lse_token_stride + head.to(tl.int64) * lse_head_stride
-        tl.store(at, (m_max + tl.log2(total)) / 1.4426950408889634)
+        value = (m + tl.log2(total)) / 1.4426950408889634
+        tl.store(at, value, mask=tl.program_id(2) == 0)

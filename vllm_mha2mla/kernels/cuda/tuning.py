@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vllm_mha2mla.kernels.cuda.rows import SMALLEST, next_power_of_2, row_chunks
 
-# Columns times queries that 4 warps have registers for; 8 have them for twice as many.
-OUTPUT_OF_FOUR_WARPS = 384 * 32
+# Latent columns times queries, the output of one program, that the registers of 4 warps hold.
+LARGEST_OUTPUT = 512 * 32
 # What reductions between warps and alignment take of a program's shared memory, in bytes.
 SCRATCH = 2048
 
@@ -87,36 +87,25 @@ def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Ti
     """Choose tiles for at most ``queries`` (token, head) pairs, a power of two, on any GPU."""
     if itemsize == 4:
         return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
-    columns = row_chunks(rank, rope).width
-
-    def warps(queries: int) -> int:
-        return 4 if columns * queries <= OUTPUT_OF_FOUR_WARPS else 8
-
-    def key(tiles: Tiles) -> tuple[int, int, int]:
-        # Of two programs, one computes while the other waits; three stages do so in one program.
-        programs = resident(tiles, rank, rope, gpu, itemsize)
-        return tiles.rows, tiles.queries, programs if tiles.stages > 2 else 0
-
-    candidates = [
-        Tiles(count, rows, warps(count), stages)
-        for rows, stages in _stages(gpu)
-        for count in {queries, min(queries, 32)}
-    ]
-    fitting = [
-        tiles
-        for tiles in candidates
-        if tiles.shared_memory(rank, rope, itemsize) <= gpu.shared_memory
-    ]
-    if not fitting:
-        return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
-    return max(fitting, key=key)
+    latent = sum(row_chunks(rank, rope).latent)
+    while queries > SMALLEST and latent * queries > LARGEST_OUTPUT:
+        queries //= 2
+    for rows, stages in _sizes(gpu, queries):
+        tiles = Tiles(queries, rows, 4, stages)
+        if tiles.shared_memory(rank, rope, itemsize) <= gpu.shared_memory:
+            return tiles
+    return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
 
 
-def _stages(gpu: Gpu) -> list[tuple[int, int]]:
+def _sizes(gpu: Gpu, queries: int) -> list[tuple[int, int]]:
     """List rows and stages of tiles, the best first."""
-    if gpu.capability[0] == 9:
-        return [(64, 3), (64, 2), (32, 2)]
-    return [(64, 2), (32, 2), (32, 1), (16, 1)]
+    if gpu.capability[0] != 9:
+        return [(64, 2), (32, 2), (32, 1), (16, 1)]
+    if queries > 32:
+        # Then products take the time, and two programs of two stages take turns with them.
+        return [(64, 2), (32, 2)]
+    # Third stages keep loads on their way during the products; two wait for each other.
+    return [(64, 3), (64, 2), (32, 2)]
 
 
 def resident(tiles: Tiles, rank: int, rope: int, gpu: Gpu, itemsize: int) -> int:
@@ -131,7 +120,7 @@ def choose_splits(programs: int, most: int, room: int) -> int:
 
     Args:
         programs: programs without splitting.
-        most: shares that make sense, the tiles of the longest context.
+        most: tiles of the longest context; a share has two at least.
         room: programs that the GPU runs at once.
     """
-    return max(1, min(room // programs, most, 128))
+    return max(1, min(room // programs, most // 2))
