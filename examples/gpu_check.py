@@ -20,7 +20,7 @@ from gpu.convert import conversions
 from gpu.kernels import kernels
 from gpu.machine import STARTS, Machine
 from gpu.markdown import markdown, merged
-from gpu.processes import ProcessError, isolated, start_with
+from gpu.processes import ProcessError, end_with_this, isolated, start_with
 from gpu.table import failures, table
 from gpu.versions import versions
 
@@ -47,9 +47,10 @@ def main() -> int:
         reports = [json.loads(file.read_text("utf-8")) for file in options.show]
         return _tell(merged(reports), and_markdown=True)
     options.logs.mkdir(parents=True, exist_ok=True)
-    found = _versions(options.logs)
-    device = "cuda" if "gpu" in found else "cpu"
     with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as folder:
+        end_with_this(Path(folder))
+        found = _versions(options.logs)
+        device = "cuda" if "gpu" in found else "cpu"
         machine = Machine(
             device=device,
             quick=options.quick,

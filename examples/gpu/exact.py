@@ -117,8 +117,8 @@ def _model(machine: Machine, name: str) -> dict[str, Any]:
         {"prompts": prompts[3:6], "tokens": NEW_TOKENS, "alone": True},
     ]
     # Default settings at least once for every kernel; the others start sooner.
-    settings = {} if name == "layers" else machine.quick_start
-    settings |= attention(name)
+    start = {} if name == "layers" else machine.quick_start
+    settings = start | attention(name)
     run = _answers(machine, name, folder, settings, steps, {})
     verdict = _verdict(machine, name, folder, run)
     verdict["cached_tokens"] = sum(a["cached"] for a in run["steps"][2]["answers"])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import vllm_mha2mla  # noqa: F401  (teaches transformers the converted architecture)
@@ -27,8 +29,8 @@ LLAMA_3_8B = {
 """Llama-3-8B's shape; its weights do not matter to the speed."""
 
 SMALL = {
-    "hidden_size": 1024,
-    "intermediate_size": 2048,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
@@ -105,22 +107,29 @@ def write_config(folder: Path, shape: dict[str, int], widths: Widths | None = No
     return folder
 
 
-@torch.no_grad()
 def write_weights(folder: Path, device: str = "cpu") -> None:
     """Draw random bfloat16 weights on a device and write them beside a ``config.json``.
 
     They are larger than a fresh model's, so that attention is far from uniform: at this size, a
     score that is wrong by 2 % changes the log-probabilities more than twice as much as bfloat16.
+    The weights depend on nothing but the shapes, so that answers can be checked elsewhere.
     """
-    with torch.device(device):
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    model = model.to(torch.bfloat16)
-    # Not earlier: the weights are to be the same whatever transformers draws before.
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith(ROPE_INV_FREQ):
-            pairs = torch.arange(len(parameter), dtype=torch.float32, device=device)
-            parameter.data = 10000.0 ** -(pairs / max(1, len(parameter)))
-        elif parameter.dim() > 1:
-            parameter.normal_(std=1 / math.sqrt(parameter.shape[1]))
-    model.save_pretrained(folder)
+    drawn = torch.Generator(device).manual_seed(0)
+    tensors = {
+        name: _weight(name, parameter.shape, drawn, device).cpu()
+        for name, parameter in model.named_parameters()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _weight(name: str, shape: torch.Size, drawn: torch.Generator, device: str) -> Tensor:
+    if name.endswith(ROPE_INV_FREQ):
+        pairs = torch.arange(shape[0], dtype=torch.float32, device=device)
+        return 10000.0 ** -(pairs / max(1, len(pairs)))
+    if len(shape) == 1:
+        fill = 0.0 if name.endswith("bias") else 1.0
+        return torch.full(shape, fill, dtype=torch.bfloat16)
+    weight = torch.randn(shape, generator=drawn, device=device) / math.sqrt(shape[1])
+    return weight.to(torch.bfloat16)

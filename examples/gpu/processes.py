@@ -5,10 +5,12 @@ them the seconds of the imports. Where a forked process cannot use the GPU, ``st
 starts fresh ones.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -30,7 +32,9 @@ END_SECONDS = 3.0
 ERROR = re.compile(r"\b\w+(?:Error|Exception): .+")
 # The error that follows from another process's.
 ELSEWHERE = "Engine core initialization failed"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _state = {"method": "fork"}
+_running: set[int] = set()
 
 
 class ProcessError(Exception):
@@ -68,6 +72,8 @@ def isolated(
     )
     with STARTING:
         child.start()
+    group = child.pid or 0
+    _running.add(group)
     try:
         child.join(timeout)
     finally:
@@ -75,12 +81,30 @@ def isolated(
         if late:
             child.kill()
         child.join()
-        end_group(child.pid)
+        end_group(group)
+        _running.discard(group)
     if late:
         raise ProcessError(f"not done after {timeout:.0f} s; see {log}")
     if child.exitcode != 0 or not result.is_file():
         raise ProcessError(f"{_reason(log)} (exit code {child.exitcode}; see {log})")
     return json.loads(result.read_text("utf-8"))
+
+
+def end_with_this(folder: Path) -> None:
+    """Let all processes end when this one is told to, and remove a folder that they work in.
+
+    They would go on by themselves, since they are not in this one's group.
+    """
+
+    def end(number: int, _: Any) -> None:
+        for group in tuple(_running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
 
 
 def _run(
@@ -90,6 +114,8 @@ def _run(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()  # a group of its own: all its processes end together
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for descriptor in (1, 2):
@@ -104,11 +130,11 @@ def _run(
     os._exit(0)
 
 
-def end_group(group: int | None) -> None:
+def end_group(group: int) -> None:
     """End all processes of a group and wait for it: the next one needs their GPU's memory."""
     deadline = time.monotonic() + END_SECONDS
     try:
-        while group is not None and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             os.killpg(group, signal.SIGKILL)
             time.sleep(0.05)
     except ProcessLookupError:
