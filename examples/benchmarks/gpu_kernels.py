@@ -13,9 +13,11 @@ on. ``--sweep`` times sizes of the own kernel's tiles instead.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -27,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from vllm_mha2mla.kernels import reference
 from vllm_mha2mla.kernels.cuda.attention import attend
+from vllm_mha2mla.kernels.cuda.grouped_product import grouped_product
 from vllm_mha2mla.kernels.cuda.rotate import rotate_and_write
 from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_tiles, gpu_of
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
@@ -196,40 +200,45 @@ class Report:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by a large copy."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    """Bytes read and written a second by a copy of 2 GiB, the faster of two ways to time it."""
+    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / graph_time([lambda: target.copy_(source)]) * 1e6
+
+    def copy() -> Tensor:
+        return target.copy_(source)
+
+    milliseconds: float = triton.testing.do_bench(copy, warmup=20, rep=100, return_mode="median")
+    return 2 * source.numel() / min(graph_time([copy]) / 1e6, milliseconds / 1e3)
 
 
 # Correctness
 
 
+# Requests of (context length, new tokens).
+DECODE = ((777, 1), (64, 1), (1, 1), (1500, 1))
+MIXED = ((700, 1), (90, 90), (65, 3), (0, 0))
+
+
+def check_cases() -> Iterator[tuple[Any, ...]]:
+    """Give the arguments of ``attention_error``: every width, decode and mixed batches."""
+    for width in ((32, 192, 64), (32, 448, 64), (32, 512, 64), (9, 80, 40), (3, 13, 2)):
+        yield *width, DECODE, None, 16, DTYPE
+        yield *width, DECODE, 3, 64, DTYPE
+        yield *width, MIXED, 3, 16, DTYPE
+        yield *width, MIXED, 1, 64, DTYPE
+    yield 4, 80, 40, MIXED, 2, 16, torch.float16
+    yield 4, 80, 40, MIXED, 2, 16, torch.float32
+
+
 def check_kernels(report: Report) -> None:
     """Compare every kernel on this GPU with the reference in float32 on the CPU."""
-    decode, mixed = [(777, 1), (64, 1), (1, 1), (1500, 1)], [(700, 1), (90, 90), (65, 3), (0, 0)]
-    for (heads, rank, rope), (kind, batch, splits, block_size) in itertools.product(
-        ((32, 192, 64), (32, 448, 64), (32, 512, 64), (9, 80, 40), (3, 13, 2)),
-        (
-            ("decode", decode, None, 16),
-            ("decode", decode, 3, 64),
-            ("mixed", mixed, 1, 64),
-            ("mixed", mixed, 3, 16),
-        ),
-    ):
-        measure = functools.partial(
-            attention_error, heads, rank, rope, batch, splits, block_size, DTYPE
-        )
+    for case in check_cases():
+        heads, rank, rope, batch, splits, block_size, dtype = case
+        measure = functools.partial(attention_error, *case)
         shape = f"{heads} heads {rank}+{rope}"
-        report.add(
-            measure,
-            what="check attend",
-            shape=shape,
-            kind=f"{kind} splits {splits} block {block_size}",
-        )
-    for dtype in (torch.float16, torch.float32):
-        measure = functools.partial(attention_error, 4, 80, 40, mixed, 2, 16, dtype)
-        report.add(measure, what="check attend", shape="4 heads 80+40", kind=str(dtype))
+        kind = "decode" if batch is DECODE else "mixed"
+        kind += f" splits {splits} block {block_size} {str(dtype).removeprefix('torch.')}"
+        report.add(measure, what="check attend", shape=shape, kind=kind)
     for heads, rank, rope in (
         (32, 192, 64),
         (32, 256, 64),
@@ -238,7 +247,7 @@ def check_kernels(report: Report) -> None:
         (9, 296, 40),
     ):
         for variant in {name for name, _ in variants(rank, rope)} - {"own"}:
-            for kind, batch in (("decode", decode), ("mixed", mixed)):
+            for kind, batch in (("decode", DECODE), ("mixed", MIXED)):
                 measure = functools.partial(flash_error, variant, heads, rank, rope, batch)
                 shape = f"{heads} heads {rank}+{rope}"
                 report.add(measure, what=f"check {variant}", shape=shape, kind=kind)
@@ -251,7 +260,7 @@ def attention_error(
     heads: int,
     rank: int,
     rope: int,
-    batch: list[tuple[int, int]],
+    batch: tuple[tuple[int, int], ...],
     splits: int | None,
     block_size: int,
     dtype: torch.dtype,
@@ -281,7 +290,7 @@ def attention_error(
 
 
 def flash_error(
-    variant: str, heads: int, rank: int, rope: int, batch: list[tuple[int, int]]
+    variant: str, heads: int, rank: int, rope: int, batch: tuple[tuple[int, int], ...]
 ) -> dict[str, Any]:
     """The norm of FlashAttention's error over the norm of the result."""
     lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
@@ -416,8 +425,10 @@ def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
     yield "own", 64
     if rank + rope <= 256:
         yield "FlashAttention K=V", 16
+        yield "FlashAttention K=V", 64
     if rope <= 64 and 256 <= rank <= 512:
         yield "FlashAttention q_v", 16
+        yield "FlashAttention q_v", 64
     if 256 <= rank + rope <= 512:
         yield "FlashAttention q_v of rows", 16
         yield "FlashAttention q_v of rows, zero q", 16
@@ -425,9 +436,10 @@ def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
 
 def time_attention(report: Report) -> None:
     """Time decode and prefill of every model, original and converted."""
-    loads = [(context, requests, 1) for context, requests in LOADS]
-    loads += [(length, 1, length) for length in PROMPTS]
-    for model, (context, requests, new) in itertools.product(MODELS, loads):
+    decode = [(context, requests, 1) for context, requests in LOADS]
+    prefill = [(length, 1, length) for length in PROMPTS]
+    order = [*itertools.product(MODELS, decode), *itertools.product(MODELS, prefill)]
+    for model, (context, requests, new) in order:
         what = "decode" if new == 1 else "prefill"
         load = f"{context} x {requests}"
         read = context * requests * 2 * model.kv_heads * model.head_dim * DTYPE.itemsize
@@ -439,7 +451,7 @@ def time_attention(report: Report) -> None:
         for rank, rope in model.widths:
             read = context * requests * (rank + rope) * DTYPE.itemsize if new == 1 else 0
             for variant, block_size in variants(rank, rope):
-                if new > 1 and (variant, block_size) == ("own", 16):
+                if new > 1 and block_size == 16 and "of rows" not in variant:
                     continue
                 batch = Batch(context, requests, new, block_size)
                 calls = functools.partial(latent_calls, variant, model.heads, rank, rope, batch)
@@ -469,6 +481,18 @@ def time_rotation(report: Report) -> None:
         )
 
 
+def time_products(report: Report) -> None:
+    """Time the absorption of Llama-3-8B's queries, 8 groups of 4 heads, into 512 latents."""
+    heads, groups, nope, rank = 32, 8, 128, 512
+    weights = torch.randn(groups, nope, rank, device="cuda", dtype=DTYPE)
+    for tokens in (1, 64, 8192):
+        query = torch.randn(tokens, heads, nope, device="cuda", dtype=DTYPE)
+        out = torch.empty(tokens, heads, rank, device="cuda", dtype=DTYPE)
+        call = functools.partial(grouped_product, query, weights, out)
+        measure = functools.partial(report.timing, functools.partial(_repeated, call))
+        report.add(measure, what="grouped product", tokens=tokens)
+
+
 def _repeated(call: Callable[[], None]) -> list[Callable[[], Any]]:
     return [call] * 4
 
@@ -476,11 +500,13 @@ def _repeated(call: Callable[[], None]) -> list[Callable[[], Any]]:
 # Sizes of tiles
 
 
+SHAPES = ((32, 512, 64), (32, 192, 64), (32, 448, 64), (9, 80, 40))  # heads, rank, rope
+WORKS = (("decode", 8192, 16, 1), ("prefill", 4096, 1, 4096))  # context, requests, new tokens
+
+
 def sweep(report: Report, seconds: float) -> None:
     """Time sizes of tiles for decode and prefill, then shares of the best; print the best."""
-    shapes = [(32, 512, 64), (32, 192, 64), (32, 448, 64), (9, 80, 40)]
-    works = [("decode", 8192, 16, 1), ("prefill", 4096, 1, 4096)]
-    for (what, context, requests, new), (heads, rank, rope) in itertools.product(works, shapes):
+    for (what, context, requests, new), (heads, rank, rope) in itertools.product(WORKS, SHAPES):
         found: list[tuple[float, Tiles]] = []
         for tiles in candidates(heads, rank, rope, new):
             if time.time() - report.started > seconds:
@@ -502,8 +528,8 @@ def sweep(report: Report, seconds: float) -> None:
             for (context, requests), block_size in itertools.product(LOADS, (16, 64)):
                 batch = Batch(context, requests, 1, block_size)
                 read = context * requests * (rank + rope) * DTYPE.itemsize
-                for splits in {1, 2, 4, 8, 16, 32, 64}:
-                    if not 64 <= splits * requests <= 640:
+                for splits in (1, 2, 4, 8, 16, 32, 64, 128):
+                    if not 32 <= splits * requests <= 300:
                         continue
                     calls = functools.partial(
                         latent_calls, "own", heads, rank, rope, batch, best, splits
@@ -529,6 +555,44 @@ def candidates(heads: int, rank: int, rope: int, new: int) -> Iterator[Tiles]:
             yield tiles
 
 
+# Kernels compiled side by side, before any is timed
+
+
+def small_calls(sweeping: bool) -> Iterator[Callable[[], Any]]:
+    """Give a small call of every own kernel that is going to be timed or checked."""
+    if sweeping:
+        for (heads, rank, rope), (*_, new) in itertools.product(SHAPES, WORKS):
+            for tiles in candidates(heads, rank, rope, new):
+                batch = Batch(max(1024, new), 1, new, 64)
+                yield functools.partial(_first, "own", heads, rank, rope, batch, tiles)
+        return
+    for model, new, block_size in itertools.product(MODELS, (1, 1024), (64, 16)):
+        for rank, rope in model.widths:
+            batch = Batch(1024, 1, new, block_size)
+            yield functools.partial(_first, "own", model.heads, rank, rope, batch)
+    for case in check_cases():
+        yield functools.partial(attention_error, *case)
+
+
+def _first(*arguments: Any) -> None:
+    latent_calls(*arguments)[0]()
+    torch.cuda.synchronize()
+
+
+def compile_some(index: int, count: int, sweeping: bool) -> None:
+    """Compile every ``count``-th kernel; Triton keeps them on disk. Failures show up later."""
+    for call in itertools.islice(small_calls(sweeping), index, None, count):
+        with contextlib.suppress(Exception):
+            call()
+
+
+def compile_all(sweeping: bool) -> None:
+    """Compile all kernels in several processes."""
+    count = max(1, min(10, (os.cpu_count() or 2) // 2))
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        pool.starmap(compile_some, [(index, count, sweeping) for index in range(count)])
+
+
 def main() -> None:
     """Check, time, write the report; again in a new process where the GPU was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -545,10 +609,12 @@ def main() -> None:
         if arguments.sweep:
             sweep(report, arguments.seconds)
         else:
-            for part in (check_kernels, time_attention, time_rotation):
+            for part in (time_attention, time_rotation, time_products, check_kernels):
                 part(report)
         return
     started = time.monotonic()
+    compile_all(arguments.sweep)
+    print(f"kernels compiled in {time.monotonic() - started:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows"
         command = [sys.executable, *sys.argv, "--rows", str(rows)]
