@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Tokens times parts of their contexts: enough work for any GPU, and with 32 heads of 512 latents
 # 256 MiB of intermediate results.
 MOST_PARTS = 4096
+PREFERRED_BLOCK = 64
 
 
 @dataclass
@@ -119,6 +120,11 @@ class CudaLatentBackend(AttentionBackend):
     ) -> list[int | MultipleOf]:
         """Accept what FlashAttention accepts."""
         return [MultipleOf(16)]
+
+    @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        """Ask for blocks of 64 where the user has not chosen: our kernel reads them faster."""
+        return max(default_block_size, PREFERRED_BLOCK)
 
     @staticmethod
     def get_name() -> str:

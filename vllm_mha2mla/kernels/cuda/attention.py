@@ -146,7 +146,9 @@ def attend(
         combine(partial, state, query_start_loc, out, lse)
 
 
-@triton.jit(do_not_specialize=["requests", "tokens", "tiles_per_request", "table_stride"])
+@triton.jit(
+    do_not_specialize=["requests", "tokens", "tiles_per_request", "search_steps", "table_stride"]
+)
 def _attend(
     query,
     cache,

@@ -24,11 +24,17 @@ def warm_up(layer: CudaLayer, model_len: int) -> None:
         layer: with its cache.
         model_len: the longest context.
     """
+    widths = [layer.heads * (layer.nope + layer.rope), layer.rank + layer.rope]
     for batch in _batches(layer, model_len):
-        query = layer.cache.new_zeros(batch.num_tokens, layer.heads * (layer.nope + layer.rope))
-        rows = layer.cache.new_zeros(batch.num_tokens, layer.rank + layer.rope)
-        positions = torch.zeros(batch.num_tokens, dtype=torch.int64, device=rows.device)
-        layer(query, rows, positions, batch, query.new_empty(len(query), layer.heads * layer.v))
+        tokens = batch.num_tokens
+        positions = torch.zeros(tokens, dtype=torch.int64, device=layer.cache.device)
+        out = layer.cache.new_empty(tokens, layer.heads * layer.v)
+        inputs = [[layer.cache.new_zeros(tokens, width) for width in widths]]
+        if not any(width % 8 for width in widths):
+            # Of one product (``attention/joined.py``): other strides may be another kind.
+            inputs.append(layer.cache.new_zeros(tokens, sum(widths)).split(widths, dim=-1))
+        for query, rows in inputs:
+            layer(query, rows, positions, batch, out)
 
 
 def _batches(layer: CudaLayer, model_len: int) -> Iterator[CudaBatch]:
@@ -37,9 +43,13 @@ def _batches(layer: CudaLayer, model_len: int) -> Iterator[CudaBatch]:
             yield _batch(layer, [1] * tokens, longest)
     for tokens in PREFILLS:
         for decodes in (0, 3):
-            yield _batch(layer, [1] * decodes + [tokens], tokens, decodes)
+            new = [1] * decodes + [tokens]
+            for longest in (1, model_len):
+                batch = _batch(layer, new, longest, decodes)
+                batch.prefills = ()
+                yield batch
             if layer.expansion is not None:
-                batch = _batch(layer, [1] * decodes + [tokens], tokens, decodes)
+                batch = _batch(layer, new, 1, decodes)
                 layer.expansion.plan(batch, always=True)
                 yield batch
 

@@ -13,7 +13,7 @@ HOPPER, AMPERE, NOTHING = Offers(3, split=True), Offers(2, split=False), Offers(
 @pytest.mark.parametrize(
     ("rank", "rope", "offers", "option", "way"),
     [
-        (192, 64, HOPPER, "auto", "flash"),
+        (192, 64, HOPPER, "auto", "triton, flash"),
         (192, 64, AMPERE, "auto", "flash"),
         (192, 64, NOTHING, "auto", "triton"),
         (192, 64, HOPPER, "triton", "triton"),
@@ -29,14 +29,16 @@ HOPPER, AMPERE, NOTHING = Offers(3, split=True), Offers(2, split=False), Offers(
         # Told to use FlashAttention, a layer that it does not take is served all the same.
         (448, 72, HOPPER, "flash", "triton"),
         (512, 64, AMPERE, "flash", "triton"),
-        (191, 64, HOPPER, "auto", "flash"),
+        (191, 64, HOPPER, "auto", "triton, flash"),
+        (80, 40, HOPPER, "flash", "flash"),
         (250, 8, HOPPER, "auto", "triton"),
     ],
 )
 def test_way_of_a_layer(rank, rope, offers, option, way):
     widths = LatentWidths(rank, rope)
     row = padded_width(widths, "cuda")
-    assert choose(widths, row, offers, option) == Ways(way, way)
+    decode, _, prefill = way.partition(", ")
+    assert choose(widths, row, offers, option) == Ways(decode, prefill or decode)
 
 
 def test_options():
