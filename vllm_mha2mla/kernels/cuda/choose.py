@@ -19,16 +19,20 @@ Option = Literal["auto", "triton", "flash", "vllm"]
 OPTION = "mha2mla_attention"
 """Key of the model's config: ``--hf-overrides '{"mha2mla_attention": "triton"}'``."""
 
-FASTEST: dict[str, tuple[Way, ...]] = {
-    # As measured on an H100: our kernel reads a row once, where keys = values are read twice.
-    "decode on Hopper": ("flash_whole", "flash_split", "triton", "flash"),
-    "decode": ("flash", "triton"),
-    "prefill": ("flash_whole", "flash_split", "flash", "triton"),
-}
-"""The ways of each kind of batch, the fastest first; the first that a layer can take is taken."""
+FASTEST: tuple[Way, ...] = ("flash_whole", "flash_split", "flash", "triton")
+"""The fastest first: the first that a layer can take is taken, but for what ``MEASURED`` says."""
 
-SPLIT_BY_DEFAULT = {LatentWidths(256, 64), LatentWidths(512, 64)}
-"""Widths that were measured with ``flash_split``; ``flash_whole`` was with none yet."""
+MEASURED: dict[LatentWidths, Way] = {
+    LatentWidths(80, 40): "triton",
+    LatentWidths(192, 64): "triton",
+    LatentWidths(256, 64): "flash_split",
+    LatentWidths(512, 64): "flash_split",
+}
+"""The fastest decode on Hopper by width, as measured on an H100.
+
+Where keys = values, FlashAttention reads rows twice and our kernel once. ``flash_split`` and
+``flash_whole`` have been measured at no other widths, and are taken there only if asked for.
+"""
 
 FLASH_WIDTH = 256
 SPLIT_VALUES = range(256, 513, 8)
@@ -86,15 +90,13 @@ def choose(widths: LatentWidths, row: int, offers: Offers, option: Option) -> Wa
         possible |= _flash_ways(widths, row, offers)
     if option == "flash" and len(possible) > 1:
         possible.remove("triton")
+    measured = MEASURED.get(widths)
     if option == "auto":
-        possible.discard("flash_whole")
-        if widths not in SPLIT_BY_DEFAULT:
-            possible.discard("flash_split")
-    decode, prefill = (
-        next(way for way in FASTEST[kind] if way in possible)
-        for kind in ("decode on Hopper" if offers.split else "decode", "prefill")
-    )
-    return Ways(decode, prefill)
+        possible -= {"flash_whole", "flash_split"} - {measured}
+    prefill = next(way for way in FASTEST if way in possible)
+    if option == "auto" and offers.split and measured in possible:
+        return Ways(measured, prefill)
+    return Ways(prefill, prefill)
 
 
 def _flash_ways(widths: LatentWidths, row: int, offers: Offers) -> set[Way]:

@@ -29,7 +29,8 @@ HOPPER, AMPERE, NOTHING = Offers(3, split=True), Offers(2, split=False), Offers(
         # Told to use FlashAttention, a layer that it does not take is served all the same.
         (448, 72, HOPPER, "flash", "triton"),
         (512, 64, AMPERE, "flash", "triton"),
-        (191, 64, HOPPER, "auto", "triton, flash"),
+        (191, 64, HOPPER, "auto", "flash"),
+        (80, 40, HOPPER, "auto", "triton, flash"),
         (80, 40, HOPPER, "flash", "flash"),
         (250, 8, HOPPER, "auto", "triton"),
     ],
