@@ -90,7 +90,12 @@ def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Ti
     latent = sum(row_chunks(rank, rope).latent)
     while queries > SMALLEST and latent * queries > LARGEST_OUTPUT:
         queries //= 2
-    for rows, stages in _sizes(gpu, queries):
+    sizes = _sizes(gpu, queries)
+    if rank % 8 or rope % 8:
+        # Some loads cannot be made ahead then. Triton 3.6 lets others run ahead of them, and their
+        # addresses were seen to be wrong (85 + 38 numbers on an H100).
+        sizes = [(rows, 1) for rows, _ in sizes]
+    for rows, stages in sizes:
         tiles = Tiles(queries, rows, 4, stages)
         if tiles.shared_memory(rank, rope, itemsize) <= gpu.shared_memory:
             return tiles
