@@ -36,7 +36,7 @@ from vllm_mha2mla.kernels import reference
 from vllm_mha2mla.kernels.cuda.attention import attend
 from vllm_mha2mla.kernels.cuda.grouped_product import grouped_product
 from vllm_mha2mla.kernels.cuda.rotate import rotate_and_write
-from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_tiles, gpu_of
+from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_tiles, gpu_of, tiles_for
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 COLD_BYTES = 512 << 20
@@ -226,6 +226,8 @@ def check_cases() -> Iterator[tuple[Any, ...]]:
         yield *width, DECODE, 3, 64, DTYPE
         yield *width, MIXED, 3, 16, DTYPE
         yield *width, MIXED, 1, 64, DTYPE
+        yield *width, DECODE, 3, 64, DTYPE, True
+        yield *width, MIXED, 1, 16, DTYPE, True
     yield 4, 80, 40, MIXED, 2, 16, torch.float16
     yield 4, 80, 40, MIXED, 2, 16, torch.float32
 
@@ -233,12 +235,13 @@ def check_cases() -> Iterator[tuple[Any, ...]]:
 def check_kernels(report: Report) -> None:
     """Compare every kernel on this GPU with the reference in float32 on the CPU."""
     for case in check_cases():
-        heads, rank, rope, batch, splits, block_size, dtype = case
+        heads, rank, rope, batch, splits, block_size, dtype, *plain = case
         measure = functools.partial(attention_error, *case)
         shape = f"{heads} heads {rank}+{rope}"
         kind = "decode" if batch is DECODE else "mixed"
         kind += f" splits {splits} block {block_size} {str(dtype).removeprefix('torch.')}"
-        report.add(measure, what="check attend", shape=shape, kind=kind)
+        what = "check attend, Triton" if plain else "check attend"
+        report.add(measure, what=what, shape=shape, kind=kind)
     for heads, rank, rope in (
         (32, 192, 64),
         (32, 256, 64),
@@ -264,6 +267,7 @@ def attention_error(
     splits: int | None,
     block_size: int,
     dtype: torch.dtype,
+    plain: bool = False,
 ) -> dict[str, Any]:
     """The norm of the error over the norm of the result, and the largest error of a log-sum-exp."""
     lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
@@ -279,7 +283,8 @@ def attention_error(
     lse = torch.full((len(query), heads), float("nan"), device="cuda")
     longest = max(new for _, new in batch), max(length for length, _ in batch)
     tensors = [t.cuda() for t in (query, cache, table, starts, lengths)]
-    arguments: list[Any] = [*tensors, *longest, scale, rank, rope, out, lse, splits]
+    tiles = triton_tiles(heads * longest[0], rank, rope, tensors[1]) if plain else None
+    arguments: list[Any] = [*tensors, *longest, scale, rank, rope, out, lse, splits, tiles]
     attend(*arguments)
     error = ((out.float().cpu() - expected).norm() / expected.norm()).item()
     first = cache[table[0].long()].flatten(0, 1)[: batch[0][0]].float()  # rows of request 0
@@ -383,7 +388,9 @@ def latent_calls(
     ]
     query = torch.randn(tokens, heads, width, device="cuda", dtype=DTYPE)
     scale = width**-0.5
-    if variant == "own":
+    if variant.startswith("own"):
+        if variant == "own, Triton":
+            tiles = triton_tiles(heads * batch.new, rank, rope, caches[0])
         out = torch.empty(tokens, heads, rank, device="cuda", dtype=DTYPE)
         return [
             functools.partial(
@@ -401,6 +408,12 @@ def latent_calls(
         functools.partial(flash, **flash_tensors(variant, query, cache, rank), **rest)
         for cache in caches
     ]
+
+
+def triton_tiles(queries: int, rank: int, rope: int, cache: Tensor) -> Tiles:
+    """The tiles that a GPU without a kernel of its own would use."""
+    queries = min(64, max(16, triton.next_power_of_2(queries)))
+    return tiles_for(rank, rope, queries, gpu_of(cache.device), cache.element_size())
 
 
 def flash_tensors(variant: str, query: Tensor, cache: Tensor, rank: int) -> dict[str, Tensor]:
@@ -423,6 +436,7 @@ def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
     """Kernels that take a width, and the block size that each is timed with."""
     yield "own", 16
     yield "own", 64
+    yield "own, Triton", 64
     if rank + rope <= 256:
         yield "FlashAttention K=V", 16
         yield "FlashAttention K=V", 64
@@ -546,13 +560,13 @@ def candidates(heads: int, rank: int, rope: int, new: int) -> Iterator[Tiles]:
     chosen = choose_tiles(rank, rope, heads * new, cache)
     yield chosen
     limit = gpu_of(cache.device).shared_memory
-    counts = (16, 32) if heads <= 16 and new == 1 else (32, 64) if new > 1 else (32, 16)
-    for queries, rows, warps, stages in itertools.product(counts, (64, 128, 32), (4, 8), (3, 2, 4)):
-        tiles = Tiles(queries, rows, warps, stages)
-        fits = tiles.shared_memory(rank, rope, DTYPE.itemsize) <= limit + 2048
-        spills = rank * queries > 512 * 32 * (warps // 4)
-        if tiles != chosen and fits and not spills and (rows > 32 or rank >= 448):
-            yield tiles
+    counts = (32, 64) if new > 1 else (16,) if heads <= 16 else (32,)
+    for queries, stages, by_hand in itertools.product(counts, (2, 3, 4, 5), (True, False)):
+        for rows in (64, 128) if by_hand and new == 1 else (64,):
+            tiles = Tiles(queries, rows, 4, stages, by_hand)
+            fits = tiles.shared_memory(rank, rope, DTYPE.itemsize) <= limit
+            if tiles != chosen and fits and rank * queries <= 512 * 32:
+                yield tiles
 
 
 # Kernels compiled side by side, before any is timed
@@ -570,6 +584,8 @@ def small_calls(sweeping: bool) -> Iterator[Callable[[], Any]]:
         for rank, rope in model.widths:
             batch = Batch(1024, 1, new, block_size)
             yield functools.partial(_first, "own", model.heads, rank, rope, batch)
+            if block_size == 64:
+                yield functools.partial(_first, "own, Triton", model.heads, rank, rope, batch)
     for case in check_cases():
         yield functools.partial(attention_error, *case)
 

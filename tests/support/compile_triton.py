@@ -11,8 +11,10 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from vllm_mha2mla.kernels.cuda.attention import _attend
+from vllm_mha2mla.kernels.cuda.hopper import attend_on_hopper
 from vllm_mha2mla.kernels.cuda.rows import row_chunks
 from vllm_mha2mla.kernels.cuda.tuning import Gpu, tiles_for
 
@@ -24,9 +26,9 @@ POINTERS = {
 LONG = {"query_token_stride", "out_token_stride", "block_stride", "table_stride"}
 
 
-def compile_attention(capability, shared_memory, rank, rope, queries):
+def compile_attention(capability, shared_memory, rank, rope, queries, by_hand=False):
     gpu = Gpu(tuple(divmod(capability, 10)), 100, shared_memory)
-    tiles = tiles_for(rank, rope, queries, gpu, 2)
+    tiles = tiles_for(rank, rope, queries, gpu, 2, by_hand)
     chunks = row_chunks(rank, rope)
     constants = {
         "RANK": rank, "ROPE": rope, "C0": chunks.latent[0], "C1": chunks.latent[1],
@@ -34,15 +36,18 @@ def compile_attention(capability, shared_memory, rank, rope, queries):
         "ALIGN": 8, "QUERIES": tiles.queries, "TILE": tiles.rows, "STAGES": tiles.stages,
         "SPLIT": True, "WITH_LSE": True,
     }  # fmt: skip
-    names = _attend.arg_names
+    kernel, make_source = _attend, ASTSource
+    if tiles.by_hand:
+        kernel, make_source = attend_on_hopper, GluonASTSource
+    names = kernel.arg_names
     types = {
         name: "constexpr"
         if name in constants
         else POINTERS.get(name) or ("fp32" if name == "scale" else "i64" if name in LONG else "i32")
         for name in names
     }
-    source = ASTSource(
-        _attend,
+    source = make_source(
+        kernel,
         types,
         {(names.index(name),): value for name, value in constants.items()},
         {
@@ -52,12 +57,12 @@ def compile_attention(capability, shared_memory, rank, rope, queries):
         },
     )
     target = GPUTarget("cuda", capability, 32)
-    kernel = triton.compile(source, target, {"num_warps": tiles.warps})
+    compiled = triton.compile(source, target, {"num_warps": tiles.warps})
     return {
-        "shared": kernel.metadata.shared,
+        "shared": compiled.metadata.shared,
         "estimate": tiles.shared_memory(rank, rope, 2),
-        "wgmma": "wgmma" in kernel.asm["ptx"],
-        "copies": "cp.async.cg.shared.global" in kernel.asm["ptx"],
+        "wgmma": "wgmma" in compiled.asm["ptx"],
+        "copies": "cp.async.cg.shared.global" in compiled.asm["ptx"],
     }
 
 

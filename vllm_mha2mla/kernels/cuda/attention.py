@@ -15,6 +15,9 @@ same tile in shared memory, so a row crosses the memory bus once.
 A context is split into equal shares where there are too few queries to keep the GPU busy. Shares
 follow from shapes alone (``tuning.py``): nothing here waits for the host, and a step can be
 captured in a CUDA graph. ``combine.py`` joins their results.
+
+Any GPU that Triton knows runs this kernel, and Triton's interpreter does. Hopper has its own in
+``hopper.py``, launched from here.
 """
 
 import torch
@@ -102,7 +105,10 @@ def attend(
     if splits > 1:
         partial = torch.empty(splits, tokens, heads, rank, dtype=torch.float32, device=query.device)
         state = torch.empty(2, splits, tokens, heads, dtype=torch.float32, device=query.device)
-    _attend[(programs, splits)](
+    kernel = _attend
+    if tiles.by_hand:
+        from vllm_mha2mla.kernels.cuda.hopper import attend_on_hopper as kernel
+    kernel[(programs, splits)](
         query,
         cache,
         block_table,
