@@ -14,6 +14,9 @@ Prefill = tuple[int, int]
 # Products that a GPU computes while it moves one number between chip and memory: an H100 does
 # 250e12 of 16 bits a second in such kernels, and moves 1.5e12 numbers.
 PRODUCTS_PER_NUMBER = 170
+# The longest context that is expanded: 400 MiB of workspace for Llama-3-8B's heads. Beyond it,
+# absorbed attention needs none.
+LONGEST = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def expansion_is_cheaper(shape: Shape, prefills: Sequence[Prefill]) -> bool:
 
 def workspace_numbers(shape: Shape, batched_tokens: int, model_len: int) -> int:
     """Numbers of workspace: a step of new tokens whole, or the longest request by single groups."""
-    return max(shape.numbers(batched_tokens, shape.groups), shape.numbers(model_len, 1))
+    longest = shape.numbers(min(model_len, LONGEST), 1)
+    return max(shape.numbers(batched_tokens, shape.groups), longest)
 
 
 def pieces(shape: Shape, prefills: Sequence[Prefill], numbers: int) -> list[Piece] | None:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_mha2mla.kernels.cuda.plan import (
+    LONGEST,
     Piece,
     Shape,
     expansion_is_cheaper,
@@ -44,6 +45,13 @@ def test_the_longest_request_fits_group_by_group():
     (piece,) = pieces(LLAMA, [(100, 131072)], numbers)
     assert piece == Piece(0, 1, 1)
     assert pieces(LLAMA, [(100, 2 * 131072)], numbers) is None
+
+
+def test_workspace_does_not_grow_with_the_longest_contexts():
+    numbers = workspace_numbers(LLAMA, 2048, 1 << 24)
+    assert numbers == workspace_numbers(LLAMA, 2048, LONGEST)
+    assert pieces(LLAMA, [(8192, LONGEST)], numbers) == [Piece(0, 1, 1)]
+    assert pieces(LLAMA, [(8192, LONGEST + 8192)], numbers) is None
 
 
 @given(
