@@ -1,7 +1,9 @@
 """One vLLM engine: its answers with their log-probabilities, or the speed of its loads."""
 
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ def answers(settings: dict[str, Any], steps: Sequence[dict[str, Any]]) -> dict[s
 
 
 def throughput(
-    settings: dict[str, Any], loads: Sequence[dict[str, int]], vocabulary: int
+    settings: dict[str, Any], loads: Sequence[dict[str, int]], vocabulary: int, kept: Path
 ) -> dict[str, Any]:
     """Start an engine and put loads on it, one after the other.
 
@@ -45,12 +47,14 @@ def throughput(
         loads: ``requests`` of ``input`` tokens that are answered with ``output`` tokens, in
             ``cache_bytes`` of the cache, or all of it where that is 0.
         vocabulary: number of tokens to draw prompts from.
+        kept: file for the figures so far, in case that a later load never ends.
 
     Returns:
         the engine's start and cache, and the figures of every load; :func:`_load` says which.
     """
     llm, result = _start(settings)
     result["loads"] = []
+    kept.write_text(json.dumps(result), "utf-8")
     for seed, load in enumerate(loads):
         try:
             figures = _load(llm, vocabulary, settings["kv_cache_memory_bytes"], seed, **load)
@@ -59,6 +63,7 @@ def throughput(
             figures = {"failed": f"{type(error).__name__}: {error}"}
         print(f"LOAD {load}: {figures}", flush=True)
         result["loads"].append(figures)
+        kept.write_text(json.dumps(result), "utf-8")
     # Waits for the engine's process, so that the next finds the GPU empty.
     llm.llm_engine.engine_core.shutdown()
     return result
@@ -118,11 +123,11 @@ def _load(
     """Time a load.
 
     Returns:
-        ``prompt_rate``: prompt tokens per second, of new prompts answered with one token;
+        ``prompt_rate``: prompt tokens per second, of new prompts answered with one token; or, where
+        the cache is bounded, ``whole_rate``: output tokens per second of new prompts, reading them
+        included; and
         ``output_rate``: output tokens per second, of the same prompts again, which come out of the
-        prefix cache as far as that holds them;
-        ``whole_rate``: where the cache is bounded, output tokens per second of new prompts, reading
-        them included.
+        prefix cache as far as that holds them.
     """
     drawn = torch.Generator().manual_seed(seed)
 
@@ -141,17 +146,14 @@ def _load(
     # The first steps of a shape compile and choose kernels.
     seconds(draw(1), min(output, 8))
     prompts = draw(requests)
-    first, again = seconds(prompts, 1), seconds(prompts, output)
-    figures = {
-        "prompt_rate": requests * input / first,
-        "prompt_seconds": first,
-        "output_rate": requests * output / again,
-        "output_seconds": again,
-    }
     if cache_bytes:
-        whole = seconds(draw(requests), output)
-        figures |= {"whole_rate": requests * output / whole, "whole_seconds": whole}
-    return figures
+        whole = seconds(prompts, output)
+        figures = {"whole_rate": requests * output / whole, "whole_seconds": whole}
+    else:
+        first = seconds(prompts, 1)
+        figures = {"prompt_rate": requests * input / first, "prompt_seconds": first}
+    again = seconds(prompts, output)
+    return figures | {"output_rate": requests * output / again, "output_seconds": again}
 
 
 def _keep_blocks(core: EngineCore, number: int) -> None:

@@ -1,10 +1,11 @@
 """The settings of a run: shapes by machine, folders, limits, and what to do when a check fails."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpu import models
@@ -20,10 +21,11 @@ GRAPHS = {
         "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32, 48, 64],
     }
 }
-STARTS: dict[str, dict[str, Any]] = {
-    "graphs": GRAPHS,
-    "default": {},
-    "eager": {"enforce_eager": True},
+# Read-only, because settings of one engine are made of it and would reach the next.
+STARTS: dict[str, Mapping[str, Any]] = {
+    "graphs": MappingProxyType(GRAPHS),
+    "default": MappingProxyType({}),
+    "eager": MappingProxyType({"enforce_eager": True}),
 }
 
 
@@ -98,7 +100,7 @@ class Machine:
     @property
     def quick_start(self) -> dict[str, Any]:
         """Arguments of ``LLM`` for an engine that need not start as by default."""
-        return STARTS[self.start if self.on_gpu else "eager"]
+        return dict(STARTS[self.start if self.on_gpu else "eager"])
 
     @property
     def environment(self) -> dict[str, str]:

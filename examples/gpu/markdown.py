@@ -9,8 +9,8 @@ from gpu.speed import ORIGINAL
 
 RATES = {
     "prompt_rate": "prompt tokens/s",
+    "whole_rate": "output tokens/s, new prompts, reading them included",
     "output_rate": "output tokens/s, prompts seen before",
-    "whole_rate": "output tokens/s, new prompts",
 }
 
 

@@ -1,12 +1,13 @@
 """Memory and speed of the engine: a converted model's shape beside the original's."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from gpu import models
 from gpu.engine import throughput
-from gpu.machine import GIB, Machine, attention
-from gpu.processes import isolated
+from gpu.machine import GIB, Machine, attention, brief
+from gpu.processes import ProcessError, isolated
 
 ORIGINAL = "original"
 WIDTHS: dict[str, models.Widths | None] = {
@@ -51,7 +52,7 @@ def engines(machine: Machine, names: Sequence[str], loads: list[dict[str, int]])
     cache = _cache_bytes(machine, shape)
     longest = max((load["input"] + load["output"] for load in loads), default=256)
 
-    def engine(name: str) -> dict[str, Any]:
+    def engine(name: str) -> Any:
         folder = models.write_config(machine.folder / f"speed-{name}", shape, widths[name])
         settings = {
             "model": str(folder),
@@ -64,13 +65,21 @@ def engines(machine: Machine, names: Sequence[str], loads: list[dict[str, int]])
         }
         settings |= machine.quick_start | attention(name) | machine.engine_arguments
         log = machine.log(f"speed-{name}")
-        arguments = (settings, loads, shape["vocab_size"])
-        run: dict[str, Any] = isolated(
-            log, machine.timeout, machine.environment, throughput, *arguments
-        )
-        run["loads"] = {
-            _label(load): found for load, found in zip(loads, run["loads"], strict=True)
-        }
+        kept = folder / "figures.json"
+        arguments = (settings, loads, shape["vocab_size"], kept)
+        try:
+            run = isolated(log, machine.timeout, machine.environment, throughput, *arguments)
+        except ProcessError as error:
+            if not kept.is_file():
+                raise
+            run = json.loads(kept.read_text("utf-8"))
+            missing = len(loads) - len(run["loads"])
+            run["loads"] += [{"failed": str(error)}] * missing
+        run["ok"] = not any("failed" in figures for figures in run["loads"])
+        labels = [_label(load) for load in loads]
+        run["loads"] = dict(zip(labels, run["loads"], strict=True))
+        for label, figures in run["loads"].items():
+            machine.say(f"{name}: {label}: {brief(figures)}")
         return run
 
     possible = [name for name in machine.possible(names) if name in widths]

@@ -63,7 +63,8 @@ def _engines(report: dict[str, Any]) -> Iterator[str]:
             before = original.get("loads", {}).get(load, {})
             if "failed" in figures:
                 yield f"{'':12} {load}: FAILED {figures['failed']}"
-            rates = ("prompt_rate", "output_rate", "whole_rate")
+                continue
+            rates = ("prompt_rate", "whole_rate", "output_rate")
             shown = (f"{key} {_beside(figures, before, key)}" for key in rates if key in figures)
             yield f"{'':12} {load}: {', '.join(shown)}"
 
