@@ -67,7 +67,7 @@ def gpu_of(device: torch.device) -> Gpu:
     )
 
 
-def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor) -> Tiles:
+def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor, by_hand: bool = True) -> Tiles:
     """Choose tiles for rows of a width.
 
     Args:
@@ -75,11 +75,13 @@ def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor) -> Tiles:
         rope: rotary columns of a row.
         queries: (token, head) pairs of the longest request.
         cache: the paged cache, for its device and dtype.
+        by_hand: take ``hopper.py`` where it can be.
     """
     gpu, itemsize = gpu_of(cache.device), cache.element_size()
     # Gluon's copies are of 16 bytes each, and start at multiples of these.
     aligned = alignment(cache) == 8 and rank % 8 == 0 and rope % 8 == 0
-    by_hand = gpu.capability[0] == 9 and itemsize == 2 and aligned and gluon_is_known()
+    possible = gpu.capability[0] == 9 and itemsize == 2 and aligned and gluon_is_known()
+    by_hand = by_hand and possible
     queries = min(64, max(SMALLEST, next_power_of_2(queries)))
     return tiles_for(rank, rope, queries, gpu, itemsize, by_hand)
 
