@@ -38,8 +38,11 @@ SHAPE = {
 MIB = 2**20
 
 
-def write_model(folder: Path, layers: int) -> None:
-    """Write a random checkpoint: a shard per layer, and one each for embedding and head."""
+def write_model(folder: Path, layers: int, device: str = "cpu") -> None:
+    """Write a random checkpoint: a shard per layer, and one each for embedding and head.
+
+    The numbers are drawn on ``device``: on a CPU, that takes longer than a conversion on a GPU.
+    """
     config = LlamaConfig(**SHAPE, num_hidden_layers=layers, dtype="bfloat16")
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
@@ -51,7 +54,7 @@ def write_model(folder: Path, layers: int) -> None:
         place = f"layer-{parts[2]}" if "layers" in parts else parts[-2]
         shards.setdefault(f"model-{place}.safetensors", []).append(name)
     for shard, names in shards.items():
-        tensors = {name: _random(name, shapes[name]) for name in names}
+        tensors = {name: _random(name, shapes[name], device) for name in names}
         save_file(tensors, folder / shard, metadata={"format": "pt"})
     where = {name: shard for shard, names in shards.items() for name in names}
     index = {"metadata": {}, "weight_map": where}
@@ -59,9 +62,9 @@ def write_model(folder: Path, layers: int) -> None:
     _byte_tokenizer().save_pretrained(folder)
 
 
-def _random(name: str, shape: torch.Size) -> torch.Tensor:
-    tensor = torch.empty(shape, dtype=torch.bfloat16)
-    return tensor.fill_(1) if "norm" in name else tensor.normal_(std=0.02)
+def _random(name: str, shape: torch.Size, device: str) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=torch.bfloat16, device=device)
+    return (tensor.fill_(1) if "norm" in name else tensor.normal_(std=0.02)).cpu()
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -93,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "source"
-        write_model(source, arguments.layers)
+        write_model(source, arguments.layers, arguments.device)
         # The memory that writing took is not part of the peak.
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
