@@ -31,7 +31,7 @@ def compile_attention(capability, shared_memory, rank, rope, queries, by_hand=Fa
     tiles = tiles_for(rank, rope, queries, gpu, 2, by_hand)
     chunks = row_chunks(rank, rope)
     constants = {
-        "RANK": rank, "ROPE": rope, "C0": chunks.latent[0], "C1": chunks.latent[1],
+        "OUT": rank, "RANK": rank, "ROPE": rope, "C0": chunks.latent[0], "C1": chunks.latent[1],
         "C2": chunks.latent[2], "CR": chunks.rotary, "BLOCK_SIZE": 16, "ROW_STRIDE": rank + rope,
         "ALIGN": 8, "QUERIES": tiles.queries, "TILE": tiles.rows, "STAGES": tiles.stages,
         "SPLIT": True, "WITH_LSE": True,

@@ -20,6 +20,8 @@ Any GPU that Triton knows runs this kernel, and Triton's interpreter does. Hoppe
 ``hopper.py``, launched from here.
 """
 
+import logging
+
 import torch
 import triton
 import triton.language as tl
@@ -30,6 +32,7 @@ from vllm_mha2mla.kernels.cuda.rows import (
     alignment,
     load_columns,
     load_pages,
+    loaded_widths,
     next_power_of_2,
     row_chunks,
     row_offsets,
@@ -40,7 +43,10 @@ from vllm_mha2mla.kernels.cuda.tuning import (
     choose_tiles,
     gpu_of,
     resident,
+    stop_using_gluon,
 )
+
+logger = logging.getLogger("vllm.mha2mla")
 
 LOG2_E = 1.4426950408889634
 
@@ -67,8 +73,9 @@ def attend(
     CUDA graph, are left as they are; requests without queries or without context are allowed.
 
     Args:
-        query: ``[W_UK^T q_nope ; q_rope]``, the cache's dtype  # [tokens, heads, >= rank + rope]
-        cache: the paged cache  # [blocks, block_size, >= rank + rope]
+        query: ``[W_UK^T q_nope ; q_rope]``, the cache's dtype; zero in columns that pad it
+            # [tokens, heads, >= rank + rope]
+        cache: the paged cache; its rows' padding is finite  # [blocks, block_size, >= rank + rope]
         block_table: block numbers of each request  # [requests, max_blocks], int32
         query_start_loc: first query of each request, and the end  # [requests + 1], int32
         seq_lens: context length of each request, new tokens included  # [requests], int32
@@ -89,7 +96,10 @@ def attend(
         return
     if tiles is None:
         tiles = choose_tiles(rank, rope, heads * max_query_len, cache)
-    chunks = row_chunks(rank, rope)
+    latent, rotary = loaded_widths(rank, rope, cache)
+    if query.shape[2] < latent + rotary:
+        query = torch.nn.functional.pad(query, (0, latent + rotary - query.shape[2]))
+    chunks = row_chunks(latent, rotary)
     tiles_per_request = triton.cdiv(max_query_len * heads, tiles.queries)
     # A mixed batch would leave most of the tiles of its short requests empty.
     search = requests * tiles_per_request > tokens * heads // tiles.queries + requests
@@ -99,16 +109,13 @@ def attend(
         programs = requests * tiles_per_request
     if splits is None:
         gpu = gpu_of(cache.device)
-        room = gpu.processors * resident(tiles, rank, rope, gpu, cache.element_size())
+        room = gpu.processors * resident(tiles, latent, rotary, gpu, cache.element_size())
         splits = choose_splits(programs, triton.cdiv(max_seq_len, tiles.rows), room)
     partial, state = out, out
     if splits > 1:
         partial = torch.empty(splits, tokens, heads, rank, dtype=torch.float32, device=query.device)
         state = torch.empty(2, splits, tokens, heads, dtype=torch.float32, device=query.device)
-    kernel = _attend
-    if tiles.by_hand:
-        from vllm_mha2mla.kernels.cuda.hopper import attend_on_hopper as kernel
-    kernel[(programs, splits)](
+    arguments = (
         query,
         cache,
         block_table,
@@ -132,22 +139,38 @@ def attend(
         0 if lse is None else lse.stride(1),
         cache.stride(0),
         block_table.stride(0),
-        RANK=rank,
-        ROPE=rope,
-        C0=chunks.latent[0],
-        C1=chunks.latent[1],
-        C2=chunks.latent[2],
-        CR=chunks.rotary,
-        BLOCK_SIZE=cache.shape[1],
-        ROW_STRIDE=cache.stride(1),
-        ALIGN=alignment(cache),
-        QUERIES=tiles.queries,
-        TILE=tiles.rows,
-        STAGES=tiles.stages,
-        SPLIT=splits > 1,
-        WITH_LSE=lse is not None,
-        num_warps=tiles.warps,
     )
+    constants = {
+        "OUT": rank,
+        "RANK": latent,
+        "ROPE": rotary,
+        "C0": chunks.latent[0],
+        "C1": chunks.latent[1],
+        "C2": chunks.latent[2],
+        "CR": chunks.rotary,
+        "BLOCK_SIZE": cache.shape[1],
+        "ROW_STRIDE": cache.stride(1),
+        "ALIGN": alignment(cache),
+        "QUERIES": tiles.queries,
+        "TILE": tiles.rows,
+        "STAGES": tiles.stages,
+        "SPLIT": splits > 1,
+        "WITH_LSE": lse is not None,
+    }
+    if tiles.by_hand:
+        try:
+            from vllm_mha2mla.kernels.cuda.hopper import attend_on_hopper as kernel
+
+            kernel[(programs, splits)](*arguments, **constants, num_warps=tiles.warps)
+        except Exception as error:  # Gluon is not the same in every Triton
+            logger.warning("mha2mla: %s", stop_using_gluon(error))
+            attend(
+                *(query, cache, block_table, query_start_loc, seq_lens, max_query_len, max_seq_len),
+                *(scale, rank, rope, out, lse),
+            )
+            return
+    else:
+        _attend[(programs, splits)](*arguments, **constants, num_warps=tiles.warps)
     if splits > 1:
         combine(partial, state, query_start_loc, out, lse)
 
@@ -179,6 +202,7 @@ def _attend(
     lse_head_stride,
     block_stride,
     table_stride,
+    OUT: tl.constexpr,
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
     C0: tl.constexpr,
@@ -280,7 +304,7 @@ def _attend(
         tl.store(state + count + at, total, mask=exists)
         # combine.py does not read what an empty share has left.
         exists = exists & (total > 0)
-        target = partial + at * RANK
+        target = partial + at * OUT
     else:
         acc_scale = tl.where(total > 0, 1 / tl.where(total > 0, total, 1.0), 0.0)
         acc0 = acc0 * acc_scale[None, :]
@@ -292,11 +316,11 @@ def _attend(
             at = lse + row * lse_token_stride + head.to(tl.int64) * lse_head_stride
             tl.store(at, (maximum + tl.log2(total)) / 1.4426950408889634, mask=exists)
         target = out + row * out_token_stride + head.to(tl.int64) * out_head_stride
-    _store_columns(target, acc0, exists, 0, RANK, C0)
+    _store_columns(target, acc0, exists, 0, OUT, C0)
     if C1 > 0:
-        _store_columns(target, acc1, exists, C0, RANK, C1)
+        _store_columns(target, acc1, exists, C0, OUT, C1)
     if C2 > 0:
-        _store_columns(target, acc2, exists, C0 + C1, RANK, C2)
+        _store_columns(target, acc2, exists, C0 + C1, OUT, C2)
 
 
 @triton.jit
@@ -327,9 +351,9 @@ def _load_query(row, exists, FIRST: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl
 
 @triton.jit
 def _store_columns(
-    target, acc, exists, FIRST: tl.constexpr, RANK: tl.constexpr, CHUNK: tl.constexpr
+    target, acc, exists, FIRST: tl.constexpr, OUT: tl.constexpr, CHUNK: tl.constexpr
 ):
     """Store a chunk of the transposed output  # acc: [CHUNK, QUERIES]."""
     column = FIRST + tl.arange(0, CHUNK)
-    mask = exists[None, :] & (column < RANK)[:, None]
+    mask = exists[None, :] & (column < OUT)[:, None]
     tl.store(target[None, :] + column[:, None], acc.to(target.dtype.element_ty), mask=mask)

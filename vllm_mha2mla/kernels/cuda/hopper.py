@@ -26,7 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 copy_async: Any = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 
 
-@gluon.jit(do_not_specialize=["requests", "tokens", "tiles_per_request", "search_steps"])
+@gluon.jit(
+    do_not_specialize=["requests", "tokens", "tiles_per_request", "search_steps", "table_stride"]
+)
 def attend_on_hopper(
     query,
     cache,
@@ -51,6 +53,7 @@ def attend_on_hopper(
     lse_head_stride,
     block_stride,
     table_stride,
+    OUT: gl.constexpr,
     RANK: gl.constexpr,
     ROPE: gl.constexpr,
     C0: gl.constexpr,
@@ -213,7 +216,7 @@ def attend_on_hopper(
         gl.store(state + count + at, total, mask=exists)
         # combine.py does not use what an empty share has left.
         exists = exists & (total > 0)
-        target = partial + at * RANK
+        target = partial + at * OUT
     else:
         normal = gl.where(total > 0, 1 / gl.where(total > 0, total, 1.0), 0.0)
         acc0 = acc0 * normal[None, :]
@@ -225,11 +228,11 @@ def attend_on_hopper(
             at = lse + token * lse_token_stride + head * lse_head_stride
             gl.store(at, (maximum + gl.log2(total)) / 1.4426950408889634, mask=exists)
         target = out + token * out_token_stride + head * out_head_stride
-    _store_columns(target, acc0, exists, 0, RANK, C0)
+    _store_columns(target, acc0, exists, 0, OUT, C0)
     if C1 > 0:
-        _store_columns(target, acc1, exists, C0, RANK, C1)
+        _store_columns(target, acc1, exists, C0, OUT, C1)
     if C2 > 0:
-        _store_columns(target, acc2, exists, C0 + C1, RANK, C2)
+        _store_columns(target, acc2, exists, C0 + C1, OUT, C2)
 
 
 @gluon.jit
@@ -291,13 +294,13 @@ def _share_query(
 
 @gluon.jit
 def _store_columns(
-    target, acc, exists, FIRST: gl.constexpr, RANK: gl.constexpr, CHUNK: gl.constexpr
+    target, acc, exists, FIRST: gl.constexpr, OUT: gl.constexpr, CHUNK: gl.constexpr
 ):
     """Store a chunk of the transposed output  # acc: [CHUNK, QUERIES]."""
     STORE: gl.constexpr = gl.BlockedLayout([4, 1], [16, 2], [1, 4], [0, 1])
     column = FIRST + gl.arange(0, CHUNK, gl.SliceLayout(1, STORE))
     place = gl.convert_layout(target, gl.SliceLayout(0, STORE))
-    mask = gl.convert_layout(exists, gl.SliceLayout(0, STORE))[None, :] & (column < RANK)[:, None]
+    mask = gl.convert_layout(exists, gl.SliceLayout(0, STORE))[None, :] & (column < OUT)[:, None]
     values = gl.convert_layout(acc.to(target.dtype.element_ty), STORE)
     gl.store(place[None, :] + column[:, None], values, mask=mask)
 

@@ -46,6 +46,21 @@ def row_chunks(rank: int, rope: int) -> Chunks:
     return Chunks((first, second, third), max(SMALLEST, next_power_of_2(rope)) if rope else 0)
 
 
+def loaded_widths(rank: int, rope: int, cache: Tensor) -> tuple[int, int]:
+    """Give the latent and rotary columns that are loaded of a row.
+
+    Where a row's parts are no whole vectors of 16 bytes but the padded row is, it is loaded as if
+    all of it were latent: its padding meets zeros of the query, and the outputs of its rotary and
+    padding columns are not stored. Parts of vectors would be loaded number by number.
+    """
+    vector = 16 // cache.element_size()
+    width = cache.shape[2]
+    whole = width % vector == 0 and alignment(cache) == vector and cache.element_size() == 2
+    if whole and (rank % vector or rope % vector):
+        return width, 0
+    return rank, rope
+
+
 def next_power_of_2(number: int) -> int:
     """Give the smallest power of two that is not below a positive number."""
     return 1 << (number - 1).bit_length()

@@ -11,7 +11,13 @@ import torch
 import triton
 from torch import Tensor
 
-from vllm_mha2mla.kernels.cuda.rows import SMALLEST, alignment, next_power_of_2, row_chunks
+from vllm_mha2mla.kernels.cuda.rows import (
+    SMALLEST,
+    alignment,
+    loaded_widths,
+    next_power_of_2,
+    row_chunks,
+)
 
 # Latent columns times queries, the output of one program, that the registers of 4 warps hold.
 LARGEST_OUTPUT = 512 * 32
@@ -77,6 +83,7 @@ def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor, by_hand: boo
         cache: the paged cache, for its device and dtype.
         by_hand: take ``hopper.py`` where it can be.
     """
+    rank, rope = loaded_widths(rank, rope, cache)
     gpu, itemsize = gpu_of(cache.device), cache.element_size()
     # Gluon's copies are of 16 bytes each, and start at multiples of these.
     aligned = alignment(cache) == 8 and rank % 8 == 0 and rope % 8 == 0
@@ -86,11 +93,23 @@ def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor, by_hand: boo
     return tiles_for(rank, rope, queries, gpu, itemsize, by_hand)
 
 
-@functools.cache
+_failures: list[str] = []
+
+
 def gluon_is_known() -> bool:
     """Tell whether this is a Triton that ``hopper.py`` was written for: Gluon changes."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return (3, 6) <= version <= (3, 9)
+    return (3, 6) <= version <= (3, 9) and not _failures
+
+
+def stop_using_gluon(error: Exception) -> str:
+    """Have ``choose_tiles`` choose Triton's kernel from now on; say why in one line."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    _failures.append(reason)
+    return (
+        f"the attention kernel for Hopper does not run with Triton {triton.__version__}, and the "
+        f"one for any GPU takes over: {reason}"
+    )
 
 
 @functools.cache

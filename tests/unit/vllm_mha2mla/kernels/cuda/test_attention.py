@@ -71,3 +71,10 @@ def test_an_empty_batch_does_nothing():
     paged = Paged([(5, 1)], 2, 16, 4, torch.float32)
     query, *rest = paged.arguments()
     attend(query[:0], *rest, torch.empty(0, 2, 16, device=DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_padded_row_of_odd_parts_is_loaded_whole(dtype):
+    paged = Paged([(100, 1), (47, 2)], 2, 13, 6, dtype, padding=5)
+    paged.cache[..., 19:].nan_to_num_(0.0)  # what pads a written row is zero
+    check(paged, dtype, splits=2)
