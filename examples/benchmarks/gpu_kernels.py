@@ -41,7 +41,7 @@ from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 COLD_BYTES = 512 << 20
 LOADS = ((1024, 64), (8192, 1), (8192, 16), (8192, 64), (32768, 8))  # context, requests
-PROMPTS = (2048, 8192, 16384)
+PROMPTS = (8192, 16384)
 DTYPE = torch.bfloat16
 
 
@@ -221,7 +221,7 @@ MIXED = ((700, 1), (90, 90), (65, 3), (0, 0))
 
 def check_cases() -> Iterator[tuple[Any, ...]]:
     """Give the arguments of ``attention_error``: every width, decode and mixed batches."""
-    for width in ((32, 192, 64), (32, 448, 64), (32, 512, 64), (9, 80, 40), (3, 13, 2)):
+    for width in ((32, 192, 64), (32, 448, 64), (32, 512, 64), (9, 80, 40), (8, 85, 38)):
         yield *width, DECODE, None, 16, DTYPE
         yield *width, DECODE, 3, 64, DTYPE
         yield *width, MIXED, 3, 16, DTYPE
@@ -249,7 +249,7 @@ def check_kernels(report: Report) -> None:
         (32, 512, 64),
         (9, 296, 40),
     ):
-        for variant in {name for name, _ in variants(rank, rope)} - {"own"}:
+        for variant in sorted({name for name, _ in variants(rank, rope) if "own" not in name}):
             for kind, batch in (("decode", DECODE), ("mixed", MIXED)):
                 measure = functools.partial(flash_error, variant, heads, rank, rope, batch)
                 shape = f"{heads} heads {rank}+{rope}"
@@ -274,8 +274,11 @@ def attention_error(
     starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
     each = max(-(-length // block_size) for length, _ in batch)
     table = torch.randperm(each * len(batch) + 3)[: each * len(batch)].int().view(len(batch), each)
+    padding = (0, -(rank + rope) % 8)  # of rows, to whole vectors, as the engine pads them
     cache = torch.randn(each * len(batch) + 3, block_size, rank + rope).to(dtype)
+    cache = torch.nn.functional.pad(cache, padding)
     query = torch.randn(int(starts[-1]), heads, rank + rope).to(dtype)
+    query = torch.nn.functional.pad(query, padding)
     scale = (rank + rope) ** -0.5
     expected = torch.zeros(len(query), heads, rank)
     reference.latent_attention(query, cache, table, starts, lengths, scale, expected)
@@ -425,11 +428,7 @@ def flash_tensors(variant: str, query: Tensor, cache: Tensor, rank: int) -> dict
         key = slice(rank, None)
         return {"q": query[..., key], "k": rows[..., key], "v": rows[..., :rank],
                 "q_v": query[..., :rank]}  # fmt: skip
-    if variant == "FlashAttention q_v of rows":
-        return {"q": query[..., :0], "k": rows[..., :0], "v": rows, "q_v": query}
-    # Keys that count for nothing, where no keys at all are refused.
-    nothing = torch.zeros_like(query[..., -64:])
-    return {"q": nothing, "k": rows[..., -64:], "v": rows, "q_v": query}
+    return {"q": query[..., :0], "k": rows[..., :0], "v": rows, "q_v": query}
 
 
 def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
@@ -445,15 +444,21 @@ def variants(rank: int, rope: int) -> Iterator[tuple[str, int]]:
         yield "FlashAttention q_v", 64
     if 256 <= rank + rope <= 512:
         yield "FlashAttention q_v of rows", 16
-        yield "FlashAttention q_v of rows, zero q", 16
 
 
-def time_attention(report: Report) -> None:
-    """Time decode and prefill of every model, original and converted."""
-    decode = [(context, requests, 1) for context, requests in LOADS]
-    prefill = [(length, 1, length) for length in PROMPTS]
-    order = [*itertools.product(MODELS, decode), *itertools.product(MODELS, prefill)]
-    for model, (context, requests, new) in order:
+def time_decode(report: Report) -> None:
+    """Time a decode step of every model, original and converted."""
+    time_attention(report, [(context, requests, 1) for context, requests in LOADS])
+
+
+def time_prefill(report: Report) -> None:
+    """Time the prefill of one request of every model, original and converted."""
+    time_attention(report, [(length, 1, length) for length in PROMPTS])
+
+
+def time_attention(report: Report, loads: list[tuple[int, int, int]]) -> None:
+    """Time attention for loads of (context, requests, new tokens of each)."""
+    for model, (context, requests, new) in itertools.product(MODELS, loads):
         what = "decode" if new == 1 else "prefill"
         load = f"{context} x {requests}"
         read = context * requests * 2 * model.kv_heads * model.head_dim * DTYPE.itemsize
@@ -625,7 +630,7 @@ def main() -> None:
         if arguments.sweep:
             sweep(report, arguments.seconds)
         else:
-            for part in (time_attention, time_rotation, time_products, check_kernels):
+            for part in (time_decode, check_kernels, time_prefill, time_rotation, time_products):
                 part(report)
         return
     started = time.monotonic()
