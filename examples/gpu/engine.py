@@ -123,11 +123,10 @@ def _load(
     """Time a load.
 
     Returns:
-        ``prompt_rate``: prompt tokens per second, of new prompts answered with one token; or, where
-        the cache is bounded, ``whole_rate``: output tokens per second of new prompts, reading them
-        included; and
+        ``prompt_rate``: prompt tokens per second, of new prompts answered with one token, and
         ``output_rate``: output tokens per second, of the same prompts again, which come out of the
-        prefix cache as far as that holds them.
+        prefix cache as far as that holds them; or, where the cache is bounded,
+        ``whole_rate``: output tokens per second of new prompts, reading them included.
     """
     drawn = torch.Generator().manual_seed(seed)
 
@@ -143,17 +142,19 @@ def _load(
     if cache_bytes:
         blocks = llm.llm_engine.vllm_config.cache_config.num_gpu_blocks * cache_bytes // total_bytes
         llm.llm_engine.engine_core.call_utility("keep_blocks", blocks)
+    if cache_bytes:
+        whole = seconds(draw(requests), output)
+        return {"whole_rate": requests * output / whole, "whole_seconds": whole}
     # The first steps of a shape compile and choose kernels.
     seconds(draw(1), min(output, 8))
     prompts = draw(requests)
-    if cache_bytes:
-        whole = seconds(prompts, output)
-        figures = {"whole_rate": requests * output / whole, "whole_seconds": whole}
-    else:
-        first = seconds(prompts, 1)
-        figures = {"prompt_rate": requests * input / first, "prompt_seconds": first}
-    again = seconds(prompts, output)
-    return figures | {"output_rate": requests * output / again, "output_seconds": again}
+    first, again = seconds(prompts, 1), seconds(prompts, output)
+    return {
+        "prompt_rate": requests * input / first,
+        "prompt_seconds": first,
+        "output_rate": requests * output / again,
+        "output_seconds": again,
+    }
 
 
 def _keep_blocks(core: EngineCore, number: int) -> None:

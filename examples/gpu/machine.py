@@ -18,7 +18,7 @@ GRAPHS = {
     "compilation_config": {
         "mode": 0,
         "cudagraph_mode": "FULL_DECODE_ONLY",
-        "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32, 48, 64],
+        "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64],
     }
 }
 # Read-only, because settings of one engine are made of it and would reach the next.
