@@ -11,10 +11,8 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource
 
 from vllm_mha2mla.kernels.cuda.attention import _attend
-from vllm_mha2mla.kernels.cuda.hopper import attend_on_hopper
 from vllm_mha2mla.kernels.cuda.rows import row_chunks
 from vllm_mha2mla.kernels.cuda.tuning import Gpu, tiles_for
 
@@ -26,9 +24,9 @@ POINTERS = {
 LONG = {"query_token_stride", "out_token_stride", "block_stride", "table_stride"}
 
 
-def compile_attention(capability, shared_memory, rank, rope, queries, by_hand=False):
+def compile_attention(capability, shared_memory, rank, rope, queries):
     gpu = Gpu(tuple(divmod(capability, 10)), 100, shared_memory)
-    tiles = tiles_for(rank, rope, queries, gpu, 2, by_hand)
+    tiles = tiles_for(rank, rope, queries, gpu, 2)
     chunks = row_chunks(rank, rope)
     constants = {
         "OUT": rank, "RANK": rank, "ROPE": rope, "C0": chunks.latent[0], "C1": chunks.latent[1],
@@ -36,18 +34,15 @@ def compile_attention(capability, shared_memory, rank, rope, queries, by_hand=Fa
         "ALIGN": 8, "QUERIES": tiles.queries, "TILE": tiles.rows, "STAGES": tiles.stages,
         "SPLIT": True, "WITH_LSE": True,
     }  # fmt: skip
-    kernel, make_source = _attend, ASTSource
-    if tiles.by_hand:
-        kernel, make_source = attend_on_hopper, GluonASTSource
-    names = kernel.arg_names
+    names = _attend.arg_names
     types = {
         name: "constexpr"
         if name in constants
         else POINTERS.get(name) or ("fp32" if name == "scale" else "i64" if name in LONG else "i32")
         for name in names
     }
-    source = make_source(
-        kernel,
+    source = ASTSource(
+        _attend,
         types,
         {(names.index(name),): value for name, value in constants.items()},
         {

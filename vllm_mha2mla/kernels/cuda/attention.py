@@ -15,12 +15,7 @@ same tile in shared memory, so a row crosses the memory bus once.
 A context is split into equal shares where there are too few queries to keep the GPU busy. Shares
 follow from shapes alone (``tuning.py``): nothing here waits for the host, and a step can be
 captured in a CUDA graph. ``combine.py`` joins their results.
-
-Any GPU that Triton knows runs this kernel, and Triton's interpreter does. Hopper has its own in
-``hopper.py``, launched from here.
 """
-
-import logging
 
 import torch
 import triton
@@ -43,10 +38,7 @@ from vllm_mha2mla.kernels.cuda.tuning import (
     choose_tiles,
     gpu_of,
     resident,
-    stop_using_gluon,
 )
-
-logger = logging.getLogger("vllm.mha2mla")
 
 LOG2_E = 1.4426950408889634
 
@@ -157,20 +149,7 @@ def attend(
         "SPLIT": splits > 1,
         "WITH_LSE": lse is not None,
     }
-    if tiles.by_hand:
-        try:
-            from vllm_mha2mla.kernels.cuda.hopper import attend_on_hopper as kernel
-
-            kernel[(programs, splits)](*arguments, **constants, num_warps=tiles.warps)
-        except Exception as error:  # Gluon is not the same in every Triton
-            logger.warning("mha2mla: %s", stop_using_gluon(error))
-            attend(
-                *(query, cache, block_table, query_start_loc, seq_lens, max_query_len, max_seq_len),
-                *(scale, rank, rope, out, lse),
-            )
-            return
-    else:
-        _attend[(programs, splits)](*arguments, **constants, num_warps=tiles.warps)
+    _attend[(programs, splits)](*arguments, **constants, num_warps=tiles.warps)
     if splits > 1:
         combine(partial, state, query_start_loc, out, lse)
 

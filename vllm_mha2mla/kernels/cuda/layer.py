@@ -9,10 +9,6 @@ from vllm_mha2mla.kernels.cuda.choose import Ways
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
 from vllm_mha2mla.kernels.cuda.grouped_product import grouped_product
 from vllm_mha2mla.kernels.cuda.rotate import rotate_and_write
-from vllm_mha2mla.kernels.cuda.tuning import choose_tiles
-
-BY_HAND = False
-"""Take ``hopper.py`` where it can be; it has not run on a GPU yet."""
 
 
 class CudaLayer:
@@ -108,9 +104,5 @@ class CudaLayer:
             self.rank,
             self.rope,
             out,
-            tiles=choose_tiles(
-                *(self.rank, self.rope, self.heads * batch.max_query_len, self.cache),
-                by_hand=BY_HAND,
-            ),
         )
         return out

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from vllm_mha2mla.kernels.cuda.rows import (
     SMALLEST,
-    alignment,
     loaded_widths,
     next_power_of_2,
     row_chunks,
@@ -34,14 +32,12 @@ class Tiles:
         rows: cache rows of a tile.
         warps: of 32 threads.
         stages: tiles in shared memory: one that is computed with, the others on their way.
-        by_hand: scheduled by ``hopper.py``, not by Triton.
     """
 
     queries: int
     rows: int
     warps: int
     stages: int
-    by_hand: bool = False
 
     def shared_memory(self, rank: int, rope: int, itemsize: int) -> int:
         """Estimate the bytes of shared memory that a program takes."""
@@ -73,7 +69,7 @@ def gpu_of(device: torch.device) -> Gpu:
     )
 
 
-def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor, by_hand: bool = True) -> Tiles:
+def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor) -> Tiles:
     """Choose tiles for rows of a width.
 
     Args:
@@ -81,65 +77,34 @@ def choose_tiles(rank: int, rope: int, queries: int, cache: Tensor, by_hand: boo
         rope: rotary columns of a row.
         queries: (token, head) pairs of the longest request.
         cache: the paged cache, for its device and dtype.
-        by_hand: take ``hopper.py`` where it can be.
     """
     rank, rope = loaded_widths(rank, rope, cache)
-    gpu, itemsize = gpu_of(cache.device), cache.element_size()
-    # Gluon's copies are of 16 bytes each, and start at multiples of these.
-    aligned = alignment(cache) == 8 and rank % 8 == 0 and rope % 8 == 0
-    possible = gpu.capability[0] == 9 and itemsize == 2 and aligned and gluon_is_known()
-    by_hand = by_hand and possible
     queries = min(64, max(SMALLEST, next_power_of_2(queries)))
-    return tiles_for(rank, rope, queries, gpu, itemsize, by_hand)
-
-
-_failures: list[str] = []
-
-
-def gluon_is_known() -> bool:
-    """Tell whether this is a Triton that ``hopper.py`` was written for: Gluon changes."""
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return (3, 6) <= version <= (3, 9) and not _failures
-
-
-def stop_using_gluon(error: Exception) -> str:
-    """Have ``choose_tiles`` choose Triton's kernel from now on; say why in one line."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    _failures.append(reason)
-    return (
-        f"the attention kernel for Hopper does not run with Triton {triton.__version__}, and the "
-        f"one for any GPU takes over: {reason}"
-    )
+    return tiles_for(rank, rope, queries, gpu_of(cache.device), cache.element_size())
 
 
 @functools.cache
-def tiles_for(
-    rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int, by_hand: bool = False
-) -> Tiles:
+def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
     """Choose tiles for at most ``queries`` (token, head) pairs, a power of two, on any GPU."""
     if itemsize == 4:
         return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
     latent = sum(row_chunks(rank, rope).latent)
     while queries > SMALLEST and latent * queries > LARGEST_OUTPUT:
         queries //= 2
-    sizes = _sizes(gpu, queries, by_hand)
+    sizes = _sizes(gpu, queries)
     if rank % 8 or rope % 8:
         # Some loads cannot be made ahead then. Triton 3.6 lets others run ahead of them, and their
         # addresses were seen to be wrong (85 + 38 numbers on an H100).
         sizes = [(rows, 1) for rows, _ in sizes]
     for rows, stages in sizes:
-        tiles = Tiles(queries, rows, 4, stages, by_hand)
+        tiles = Tiles(queries, rows, 4, stages)
         if tiles.shared_memory(rank, rope, itemsize) <= gpu.shared_memory:
             return tiles
-    if by_hand:
-        return tiles_for(rank, rope, queries, gpu, itemsize)
     return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
 
 
-def _sizes(gpu: Gpu, queries: int, by_hand: bool) -> list[tuple[int, int]]:
+def _sizes(gpu: Gpu, queries: int) -> list[tuple[int, int]]:
     """List rows and stages of tiles, the best first."""
-    if by_hand:
-        return [(64, 2)] if queries > 32 else [(64, 4), (64, 3), (64, 2)]
     if gpu.capability[0] != 9:
         return [(64, 2), (32, 2), (32, 1), (16, 1)]
     if queries > 32:

@@ -10,12 +10,9 @@ import pytest
 AMPERE, ADA, HOPPER = (80, 163 << 10), (89, 99 << 10), (90, 227 << 10)
 CASES = [
     (*HOPPER, 192, 64, 32),
+    (*HOPPER, 192, 64, 64),
+    (*HOPPER, 448, 64, 32),
     (*HOPPER, 512, 64, 32),
-    (*HOPPER, 192, 64, 32, True),
-    (*HOPPER, 192, 64, 64, True),
-    (*HOPPER, 448, 64, 32, True),
-    (*HOPPER, 512, 64, 32, True),
-    (*HOPPER, 80, 40, 16, True),
     (*AMPERE, 192, 64, 16),
     (*ADA, 512, 64, 16),
 ]
