@@ -17,6 +17,7 @@ from typing import Any
 
 from gpu import exact, speed
 from gpu.convert import conversions
+from gpu.engine import inspect_models
 from gpu.kernels import kernels
 from gpu.machine import STARTS, Machine
 from gpu.markdown import markdown, merged
@@ -37,6 +38,7 @@ PARTS: dict[str, Part] = {
     "convert": lambda machine, *_: conversions(machine),
 }
 VERSIONS = "versions"
+WITH_ENGINES = {"exact", "features", "engine", "memory"}
 
 
 def main() -> int:
@@ -67,6 +69,8 @@ def main() -> int:
         if options.loads is None:
             usual = speed.LOADS if not options.quick else speed.QUICK_LOADS
             options.loads = speed.parse_loads(usual if machine.on_gpu else speed.TINY_LOADS)
+        if WITH_ENGINES.intersection(options.parts):
+            _inspect(machine)
         report: dict[str, Any] = {VERSIONS: found}
         for name in options.parts:
             if name != VERSIONS:
@@ -103,6 +107,15 @@ def _versions(logs: Path) -> dict[str, Any]:
         except ProcessError as error:
             print(f"versions, by {method}: {error}", flush=True)
     return found
+
+
+def _inspect(machine: Machine) -> None:
+    try:
+        isolated(machine.log("models"), machine.timeout, machine.environment, inspect_models)
+        machine.say("vLLM has inspected the models")
+    except ProcessError as error:
+        # Each engine will do it for itself, or tell what is wrong.
+        machine.say(f"inspecting the models: {error}")
 
 
 def _write(file: Path | None, report: dict[str, Any]) -> None:
