@@ -90,6 +90,6 @@ class LatentAttentionBackend(AttentionBackend):
         return LatentAttentionImpl
 
     @staticmethod
-    def get_builder_cls() -> type[LatentAttentionMetadataBuilder]:
+    def get_builder_cls() -> type[AttentionMetadataBuilder]:
         """The metadata builder."""
         return LatentAttentionMetadataBuilder

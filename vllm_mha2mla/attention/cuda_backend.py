@@ -1,12 +1,11 @@
 """The attention backend vLLM plans batches and lays out the cache with on NVIDIA GPUs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import (
-    AttentionBackend,
     AttentionCGSupport,
     AttentionMetadata,
     AttentionMetadataBuilder,
@@ -16,15 +15,12 @@ from vllm.v1.attention.backend import (
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
-from vllm_mha2mla.attention.backend import LatentAttentionImpl
+from vllm_mha2mla.attention.backend import LatentAttentionBackend
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels.cuda.batch import CudaBatch
 from vllm_mha2mla.kernels.cuda.choose import option_of
 from vllm_mha2mla.kernels.cuda.kernel import CudaKernel, Heads, Limits
-
-if TYPE_CHECKING:
-    from vllm.config.cache import CacheDType
 
 # Tokens times parts of their contexts: enough work for any GPU, and with 32 heads of 512 latents
 # 256 MiB of intermediate results.
@@ -104,15 +100,8 @@ def _prefills(common: CommonAttentionMetadata, decodes: int) -> list[tuple[int, 
     return list(zip(new, lengths[decodes : common.num_reqs].tolist(), strict=True))
 
 
-class CudaLatentBackend(AttentionBackend):
+class CudaLatentBackend(LatentAttentionBackend):
     """Paged latent cache on NVIDIA GPUs."""
-
-    supported_dtypes: ClassVar[list[torch.dtype]] = [
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-    ]
-    supported_kv_cache_dtypes: ClassVar[list["CacheDType"]] = ["auto", "float16", "bfloat16"]
 
     @staticmethod
     def get_supported_kernel_block_sizes(
@@ -130,11 +119,6 @@ class CudaLatentBackend(AttentionBackend):
     def get_name() -> str:
         """Name shown in vLLM's logs."""
         return "MHA2MLA_CUDA"
-
-    @staticmethod
-    def get_impl_cls() -> type[LatentAttentionImpl]:
-        """The implementation's flags."""
-        return LatentAttentionImpl
 
     @staticmethod
     def get_builder_cls() -> type[CudaLatentMetadataBuilder]:
