@@ -1,0 +1,1 @@
+"""The parts of ``coded_latents.py``."""
