@@ -58,7 +58,9 @@ def run_engines(*specifications: dict[str, Any]) -> list[dict[str, Any]]:
 
 def run_gpu_backend(specification: dict[str, Any]) -> dict[str, Any]:
     """Result of ``run_gpu_backend.py``, which says how it differs."""
-    (result,), _ = _run([specification], {}, RUNNER.with_name("run_gpu_backend.py"))
+    # Unlike the other, this script imports what tests have.
+    environment = {"PYTHONPATH": str(RUNNER.parents[2])}
+    (result,), _ = _run([specification], environment, RUNNER.with_name("run_gpu_backend.py"))
     assert result["error"] is None, result["error"]
     return result
 
