@@ -9,6 +9,9 @@ from conversion import cli
 @pytest.fixture
 def restored():
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # A test run in the background of a shell, or by nohup, ignores some of them.
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
