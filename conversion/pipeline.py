@@ -36,7 +36,7 @@ from conversion.text.sinks import sink_tokens
 from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import Windows, calibration_windows
 from vllm_mha2mla.config import (
-    ROPE_INV_FREQ,
+    CONSTANTS,
     Provenance,
     SourceInfo,
     latent_widths,
@@ -261,7 +261,7 @@ def _write_layers(
         origin = source.attention(index)
         for name in list(tensors):
             tensor = tensors.pop(name)
-            kept = torch.float32 if name == ROPE_INV_FREQ else dtype
+            kept = torch.float32 if name in CONSTANTS else dtype
             shape = tuple(tensor.shape)
             writer.write_pieces(prefix + name, (tensor,), shape, kept, origin.shard)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_mha2mla.errors import CheckpointError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the contract, written into every checkpoint.
 
 A release reads this version and older ones and refuses newer ones. It goes up when an older release
@@ -22,6 +22,15 @@ would serve a new checkpoint wrongly, not when a key is added that it may ignore
 
 ROPE_INV_FREQ = "rope_inv_freq"
 """Name, under ``self_attn.``, of the float32 frequencies of the kept rotary pairs."""
+
+ROTARY_MEAN = "rotary_mean"
+"""Name of the mean of a coded row's rotary columns before the turn, float32."""
+
+FIRST_ROW = "first_row"
+"""Name of the row that a text's first row is coded against, float32."""
+
+CONSTANTS = (ROPE_INV_FREQ, ROTARY_MEAN, FIRST_ROW)
+"""The tensors of a layer that stay in float32 and are never trained."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class LatentConfig(Protocol):
     kv_b_proj_groups: int | None
     kv_lora_rank_per_layer: list[int] | None
     qk_rope_head_dim_per_layer: list[int] | None
+    row_bits_per_layer: list[list[int]] | None
     mha2mla: dict[str, Any] | None
 
 

@@ -9,6 +9,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from vllm_mha2mla.attention.native_config import refuse_other_sizes, register_convertor
+from vllm_mha2mla.coding.row_code import UNIT, row_codes
 from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.cpu_cache import choose_cache_size
 from vllm_mha2mla.errors import UnsupportedEngineError
@@ -32,10 +33,16 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
+        row_codes(vllm_config.model_config.hf_config)
         if current_platform.is_cpu():
             choose_cache_size(vllm_config)
-        else:
+        elif not _is_coded(vllm_config):
             _tell_padding(vllm_config)
+
+
+def _is_coded(vllm_config: VllmConfig) -> bool:
+    coded = row_codes(vllm_config.model_config.hf_config) is not None
+    return coded and vllm_config.cache_config.cache_dtype == "auto"
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
@@ -53,8 +60,14 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     cache_dtype = vllm_config.cache_config.cache_dtype
     if cache_dtype not in ("auto", "bfloat16", "float16"):
         raise UnsupportedEngineError(
-            f"--kv-cache-dtype {cache_dtype}: the latent cache is not quantised in this release; "
-            "leave the option out"
+            f"--kv-cache-dtype {cache_dtype}: the checkpoint itself says how its cache is coded; "
+            "leave the option out, or give bfloat16 for a cache that is not coded"
+        )
+    block_size = vllm_config.cache_config.block_size
+    if _is_coded(vllm_config) and block_size is not None and block_size % UNIT:
+        raise UnsupportedEngineError(
+            f"--block-size {block_size}: coded rows are stored in groups of {UNIT}; give a "
+            "multiple of it, or leave the option out"
         )
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
         raise UnsupportedEngineError(
@@ -75,6 +88,10 @@ def _refuse_on_gpus(vllm_config: VllmConfig) -> None:
         raise UnsupportedEngineError(
             f"--kv-cache-dtype {cache_dtype}: on GPUs the cache has the model's dtype; leave the "
             "option out"
+        )
+    if _is_coded(vllm_config):
+        raise UnsupportedEngineError(
+            "coded rows are not served on GPUs in this release; give --kv-cache-dtype bfloat16"
         )
     if option_of(model.hf_config) == "vllm":
         refuse_other_sizes(model.hf_config)

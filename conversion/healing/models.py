@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from conversion.families import family_of
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
-from vllm_mha2mla.config import ROPE_INV_FREQ
+from vllm_mha2mla.config import CONSTANTS
 
 
 def set_attention(model: Any, device: str) -> None:
@@ -25,7 +25,7 @@ def choose_trainable(student: Any, train_all: bool) -> dict[str, nn.Parameter]:
     """
     family, chosen = family_of(student.config), {}
     for name, parameter in student.named_parameters():
-        learns = (train_all or family.in_attention(name)) and not name.endswith(ROPE_INV_FREQ)
+        learns = (train_all or family.in_attention(name)) and not name.endswith(CONSTANTS)
         parameter.requires_grad_(learns)
         if learns:
             chosen[name] = parameter

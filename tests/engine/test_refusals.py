@@ -49,7 +49,7 @@ def test_newer_format(errors):
 
 
 def test_quantised_cache(errors):
-    message = "--kv-cache-dtype fp8: the latent cache is not quantised in this release"
+    message = "--kv-cache-dtype fp8: the checkpoint itself says how its cache is coded"
     assert message in errors["fp8 cache"]
 
 

@@ -10,6 +10,9 @@ from vllm_mha2mla.config import FORMAT_VERSION
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
 
 TINY_WIDTHS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
+CODED_WIDTHS = [(24, 16), (8, 32), (40, 0), (16, 16)]
+# Bits of every 8 columns: latent, first halves of rotary pairs, second halves.
+CODED_BITS = [[6, 4, 2, 4, 4], [8, 6, 3, 6, 3], [6, 4, 3, 2, 1], [4, 3, 2, 2]]
 
 
 def save_tiny_converted(
@@ -17,6 +20,7 @@ def save_tiny_converted(
     q_lora_rank: int | None = None,
     widths: Sequence[tuple[int, int]] = TINY_WIDTHS,
     v_head_dim: int = 12,
+    row_bits: list[list[int]] | None = None,
 ) -> Path:
     config = LlamaMLAConfig(
         vocab_size=256,
@@ -37,6 +41,7 @@ def save_tiny_converted(
         qk_rope_head_dim_per_layer=[rope for _, rope in widths],
         qk_nope_head_dim=16,
         v_head_dim=v_head_dim,
+        row_bits_per_layer=row_bits,
         attention_scale=0.2,
         mha2mla={"format_version": FORMAT_VERSION},
     )
@@ -52,3 +57,8 @@ def save_tiny_converted(
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_tiny_coded(folder: Path) -> Path:
+    """The same with coded rows."""
+    return save_tiny_converted(folder, widths=CODED_WIDTHS, row_bits=CODED_BITS)

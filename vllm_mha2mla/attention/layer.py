@@ -14,16 +14,23 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
 from vllm_mha2mla.attention.up_projection import UpProjection
+from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import LayerStep, layer_factory
 
 ON_CPU = current_platform.is_cpu()
 
 
+def serves_coded(cache_config: CacheConfig | None) -> bool:
+    """Tell if rows are stored as the checkpoint says, coded where it says so."""
+    return cache_config is None or cache_config.cache_dtype == "auto"
+
+
 class LatentCacheAttention(nn.Module, AttentionLayerBase):
     """Owns one layer's share of the paged cache, ``[blocks, block_size, row]``.
 
-    A row is ``rank + rope`` wide, and on GPUs padded (``padding.py``).
+    A row is ``rank + rope`` numbers, on GPUs padded (``padding.py``), or the bytes of a coded row
+    (``coding``).
 
     Args:
         up: the absorbed projections.
@@ -32,6 +39,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         scale: factor of the scores.
         cache_config: vLLM's cache settings.
         prefix: the layer's name, under which the engine finds it.
+        coded: where rows are coded, how.
     """
 
     supports_dcp = False
@@ -44,10 +52,12 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         scale: float,
         cache_config: CacheConfig | None,
         prefix: str,
+        coded: CodedRow | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, because they are the enclosing module's parameters and not this one's.
         self.weights = (up, inv_freq)
+        self.coded = coded
         self.widths = widths
         self.scale = scale
         self.cache_dtype = cache_config.cache_dtype if cache_config else "auto"
@@ -58,12 +68,12 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self._step: LayerStep | None = None
         vllm_config = get_current_vllm_config()
         self.backend: type[AttentionBackend] = LatentAttentionBackend
-        self.row = widths.width
         self.gpu: Any = None
         if ON_CPU:
             # If the kernel has to be compiled, it is now, while the engine starts, and not in the
             # first request.
             self.make_step = layer_factory()
+            self.row = widths.width if coded is None else coded.code.row_bytes
         else:
             from vllm_mha2mla.attention.cuda_backend import CudaLatentBackend, cuda_kernel
 
@@ -81,12 +91,13 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """One latent row per token, one "KV head", no separate values."""
+        dtype = kv_cache_dtype_str_to_dtype(self.cache_dtype, vllm_config.model_config)
         return MLAAttentionSpec(
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=1,
             max_tp_shards=1,
             head_size=self.row,
-            dtype=kv_cache_dtype_str_to_dtype(self.cache_dtype, vllm_config.model_config),
+            dtype=dtype if self.coded is None else torch.uint8,
             cache_dtype_str=self.cache_dtype,
         )
 
@@ -122,7 +133,8 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
             up, inv_freq = self.weights
             w_uk, w_uv = up()
             self._step = self.make_step(
-                self.kv_cache, w_uk, w_uv, inv_freq.data, self.scale, up.num_heads
+                *(self.kv_cache, w_uk, w_uv, inv_freq.data),
+                *(self.scale, up.num_heads, self.coded),
             )
         return self._step
 

@@ -15,8 +15,9 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
 from vllm_mha2mla.attention.joined import join, may_be_joined
-from vllm_mha2mla.attention.layer import ON_CPU, LatentCacheAttention
+from vllm_mha2mla.attention.layer import ON_CPU, LatentCacheAttention, serves_coded
 from vllm_mha2mla.attention.up_projection import UpProjection
+from vllm_mha2mla.coding.row_code import CodedRow, row_codes
 from vllm_mha2mla.config import latent_widths, up_projection_groups
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.kernels.cuda.choose import option_of
@@ -52,7 +53,10 @@ class LatentSelfAttention(nn.Module):
         self.num_heads = num_heads // ranks
         self.nope: int = config.qk_nope_head_dim
         self.v: int = config.v_head_dim
-        widths = latent_widths(config)[extract_layer_index(prefix)]
+        layer = extract_layer_index(prefix)
+        widths = latent_widths(config)[layer]
+        codes = row_codes(config)
+        code = None if codes is None else codes[layer]
         self.rank, self.rope = widths.kv_lora_rank, widths.qk_rope_head_dim
 
         queries = num_heads * (self.nope + self.rope)
@@ -84,7 +88,7 @@ class LatentSelfAttention(nn.Module):
         self.kv_a_proj_with_mqa = ReplicatedLinear(
             hidden_size,
             widths.width,
-            bias=bias,
+            bias=bias or code is not None,
             quant_config=quant_config,
             prefix=f"{prefix}.kv_a_proj_with_mqa",
         )
@@ -99,6 +103,18 @@ class LatentSelfAttention(nn.Module):
         self.rope_inv_freq = nn.Parameter(
             torch.empty(self.rope // 2, dtype=torch.float32), requires_grad=False
         )
+        coded = None
+        if code is not None:
+            self.rotary_mean = nn.Parameter(
+                torch.empty(self.rope, dtype=torch.float32), requires_grad=False
+            )
+            self.first_row = nn.Parameter(
+                torch.empty(widths.width, dtype=torch.float32), requires_grad=False
+            )
+            coded = CodedRow(code, self.rotary_mean, self.first_row)
+        # Rows are stored as they are where the user asks for it: vectors that a coded row is
+        # relative to are a part of these.
+        self.uncoded = coded is not None and not serves_coded(cache_config)
         sizes = (num_heads, up_projection_groups(config), self.nope, self.v, self.rank)
         self.kv_b_proj: nn.Module
         self.attn: nn.Module
@@ -115,6 +131,7 @@ class LatentSelfAttention(nn.Module):
             self.attn = LatentCacheAttention(
                 *(self.kv_b_proj, self.rope_inv_freq, widths),
                 *(config.attention_scale, cache_config, f"{prefix}.attn"),
+                coded=None if self.uncoded else coded,
             )
 
         # Both projections of the hidden states, where they are one product.
@@ -132,8 +149,14 @@ class LatentSelfAttention(nn.Module):
         layers = (self.q_proj, self.kv_a_proj_with_mqa)
         if may_be_joined(layers, self.vllm_config):
             self.joined = join([layer.weight for layer in layers], self.joined)
-            if layers[0].bias is not None:
-                self.joined_bias = join([layer.bias for layer in layers], self.joined_bias)
+            if any(layer.bias is not None for layer in layers):
+                biases = [
+                    nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
+                    if layer.bias is None
+                    else layer.bias
+                    for layer in layers
+                ]
+                self.joined_bias = join(biases, self.joined_bias)
 
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         """Attention of a flat batch of tokens.
@@ -148,6 +171,9 @@ class LatentSelfAttention(nn.Module):
         else:
             both = nn.functional.linear(hidden_states, self.joined, self.joined_bias)
             query, kv_latent = both.split(self.widths, dim=-1)
+        if self.uncoded:
+            mean = nn.functional.pad(self.rotary_mean, (self.rank, 0))  # [rank + rope]
+            kv_latent = kv_latent + mean.to(kv_latent.dtype)
         out = self.attn(query, kv_latent, positions)  # [tokens, heads * v]
         output: Tensor = self.o_proj(out)[0]
         return output

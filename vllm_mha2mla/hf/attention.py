@@ -11,6 +11,9 @@ query heads of a KV head of the source (``kv_b_proj_groups``). With ``q_lora_ran
 from a latent of their own (eqs. 37-38). Where this deviates from DeepSeek: no norm on the latents,
 a bias on ``o_proj`` (the centred values' mean), and rotary frequencies stored with the weights,
 because partial RoPE keeps a different set in every layer.
+
+Where rows are coded (``vllm_mha2mla.coding``), the projection gives ``[z ; u]``, centred, and the
+cache holds what becomes of it, ``[z^ ; u^ + R_n m]``, with ``m`` the mean of the rotary columns.
 """
 
 from typing import Any
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vllm_mha2mla.coding.rounding import rounded
+from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths, up_projection_groups
 from vllm_mha2mla.hf.eager import eager_attention
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
@@ -32,9 +37,12 @@ class LatentAttention(nn.Module):
         config: the converted model's config.
         layer_idx: index of the layer, which is also its slot in the cache.
         widths: the layer's cache widths.
+        code: of its cache rows; ``None`` stores them as they are.
     """
 
-    def __init__(self, config: Any, layer_idx: int, widths: LatentWidths) -> None:
+    def __init__(
+        self, config: Any, layer_idx: int, widths: LatentWidths, code: RowCode | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -58,13 +66,21 @@ class LatentAttention(nn.Module):
         else:
             self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=False)
             self.q_b_proj = nn.Linear(self.q_rank, queries, bias=bias)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.rank + self.rope, bias=bias)
+        self.code = code
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, widths.width, bias=bias or code is not None)
         self.groups = up_projection_groups(config)
         self.kv_b_proj = nn.Linear(self.rank, self.groups * (self.nope + self.v), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v, hidden, bias=True)
         self.rope_inv_freq = nn.Parameter(
             torch.zeros(self.rope // 2, dtype=torch.float32), requires_grad=False
         )
+        if code is not None:
+            self.rotary_mean = nn.Parameter(
+                torch.zeros(self.rope, dtype=torch.float32), requires_grad=False
+            )
+            self.first_row = nn.Parameter(
+                torch.zeros(widths.width, dtype=torch.float32), requires_grad=False
+            )
 
     def forward(
         self,
@@ -106,6 +122,8 @@ class LatentAttention(nn.Module):
         cos, sin = rotary_angles(position_ids, self.rope_inv_freq.float())
         q_rope = apply_rotary(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
         k_rope = apply_rotary(k_rope, cos, sin)
+        if self.code is not None:
+            c, k_rope = self._coded(c, k_rope, position_ids, cos, sin)
         c, k_rope = c.unsqueeze(1), k_rope.unsqueeze(1)  # [batch, 1, tokens, rank | rope]
         if past_key_values is not None:
             c, k_rope = past_key_values.update(c, k_rope, self.layer_idx)
@@ -135,6 +153,17 @@ class LatentAttention(nn.Module):
         out = out[..., : self.rank].unflatten(2, (self.groups, -1))
         out = torch.einsum("btghr,gvr->btghv", out, w_uv)
         return out.reshape(batch, tokens, -1), weights
+
+    def _coded(
+        self, c: Tensor, k_rope: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Latent and turned rotary columns as they come out of a coded cache."""
+        assert self.code is not None
+        rows = torch.cat((c, k_rope), dim=-1)  # [batch, tokens, rank + rope]
+        rows = rounded(self.code, rows, self.first_row.float(), position_ids == 0)
+        c, k_rope = rows.split((self.rank, self.rope), dim=-1)
+        mean = apply_rotary(self.rotary_mean.float(), cos, sin)  # [batch, tokens, rope]
+        return c, k_rope + mean.to(k_rope.dtype)
 
     def _query(self, hidden_states: Tensor) -> Tensor:
         if self.q_rank is None:

@@ -6,7 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from vllm_mha2mla.config import check_format_version, latent_widths
+from vllm_mha2mla.coding.row_code import row_codes
+from vllm_mha2mla.config import CONSTANTS, check_format_version, latent_widths
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.auto_classes import FindsPackage
 
@@ -26,6 +27,7 @@ class LlamaMLAConfig(FindsPackage, LlamaConfig):
     kv_b_proj_groups: int | None = None
     kv_lora_rank_per_layer: list[int] | None = None
     qk_rope_head_dim_per_layer: list[int] | None = None
+    row_bits_per_layer: list[list[int]] | None = None
     attention_scale: float = 128**-0.5
     mha2mla: dict[str, Any] | None = None
 
@@ -42,12 +44,14 @@ class LlamaMLAModel(LlamaModel):
     _supports_flex_attn = False
     _can_record_outputs = {"hidden_states": LlamaDecoderLayer, "attentions": LatentAttention}
     # In 16 bits, rotary angles of long contexts would be wrong by whole turns.
-    _keep_in_fp32_modules_strict = {"rope_inv_freq"}
+    _keep_in_fp32_modules_strict = set(CONSTANTS)
 
     def __init__(self, config: LlamaMLAConfig) -> None:
         super().__init__(config)
+        codes = row_codes(config)
         for index, widths in enumerate(latent_widths(config)):
-            self.layers[index].self_attn = LatentAttention(config, index, widths)
+            code = None if codes is None else codes[index]
+            self.layers[index].self_attn = LatentAttention(config, index, widths, code)
         self.post_init()
 
 
@@ -57,7 +61,7 @@ class LlamaMLAForCausalLM(LlamaForCausalLM):
     config: LlamaMLAConfig
     _supports_flash_attn = False
     _supports_flex_attn = False
-    _keep_in_fp32_modules_strict = {"rope_inv_freq"}
+    _keep_in_fp32_modules_strict = set(CONSTANTS)
 
     def __init__(self, config: LlamaMLAConfig) -> None:
         super().__init__(config)

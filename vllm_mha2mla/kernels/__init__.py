@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.errors import KernelBuildError
 from vllm_mha2mla.kernels import build, cpu, reference
 from vllm_mha2mla.kernels.batch import PagedBatch
@@ -19,7 +20,7 @@ __all__ = ["LayerFactory", "PagedBatch", "layer_factory"]
 logger = logging.getLogger("vllm.mha2mla")
 
 LayerStep = Callable[[Tensor, Tensor, Tensor, PagedBatch, Tensor], None]
-LayerFactory = Callable[[Tensor, Tensor, Tensor, Tensor, float, int], LayerStep]
+LayerFactory = Callable[[Tensor, Tensor, Tensor, Tensor, float, int, CodedRow | None], LayerStep]
 
 
 @functools.cache

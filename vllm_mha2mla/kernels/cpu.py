@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.errors import KernelBuildError
 from vllm_mha2mla.kernels import structures
 from vllm_mha2mla.kernels.batch import PagedBatch
-from vllm_mha2mla.kernels.reference import of_every_head
+from vllm_mha2mla.kernels.reference import ReferenceLayer, of_every_head
 from vllm_mha2mla.kernels.structures import DTYPES
 
 ISA_VARIABLE = "VLLM_MHA2MLA_ISA"
@@ -87,8 +88,11 @@ class CpuKernel:
         inv_freq: Tensor,
         scale: float,
         heads: int,
-    ) -> "CpuLayer":
-        """See ``reference.ReferenceLayer``."""
+        coded: CodedRow | None = None,
+    ) -> "CpuLayer | ReferenceLayer":
+        """See ``reference.ReferenceLayer``; PyTorch computes with coded rows."""
+        if coded is not None:
+            return ReferenceLayer(cache, w_uk, w_uv, inv_freq, scale, heads, coded)
         w_uk, w_uv = of_every_head(w_uk, heads), of_every_head(w_uv, heads)
         return CpuLayer(self, cache, w_uk, w_uv, inv_freq, scale)
 

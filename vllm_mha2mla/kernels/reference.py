@@ -6,10 +6,14 @@ first ``rank`` columns, one copy in memory (DeepSeek-V2, arXiv:2405.04434, secti
     o[t, h] = sum_n softmax_n(scale * q[t, h] . row[n]) c[n]     over n <= position of t
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.kernels.batch import PagedBatch
+from vllm_mha2mla.kernels.coded_reference import CodedCache
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 # Queries of one request attended at a time: bounds the scores to this many rows of the context.
@@ -39,6 +43,7 @@ def latent_attention(
     seq_lens: Tensor,
     scale: float,
     out: Tensor,
+    rows_of: Callable[[Tensor, int], Tensor] | None = None,
 ) -> None:
     """Causal attention of every request's newest tokens over its cached rows.
 
@@ -54,6 +59,7 @@ def latent_attention(
         seq_lens: context length of each request, new tokens included  # [requests]
         scale: factor of the scores.
         out: attention-weighted latents, filled in place  # [tokens, heads, rank]
+        rows_of: reads the first rows in some blocks of a coded cache, float32  # [rows, width]
     """
     rank = out.shape[-1]
     block_size = cache.shape[1]
@@ -63,7 +69,10 @@ def latent_attention(
         if first == last:
             continue
         blocks = block_table[request, : -(-length // block_size)].long()
-        rows = cache[blocks].flatten(0, 1)[:length].float()  # [context, width]
+        if rows_of is None:
+            rows = cache[blocks].flatten(0, 1)[:length].float()  # [context, width]
+        else:
+            rows = rows_of(blocks, length)
         for start in range(first, last, QUERY_CHUNK):
             end = min(start + QUERY_CHUNK, last)
             visible = length - (last - end)  # rows up to the newest query of the chunk
@@ -89,12 +98,13 @@ class ReferenceLayer:
         q_latent[h] = W_UK[h]^T q_nope[h],     out[h] = W_UV[h] sum_n p(h, n) c[n]
 
     Args:
-        cache: the paged cache  # [blocks, block_size, rank + rope]
+        cache: the paged cache  # [blocks, block_size, rank + rope], or of coded rows
         w_uk: ``W_UK``, shared by the query heads of a group  # [groups, nope, rank]
         w_uv: ``W_UV``  # [groups, v, rank]
         inv_freq: frequency of each rotary pair, float32  # [rope/2]
         scale: factor of the scores.
         heads: query heads.
+        coded: where rows are coded, how.
     """
 
     def __init__(
@@ -105,7 +115,9 @@ class ReferenceLayer:
         inv_freq: Tensor,
         scale: float,
         heads: int,
+        coded: CodedRow | None = None,
     ) -> None:
+        self.coded = None if coded is None else CodedCache(cache, coded, inv_freq)
         self.cache, self.scale, self.inv_freq = cache, scale, inv_freq
         self.w_uk, self.w_uv = of_every_head(w_uk, heads), of_every_head(w_uv, heads)
 
@@ -130,7 +142,11 @@ class ReferenceLayer:
         cos, sin = rotary_angles(positions[:tokens], self.inv_freq)  # [tokens, rope/2]
         q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
         k_rope = apply_rotary(k_rope, cos, sin)
-        write_latents(self.cache, torch.cat((c, k_rope), dim=-1), batch.slot_mapping[:tokens])
+        rows, slots = torch.cat((c, k_rope), dim=-1), batch.slot_mapping[:tokens]
+        if self.coded is None:
+            write_latents(self.cache, rows, slots)
+        else:
+            self.coded.write(rows, positions[:tokens], slots)
 
         q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)
         latents = query.new_empty(tokens, heads, rank)
@@ -142,6 +158,7 @@ class ReferenceLayer:
             batch.seq_lens,
             self.scale,
             latents,
+            None if self.coded is None else self.coded.rows,
         )
         values = torch.bmm(latents.transpose(0, 1), self.w_uv.transpose(1, 2))
         out[:tokens] = values.transpose(0, 1).flatten(1)

@@ -27,13 +27,20 @@ def machine(monkeypatch, kind, capability=90):
     monkeypatch.setattr(engine_config, "choose_cache_size", lambda _: None)
 
 
-def settings(option=None, cache_dtype="auto", context_parallel=1, **widths):
+CODED = {
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 0,
+    "row_bits_per_layer": [[4, 2], [3, 1]],
+}
+
+
+def settings(option=None, cache_dtype="auto", context_parallel=1, block_size=128, **widths):
     config = LlamaMLAConfig(num_hidden_layers=2, **widths)
     if option:
         config.update({"mha2mla_attention": option})
     return SimpleNamespace(
         model_config=SimpleNamespace(hf_config=config, dtype=torch.bfloat16),
-        cache_config=SimpleNamespace(cache_dtype=cache_dtype),
+        cache_config=SimpleNamespace(cache_dtype=cache_dtype, block_size=block_size),
         parallel_config=SimpleNamespace(decode_context_parallel_size=context_parallel),
     )
 
@@ -43,7 +50,12 @@ def settings(option=None, cache_dtype="auto", context_parallel=1, **widths):
     [
         ("rocm", {}, "serves on CPUs and NVIDIA GPUs in this release, not on rocm"),
         ("cpu", {"option": "flash"}, "mha2mla_attention flash: CPUs have one way"),
-        ("cuda", {"cache_dtype": "fp8"}, "--kv-cache-dtype fp8: the latent cache is not quantised"),
+        (
+            "cpu",
+            {"block_size": 12} | CODED,
+            "--block-size 12: coded rows are stored in groups of 8",
+        ),
+        ("cuda", {"cache_dtype": "fp8"}, "--kv-cache-dtype fp8: the checkpoint itself says"),
         ("cuda", {"cache_dtype": "float16"}, "on GPUs the cache has the model's dtype"),
         ("cuda", {"context_parallel": 2}, "--decode-context-parallel-size"),
         ("cuda", {"option": "fast"}, "'fast': choose one of auto"),
