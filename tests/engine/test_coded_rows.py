@@ -1,0 +1,71 @@
+"""Coded rows in the engine: the same tokens as transformers, in as many bytes as the rows have."""
+
+import pytest
+import torch
+
+from conversion.checkpoint.loading import load_converted
+from tests.support.engine import assert_same_greedy, greedy, run_engines
+from tests.support.tiny_converted import CODED_BITS, CODED_WIDTHS, save_tiny_coded
+from tests.support.tiny_engine import NEW_TOKENS, SAMPLING, tiny_engine
+
+pytestmark = pytest.mark.slow
+
+ROW_BYTES = sum(sum(bits) + 2 for bits in CODED_BITS)
+WHOLE_BYTES = 2 * sum(rank + rope for rank, rope in CODED_WIDTHS)  # in bfloat16
+TOKENS, FEW_TOKENS = 1024, 320
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    return save_tiny_coded(tmp_path_factory.mktemp("coded"))
+
+
+@pytest.fixture(scope="module")
+def runs(coded, tiny_prompts):
+    def engine(block_size, tokens, row_bytes, **changes):
+        size = tokens * row_bytes
+        return tiny_engine(coded, tiny_prompts, block_size, kv_cache_memory_bytes=size, **changes)
+
+    plenty = engine(128, TOKENS, ROW_BYTES)
+    # Prompts in chunks, requests that are preempted, and a prefix that is found again.
+    few = engine(16, FEW_TOKENS, ROW_BYTES, max_num_batched_tokens=32, max_num_seqs=8)
+    few["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "alone": True})
+    uncoded = engine(16, TOKENS, WHOLE_BYTES, kv_cache_dtype="bfloat16")
+    return run_engines(plenty, few, uncoded)
+
+
+@pytest.fixture(scope="module")
+def references(coded, tiny_prompts):
+    model = load_converted(coded, torch.float32)[0]
+    return [greedy(model, prompt, NEW_TOKENS) for prompt in tiny_prompts]
+
+
+def test_the_cache_holds_as_many_tokens_as_rows_have_bytes(runs):
+    assert [run["cache_tokens"] for run in runs] == [TOKENS, FEW_TOKENS, TOKENS]
+
+
+def test_same_tokens_as_transformers(runs, references):
+    (batch,) = runs[0]["steps"]
+    assert_same_greedy(batch["outputs"], references)
+
+
+def test_chunked_prefill_preemption_and_prefix_cache(runs, references):
+    batch, again = runs[1]["steps"]
+    assert batch["preemptions"] > 0
+    assert_same_greedy(batch["outputs"], references)
+    assert_same_greedy(again["outputs"], references)
+
+
+def test_served_uncoded_where_it_is_asked_for(runs, coded, references, tiny_prompts):
+    model = load_converted(coded, torch.float32)[0]
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        with torch.no_grad():
+            attention.kv_a_proj_with_mqa.bias[attention.rank :] += attention.rotary_mean
+        attention.code = None
+    (batch,) = runs[2]["steps"]
+    served = [output["logprobs"][0] for output in batch["outputs"]]
+    # Rows in bfloat16: 2^-9 of each number.
+    uncoded = [greedy(model, prompt, 1).logprobs[0] for prompt in tiny_prompts]
+    assert served == pytest.approx(uncoded, abs=2e-2)
+    assert served != pytest.approx([of_coded.logprobs[0] for of_coded in references], abs=5e-2)
