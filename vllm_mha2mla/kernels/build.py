@@ -29,7 +29,7 @@ FLAGS = (
     # GCC 12 finds fault with its own AVX-512 headers.
     "-w",
 )
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX2 = ("-mavx2", "-mbmi2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 WIDE = "-mprefer-vector-width=512"
 X86_VARIANTS = {

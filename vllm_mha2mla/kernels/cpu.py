@@ -13,7 +13,8 @@ from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.errors import KernelBuildError
 from vllm_mha2mla.kernels import structures
 from vllm_mha2mla.kernels.batch import PagedBatch
-from vllm_mha2mla.kernels.reference import ReferenceLayer, of_every_head
+from vllm_mha2mla.kernels.coded_structures import CodedLayer
+from vllm_mha2mla.kernels.reference import of_every_head
 from vllm_mha2mla.kernels.structures import DTYPES
 
 ISA_VARIABLE = "VLLM_MHA2MLA_ISA"
@@ -43,12 +44,17 @@ class CpuKernel:
         self.isa = isa
         self.variant = variants[isa]
 
-    def write_latents(self, cache: Tensor, kv_latent: Tensor, slots: Tensor) -> None:
-        """See ``reference.write_latents``."""
+    def write_latents(
+        self, cache: Tensor, kv_latent: Tensor, slots: Tensor, coded: CodedLayer | None = None
+    ) -> None:
+        """See ``reference.write_latents``.
+
+        Rows to be coded are already turned, and the first row is taken from a text's first.
+        """
         kv_latent = kv_latent.contiguous()
         slots = slots.contiguous()
         arguments = structures.Write(
-            structures.cache_of(cache),
+            structures.cache_of(cache, coded),
             kv_latent.data_ptr(),
             DTYPES[kv_latent.dtype],
             kv_latent.shape[1],
@@ -66,13 +72,14 @@ class CpuKernel:
         seq_lens: Tensor,
         scale: float,
         out: Tensor,
+        coded: CodedLayer | None = None,
     ) -> None:
         """See ``reference.latent_attention``."""
         if query.stride(2) != 1 or out.stride(2) != 1:
             raise ValueError("queries and outputs must be contiguous in their last dimension")
         integers = [_int32(tensor) for tensor in (block_table, query_start_loc, seq_lens)]
         arguments = structures.Attention(
-            structures.cache_of(cache),
+            structures.cache_of(cache, coded),
             structures.batch_of(*integers),
             *(query.data_ptr(), DTYPES[query.dtype], query.stride(0), query.stride(1)),
             *(out.data_ptr(), DTYPES[out.dtype], out.stride(0), out.stride(1)),
@@ -89,12 +96,10 @@ class CpuKernel:
         scale: float,
         heads: int,
         coded: CodedRow | None = None,
-    ) -> "CpuLayer | ReferenceLayer":
-        """See ``reference.ReferenceLayer``; PyTorch computes with coded rows."""
-        if coded is not None:
-            return ReferenceLayer(cache, w_uk, w_uv, inv_freq, scale, heads, coded)
+    ) -> "CpuLayer":
+        """See ``reference.ReferenceLayer``."""
         w_uk, w_uv = of_every_head(w_uk, heads), of_every_head(w_uv, heads)
-        return CpuLayer(self, cache, w_uk, w_uv, inv_freq, scale)
+        return CpuLayer(self, cache, w_uk, w_uv, inv_freq, scale, coded)
 
     def exp2(self, x: Tensor) -> Tensor:
         """The softmax's own ``2^x``, for its test  # float32, any shape"""
@@ -140,10 +145,12 @@ class CpuLayer:
         w_uv: Tensor,
         inv_freq: Tensor,
         scale: float,
+        coded: CodedRow | None,
     ) -> None:
         heads, nope, rank = w_uk.shape
         self.dtype = w_uk.dtype
         self.call = functools.partial(kernel.library.mha2mla_layer, kernel.variant)
+        self.coded = None if coded is None else CodedLayer(coded, inv_freq)
         # The structure holds their addresses.
         self.tensors = (
             cache,
@@ -153,7 +160,7 @@ class CpuLayer:
         )
         self.layer = byref(
             structures.Layer(
-                structures.cache_of(cache),
+                structures.cache_of(cache, self.coded),
                 *(tensor.data_ptr() for tensor in self.tensors[1:]),
                 *(DTYPES[self.dtype], heads, nope, 2 * len(inv_freq), rank, w_uv.shape[1]),
                 scale,

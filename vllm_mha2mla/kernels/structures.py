@@ -7,7 +7,10 @@ from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from vllm_mha2mla.coding.row_code import UNIT
+from vllm_mha2mla.kernels.coded_structures import CodedLayer
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 
 
 def _integers(*names: str) -> list[tuple[str, type]]:
@@ -15,11 +18,12 @@ def _integers(*names: str) -> list[tuple[str, type]]:
 
 
 class Cache(Structure):
-    """A paged cache  # [blocks, block_size, width]"""
+    """A paged cache  # [blocks, block_size, width], or of coded rows"""
 
     _fields_ = [
         ("data", c_void_p),
         *_integers("dtype", "block_stride", "row_stride", "block_size", "width"),
+        ("coded", c_void_p),
     ]
 
 
@@ -120,12 +124,18 @@ def declare(library: ctypes.CDLL) -> None:
         function.restype, function.argtypes = result, arguments
 
 
-def cache_of(cache: Tensor) -> Cache:
-    """Describe a cache; blocks and rows may lie further apart than they are long."""
+def cache_of(cache: Tensor, coded: CodedLayer | None = None) -> Cache:
+    """Describe a cache; blocks may lie further apart than they are long, uncoded rows too."""
     if not cache.is_cpu or cache.stride(2) != 1:
         raise ValueError("the cache must be on the CPU, its rows contiguous")
+    _, block_size, width = cache.shape
+    address = None
+    if coded is not None:
+        if cache.dtype != torch.uint8 or block_size % UNIT or cache.stride(1) != width:
+            raise ValueError("coded rows need blocks of bytes, contiguous, of a multiple of 8 rows")
+        width, address = coded.width, ctypes.addressof(coded.structure)
     return Cache(
-        cache.data_ptr(), DTYPES[cache.dtype], cache.stride(0), cache.stride(1), *cache.shape[1:]
+        cache.data_ptr(), DTYPES[cache.dtype], *cache.stride()[:2], block_size, width, address
     )
 
 

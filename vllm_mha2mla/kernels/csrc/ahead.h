@@ -29,7 +29,7 @@ struct Ahead {
 };
 
 INLINE int64_t bytes_of(const Cache& c, int64_t rows) {
-  return rows * c.row_stride * (c.dtype == FLOAT32 ? 4 : 2);
+  return rows * c.row_stride * bytes_per_element(c);
 }
 
 INLINE Ahead ahead_of(const Cache& cache, const Batch& batch, const Tile* tile, const Tile* last) {
@@ -54,7 +54,7 @@ static void __attribute__((noinline)) next_run(Ahead& a) {
   const int64_t wanted = a.tile->end - a.row, rows = in_block < wanted ? in_block : wanted;
   const int64_t block = blocks[a.row / c.block_size];
   a.line = (const char*)c.data + bytes_of(c, offset) +
-           block * c.block_stride * (c.dtype == FLOAT32 ? 4 : 2);
+           block * c.block_stride * bytes_per_element(c);
   a.left = bytes_of(c, rows);
   a.lead += a.left;
   a.row += rows;

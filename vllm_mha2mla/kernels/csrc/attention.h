@@ -7,6 +7,7 @@
 
 #include <float.h>
 
+#include "decode.h"
 #include "direct.h"
 
 // Scratch memory of one worker, and what one tile's result is made of.
@@ -14,6 +15,7 @@ struct TileBuffers {
   float *query, *spread, *keys, *values, *scores, *out, *sums, *maxima, *carry, *staged;
   char* gathered;
   const char** lines;
+  Decoding decoding;  // of a coded cache
 };
 
 struct Shape {
@@ -36,7 +38,8 @@ static Shape shape_of(const Attention& a) {
 
 // Lays the buffers out from `base` for tiles of up to `rows` rows; returns the bytes they take.
 template <class T>
-static size_t lay_out(const Shape& s, int64_t rows, char* base, TileBuffers* buffers) {
+static size_t lay_out(const Shape& s, int64_t rows, const Coded* coded, char* base,
+                      TileBuffers* buffers) {
   size_t used = 0;
   auto take = [&](int64_t bytes) {
     char* start = base + used;
@@ -57,6 +60,15 @@ static size_t lay_out(const Shape& s, int64_t rows, char* base, TileBuffers* buf
   b.staged = (float*)take(LANES * round_up(s.widths.width, LANES) * 4);
   b.gathered = take(BLOCK_ROWS * pairs_of(s.widths.width) * 2 * sizeof(T));
   b.lines = (const char**)take(BLOCK_ROWS * (s.widths.width * sizeof(T) / 64 + 1) * sizeof(char*));
+  if (coded) {
+    const int64_t width = s.widths.width + LANES;
+    b.decoding.levels = (int8_t*)take(width);
+    b.decoding.row = (float*)take(width * 4);
+    b.decoding.mean = (float*)take(width * 4);
+    b.decoding.cos = (float*)take(width * 4);
+    b.decoding.sin = (float*)take(width * 4);
+    b.decoding.rows = (bf16*)take(GROUP_ROWS * s.widths.width * 2);
+  }
   if (buffers) *buffers = b;
   return used;
 }
@@ -93,6 +105,23 @@ INLINE const T* row_of(const Attention& a, const Tile& t, int64_t row) {
          row % cache.block_size * cache.row_stride;
 }
 
+static_assert(TURNS >= BLOCK_ROWS, "the mean's turns last for a block of rows");
+
+// Decodes rows [base + first, base + first + count) of a coded cache to `to`  # [count, width]
+// The angles in `d` are those of `base`.
+template <class T>
+static void decode_rows(const Attention& a, const Tile& t, int64_t base, int64_t first,
+                        int64_t count, const Decoding& d, T* to) {
+  const Cache& c = a.cache;
+  const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
+  for (int64_t r = first; r < first + count; r++, to += c.width) {
+    const int64_t n = base + r, offset = n % c.block_size;
+    const char* group = coded_group(c, blocks[n / c.block_size], offset);
+    decode_row(c, group, offset % GROUP_ROWS, r, n == 0, d);
+    convert(d.row, to, c.width);
+  }
+}
+
 // The panels of a step: the address of each one's LANES rows, and the numbers from row to row.
 template <class T>
 struct Panels {
@@ -102,15 +131,27 @@ struct Panels {
 };
 
 // Finds the panels of rows [begin, begin + count). A panel is copied to `gathered` if it crosses
-// blocks, is stored in pairs, or is the last one and has to be filled up with zeros.
+// blocks, is stored in pairs or coded, or is the last one and has to be filled up with zeros.
 template <class T>
 static Panels<T> panels_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
-                           T* gathered) {
+                           const TileBuffers& b) {
   const Cache& cache = a.cache;
   const int64_t width = cache.width;
+  T* const gathered = (T*)b.gathered;
   const bool paired = is_paired(cache);
   Panels<T> panels;
   panels.count = 0;
+  if (cache.coded) {
+    turn_to(*cache.coded, begin, b.decoding);
+    decode_rows(a, t, begin, 0, count, b.decoding, gathered);
+    const int64_t whole = round_up(count, LANES);
+    memset(gathered + count * width, 0, (whole - count) * width * sizeof(T));
+    for (; panels.count * LANES < whole; panels.count++) {
+      panels.rows[panels.count] = gathered + panels.count * LANES * width;
+      panels.stride[panels.count] = width;
+    }
+    return panels;
+  }
   for (int64_t first = 0; first < count; first += LANES) {
     const T* rows = row_of<T>(a, t, begin + first);
     int64_t stride = cache.row_stride;
@@ -151,10 +192,10 @@ static void pack_rows(const Shape& s, const Panels<T>& panels, const TileBuffers
 
 // Finds the groups of rows [begin, begin + count), filled up with zeros to a multiple of MULTIPLE
 // rows; `begin` is a multiple of GROUP_ROWS. Rows that are not stored in pairs are paired in
-// `gathered`.
+// `gathered`, those of a coded cache decoded before.
 template <int64_t MULTIPLE>
 INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
-                        char* gathered) {
+                        const TileBuffers& b) {
   const Cache& cache = a.cache;
   const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
   const bool paired = is_paired(cache);
@@ -163,10 +204,11 @@ INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_
   int64_t block = row / block_size, offset = row % block_size;
   Groups groups;
   groups.count = 0;
+  if (cache.coded) turn_to(*cache.coded, begin, b.decoding);
   for (int64_t first = 0; first < round_up(count, MULTIPLE); first += GROUP_ROWS) {
     const int64_t left = count - first;
     const int64_t rows = left < 0 ? 0 : left < GROUP_ROWS ? left : GROUP_ROWS;
-    char* const own = gathered + first * pairs_of(cache.width) * 4;
+    char* const own = b.gathered + first * pairs_of(cache.width) * 4;
     groups.at[groups.count++] = own;
     if (paired && rows) {
       const char* group = group_at(cache, blocks[block], offset);
@@ -176,7 +218,10 @@ INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_
       if (offset == cache.block_size) block++, offset = 0;
     } else {
       const bf16* each[GROUP_ROWS] = {};
-      for (int64_t i = 0; i < rows; i++) each[i] = row_of<bf16>(a, t, begin + first + i);
+      if (cache.coded) decode_rows(a, t, begin, first, rows, b.decoding, b.decoding.rows);
+      for (int64_t i = 0; i < rows; i++)
+        each[i] = cache.coded ? b.decoding.rows + i * cache.width
+                              : row_of<bf16>(a, t, begin + first + i);
       pair_rows(each, cache.width, own);
     }
   }
@@ -198,11 +243,15 @@ template <class T>
 static Lines lines_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
                       const char** list) {
   const char** next = list;
+  const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
+  const int64_t pitch = bytes_of(a.cache, 1);
+  const int64_t bytes = a.cache.coded ? pitch : a.cache.width * (int64_t)sizeof(T);
   while (count > 0) {
-    const int64_t in_block = a.cache.block_size - begin % a.cache.block_size;
+    const int64_t offset = begin % a.cache.block_size, in_block = a.cache.block_size - offset;
     const int64_t rows = in_block < count ? in_block : count;
-    const char* from = (const char*)row_of<T>(a, t, begin);
-    const int64_t pitch = a.cache.row_stride * sizeof(T), bytes = a.cache.width * sizeof(T);
+    const char* from = (const char*)a.cache.data + offset * pitch +
+                       blocks[begin / a.cache.block_size] * a.cache.block_stride *
+                           bytes_per_element(a.cache);
     if (pitch == bytes) {
       for (int64_t i = 0; i < rows * bytes; i += 64) *next++ = from + i;
     } else {
@@ -301,9 +350,9 @@ static void attend_packed(const Progress& p) {
     const int64_t panels = (count + LANES - 1) / LANES;
 #if defined(__AVX512BF16__)
     if constexpr (DOT)
-      pack_panels(p.s, groups_of<LANES>(p.a, t, begin, count, p.b.gathered), p.b);
+      pack_panels(p.s, groups_of<LANES>(p.a, t, begin, count, p.b), p.b);
 #endif
-    if constexpr (!DOT) pack_rows(p.s, panels_of<T>(p.a, t, begin, count, (T*)p.b.gathered), p.b);
+    if constexpr (!DOT) pack_rows(p.s, panels_of<T>(p.a, t, begin, count, p.b), p.b);
     gemm<DOT, false>({p.b.query, w.key_steps, p.b.keys, w.key_steps * LANES, w.key_steps},
                      {p.b.scores, BLOCK_ROWS, p.to_exponents, nullptr}, p.rows, panels, lines);
     softmax<DOT>(p, begin, count);
@@ -327,7 +376,8 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
   for (int64_t i = 0; i < parts; i++)
     spread_query(b.query + first[i] * steps, first[i + 1] - first[i], steps,
                  b.spread + first[i] * spread);
-  // The first part brings the rows into L1; the others have nothing to prefetch.
+  // The first part brings the rows into L1; the others have nothing to prefetch. Coded rows have
+  // fewer lines than the products ask for.
   Ahead none = {};
   stop(none);
   // Tiles computed by `attend_packed` have not moved it on.
@@ -335,12 +385,12 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
   catch_up(ahead);
   for (int64_t begin = t.begin; begin < t.end; begin += DIRECT_ROWS) {
     const int64_t count = t.end - begin < DIRECT_ROWS ? t.end - begin : DIRECT_ROWS;
-    const Groups groups = groups_of<GROUP_ROWS>(p.a, t, begin, count, b.gathered);
+    const Groups groups = groups_of<GROUP_ROWS>(p.a, t, begin, count, b);
     ahead.lead -= bytes_of(p.a.cache, count);
     for (int64_t i = 0; i < parts; i++)
       DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].scores(
           b.spread + first[i] * spread, groups, steps, b.scores + first[i] * BLOCK_ROWS,
-          p.to_exponents, i ? none : ahead);
+          p.to_exponents, i || p.a.cache.coded ? none : ahead);
     catch_up(ahead);
     const bool grown = softmax<true>(p, begin, count);
     for (int64_t m = 0; grown && m < p.rows; m++) {
@@ -350,7 +400,7 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
     for (int64_t i = 0; i < parts; i++)
       DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].values(
           b.scores + first[i] * BLOCK_ROWS, groups, steps, b.out + first[i] * stride, units,
-          i ? none : ahead);
+          i || p.a.cache.coded ? none : ahead);
   }
 }
 

@@ -4,12 +4,36 @@
 
 #include <stdint.h>
 
-enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, CODED = 3 };
 
-struct Cache {  // [blocks, block_size, width]
+// Levels that numbers of so many bits are rounded to; `vllm_mha2mla/coding` says what all this is.
+struct Codebook {
+  int8_t levels[256];   // rising; a code is an index into them
+  float borders[256];   // between neighbouring levels, relative to the row's scale
+  float inverse_gain2;  // one over the square of the gain
+};
+
+// A layer's coded rows: bytes in the order of `coding/packing.py`.
+struct Coded {
+  const int64_t* unit_bits;  // [latent_units + rotary_units]
+  int64_t latent_units, rotary_units;
+  const Codebook* books;     // [9], by bits
+  const float* scales;       // [256]: of each byte
+  const float* inv_freq;     // [rope/2]
+  const float* turned_mean;  // [TURNS, rope]: the mean of rotary columns, turned to each position
+  const float* first_row;    // [rank + rope]
+};
+constexpr int64_t TURNS = 128;
+
+struct Cache {  // [blocks, block_size, width]; a coded one: bytes [blocks, block_size, row_stride]
   void* data;
   int64_t dtype, block_stride, row_stride, block_size, width;
+  const Coded* coded;  // null where rows are stored as they are
 };
+
+inline int64_t bytes_per_element(const Cache& c) {
+  return c.dtype == FLOAT32 ? 4 : c.dtype == CODED ? 1 : 2;
+}
 
 struct Batch {
   const int32_t* block_table;  // [requests, max_blocks]

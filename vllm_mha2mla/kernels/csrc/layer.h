@@ -4,32 +4,13 @@
 //   attention; out[h] = W_UV[h] latent[h]                  (arXiv:2405.04434, section 2.1.2)
 #pragma once
 
-#include <math.h>
-
+#include "encode.h"
 #include "schedule.h"
 
 // Tokens per task in the steps before and after attention.
 constexpr int64_t TOKENS_AT_ONCE = 36;
 // Scratch memory up to this size is kept for the next call.
 constexpr size_t KEEP_BYTES = 4 << 20;
-
-// Cosines and sines of float32 angles, whose whole turns are taken off in double precision.
-INLINE void angles(int64_t position, const float* inv_freq, int64_t n, float* cos, float* sin) {
-  for (int64_t j = 0; j < n; j++) {
-    const double angle = (float)position * inv_freq[j];
-    // Adding 1.5 * 2^52 rounds to an integer: which quarter of a turn is nearest.
-    const double quarters = (angle * 0.6366197723675814 + 6755399441055744.0) - 6755399441055744.0;
-    const double r = (angle - quarters * 1.5707963267948966) - quarters * 6.123233995736766e-17;
-    const double r2 = r * r;
-    // Taylor's polynomials: beyond float32's precision for |r| <= pi / 4.
-    const double s = r * (1 + r2 * (-1.0 / 6 + r2 * (1.0 / 120 + r2 * (-1.0 / 5040 + r2 * (1.0 / 362880)))));
-    const double c = 1 + r2 * (-1.0 / 2 + r2 * (1.0 / 24 + r2 * (-1.0 / 720 + r2 * (1.0 / 40320 - r2 * (1.0 / 3628800)))));
-    const int64_t quarter = (int64_t)quarters & 3;
-    const double x = quarter & 1 ? s : c, y = quarter & 1 ? c : s;
-    cos[j] = (float)(quarter == 1 || quarter == 2 ? -x : x);
-    sin[j] = (float)(quarter & 2 ? -y : y);
-  }
-}
 
 // (x1 + i x2) e^{i phi}, halves apart (arXiv:2104.09864, eq. 34), rounded to D and stored as T.
 template <class D, class T>
@@ -76,7 +57,21 @@ static int write_pairs(const Write& w) {
 }
 
 template <class D>
+static int write_codes(const Write& w) {
+  const size_t bytes = (w.cache.width + LANES) * 4;
+  Scratch row(LAYER_SCRATCH, bytes, KEEP_BYTES);
+  if (!row.data) return OUT_OF_MEMORY;
+  for (int64_t t = 0; t < w.tokens; t++) {
+    if (w.slots[t] < 0) continue;
+    convert((const D*)w.kv_latent + t * w.kv_latent_token, (float*)row.data, w.cache.width);
+    encode_row(w.cache, w.slots[t], (const float*)row.data);
+  }
+  return DONE;
+}
+
+template <class D>
 static int write_from(const Write& w) {
+  if (w.cache.coded) return write_codes<D>(w);
   if (is_paired(w.cache)) return write_pairs<D>(w);
   if (w.cache.dtype == FLOAT32) return write_as<D, float>(w);
   if (w.cache.dtype == FLOAT16) return write_as<D, f16>(w);
@@ -96,7 +91,7 @@ INLINE int64_t head_floats(int64_t inputs, int64_t outputs) {
 }
 
 static bool use_dot(int64_t dtype, int64_t cache_dtype) {
-  return HAS_DOT && dtype == BFLOAT16 && cache_dtype == BFLOAT16;
+  return HAS_DOT && dtype == BFLOAT16 && (cache_dtype == BFLOAT16 || cache_dtype == CODED);
 }
 
 static int64_t packed_size(const Weights* w) {
@@ -170,16 +165,22 @@ static void run_rows(void* context, int64_t chunk, int worker) {
   const Step& s = *job.step;
   const int64_t half = l.rope / 2, pitch = round_up(half, LANES);
   const bool paired = is_paired(l.cache);
+  const Coded* const coded = l.cache.coded;
   for (int64_t i = 0; i < tokens_of(s, chunk); i++) {
     const int64_t t = chunk * TOKENS_AT_ONCE + i;
     angles(s.positions[t], l.inv_freq, half, job.cos + t * pitch, job.sin + t * pitch);
     if (s.slots[t] < 0) continue;
     const D* row = (const D*)s.kv_latent + t * s.kv_latent_token;
-    T* to = paired ? (T*)(job.workers + worker * job.worker_bytes)
-                   : slot_row<T>(l.cache, s.slots[t]);
+    T* to = paired || coded ? (T*)(job.workers + worker * job.worker_bytes)
+                            : slot_row<T>(l.cache, s.slots[t]);
     convert(row, to, l.rank);
     rotate(row + l.rank, job.cos + t * pitch, job.sin + t * pitch, half, to + l.rank);
     if (paired) store_pairs(l.cache, s.slots[t], 0, (const bf16*)to, l.cache.width);
+    if (coded) {
+      float* const y = (float*)to;
+      for (int64_t j = 0; j < l.cache.width && s.positions[t] == 0; j++) y[j] -= coded->first_row[j];
+      encode_row(l.cache, s.slots[t], y);
+    }
   }
 }
 
@@ -226,10 +227,10 @@ static int layer_as(const Layer& l, const Step& s) {
   const size_t query_bytes = round_up(s.tokens * l.heads * width * sizeof(D), 64);
   const size_t out_bytes = round_up(s.tokens * l.heads * l.rank * sizeof(D), 64);
   const int64_t longest = l.nope > l.rank ? l.nope : l.rank, widest = l.rank > l.v ? l.rank : l.v;
-  // A worker needs room for one head's product, or for one row before it is put into pairs.
+  // A worker needs room for one head's product, or for one row before it is put into pairs or coded.
   const int64_t product_bytes =
       TOKENS_AT_ONCE * (steps_of<DOT>(longest) + round_up(widest, LANES)) * 4;
-  const int64_t row_bytes = width * sizeof(bf16);
+  const int64_t row_bytes = width * sizeof(float);
   job.worker_bytes = round_up(product_bytes > row_bytes ? product_bytes : row_bytes, 64);
   Scratch scratch(LAYER_SCRATCH,
                   2 * angle_bytes + query_bytes + out_bytes + max_threads() * job.worker_bytes,
@@ -243,7 +244,7 @@ static int layer_as(const Layer& l, const Step& s) {
 
   const int64_t chunks = (s.tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE;
   TaskBody rows = run_rows<D, bf16>;
-  if (l.cache.dtype == FLOAT32) rows = run_rows<D, float>;
+  if (l.cache.dtype == FLOAT32 || l.cache.coded) rows = run_rows<D, float>;
   if (l.cache.dtype == FLOAT16) rows = run_rows<D, f16>;
   parallel_for(chunks, chunks > 1, rows, &job);
   const bool worth_threads = s.tokens * l.heads * l.rank * l.nope > WORTH_THREADS;

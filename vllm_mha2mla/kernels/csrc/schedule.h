@@ -92,7 +92,7 @@ static void run_tile(void* context, int64_t task, int worker) {
   const Shape& s = job.shape;
   const Tile& t = job.tiles[task];
   TileBuffers b;
-  lay_out<T>(s, job.largest, job.workers + worker * job.worker_bytes, &b);
+  lay_out<T>(s, job.largest, a.cache.coded, job.workers + worker * job.worker_bytes, &b);
   Ahead own = ahead_of(a.cache, a.batch, &t, &t + 1);
   attend_tile<T, DOT>(a, s, t, job.ahead ? *job.ahead : own, b);
   const int64_t rows = t.queries * s.heads;
@@ -151,7 +151,7 @@ static int attend_as(const Attention& a) {
   job.attention = &a;
   job.shape = s;
   job.largest = p.largest;
-  job.worker_bytes = lay_out<T>(s, p.largest, nullptr, nullptr);
+  job.worker_bytes = lay_out<T>(s, p.largest, a.cache.coded, nullptr, nullptr);
   const size_t tile_bytes = round_up(p.tiles * sizeof(Tile), 64);
   const size_t merge_bytes = round_up(p.merges * sizeof(Merge), 64);
   const size_t partial_bytes = round_up(p.partial_floats * 4, 64);
@@ -174,9 +174,9 @@ static int attend_as(const Attention& a) {
 }
 
 static int attend(const Attention* a) {
-  if (HAS_DOT && a->cache.dtype == BFLOAT16 && a->query_dtype == BFLOAT16)
-    return attend_as<bf16, HAS_DOT>(*a);
-  if (a->cache.dtype == FLOAT32) return attend_as<float, false>(*a);
+  const bool halves = a->cache.dtype == BFLOAT16 || a->cache.coded;
+  if (HAS_DOT && halves && a->query_dtype == BFLOAT16) return attend_as<bf16, HAS_DOT>(*a);
+  if (a->cache.dtype == FLOAT32 || a->cache.coded) return attend_as<float, false>(*a);
   if (a->cache.dtype == FLOAT16) return attend_as<f16, false>(*a);
   return attend_as<bf16, false>(*a);
 }

@@ -172,6 +172,12 @@ INLINE vf load(const f16* p) { return widen(*reinterpret_cast<const vh_unaligned
 INLINE void store(bf16* p, vf x) { *reinterpret_cast<vh_unaligned*>(p) = narrow(x, bf16()); }
 INLINE void store(f16* p, vf x) { *reinterpret_cast<vh_unaligned*>(p) = narrow(x, f16()); }
 
+typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef vb vb_unaligned __attribute__((aligned(1), may_alias));
+INLINE vf load(const int8_t* p) {
+  return __builtin_convertvector(*reinterpret_cast<const vb_unaligned*>(p), vf);
+}
+
 // The first n numbers, 0 < n < LANES; zeros behind them.
 template <class T>
 INLINE vf load_some(const T* p, int64_t n) {

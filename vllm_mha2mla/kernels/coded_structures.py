@@ -1,0 +1,80 @@
+"""The structures of ``csrc/kernel.h`` that describe coded rows."""
+
+import ctypes
+import functools
+from ctypes import Structure, c_float, c_int8, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from vllm_mha2mla.coding.codebooks import BITS, codebook
+from vllm_mha2mla.coding.rounding import scale_of
+from vllm_mha2mla.coding.row_code import UNIT, CodedRow
+from vllm_mha2mla.rope import apply_rotary, rotary_angles
+
+TURNS = 128
+"""Positions for which the rotary mean is turned beforehand, as in ``csrc/kernel.h``."""
+
+PADDING = 16  # numbers that a kernel may read behind a table, as it reads whole vectors
+
+
+class Codebook(Structure):
+    """The levels of so many bits."""
+
+    _fields_ = [
+        ("levels", c_int8 * 256),
+        ("borders", c_float * 256),
+        ("inverse_gain2", c_float),
+    ]
+
+
+class Coded(Structure):
+    """A layer's coded rows."""
+
+    _fields_ = [
+        ("unit_bits", c_void_p),
+        ("latent_units", c_int64),
+        ("rotary_units", c_int64),
+        *((name, c_void_p) for name in ("books", "scales", "inv_freq", "turned_mean", "first_row")),
+    ]
+
+
+class CodedLayer:
+    """The tensors with which the kernel codes and decodes a layer's rows.
+
+    Args:
+        coded: of the layer.
+        inv_freq: frequency of each rotary pair, float32  # [rope/2]
+    """
+
+    def __init__(self, coded: CodedRow, inv_freq: Tensor) -> None:
+        code = coded.code
+        cos, sin = rotary_angles(torch.arange(TURNS), inv_freq)  # [TURNS, rope/2]
+        turned = apply_rotary(coded.rotary_mean.float(), cos, sin)  # [TURNS, rope]
+        # The structure holds their addresses.
+        self.tensors = (
+            torch.tensor(code.unit_bits),
+            scale_of(torch.arange(256)),
+            inv_freq.float().contiguous(),
+            torch.nn.functional.pad(turned.flatten(), (0, PADDING)),
+            coded.first_row.float().contiguous(),
+        )
+        unit_bits, *others = (tensor.data_ptr() for tensor in self.tensors)
+        latent_units = len(code.latent_units)
+        rotary_units = len(code.unit_bits) - latent_units
+        self.width = UNIT * len(code.unit_bits)
+        self.structure = Coded(
+            unit_bits, latent_units, rotary_units, ctypes.addressof(_codebooks()), *others
+        )
+
+
+@functools.cache
+def _codebooks() -> "ctypes.Array[Codebook]":
+    """Every codebook, by its bits."""
+    books = (Codebook * (max(BITS) + 1))()
+    for bits in BITS:
+        book = codebook(bits)
+        books[bits].levels[: 2**bits] = book.levels.int().tolist()
+        books[bits].borders[: 2**bits - 1] = book.borders.tolist()
+        books[bits].inverse_gain2 = book.gain**-2
+    return books
