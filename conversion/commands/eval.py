@@ -1,6 +1,7 @@
 """``mha2mla eval``: a converted checkpoint beside its original."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +13,16 @@ from conversion.commands.options import (
     Checkpoint,
     JsonFile,
     Original,
+    QuantisedCaches,
     ReportFile,
     Window,
     Windows,
+    split_list,
     with_default,
 )
 
 if TYPE_CHECKING:
-    from conversion.evaluation import Entry
+    from conversion.evaluation import Comparison, Entry
 
 
 def eval_command(
@@ -61,6 +64,7 @@ def eval_command(
             ),
         ),
     ] = None,
+    baseline_kv_cache_dtype: QuantisedCaches = None,
     device: Annotated[
         str, typer.Option(help="Device that the models run on: cpu, cuda, ...")
     ] = "cpu",
@@ -94,78 +98,91 @@ def eval_command(
         long_context=tuple(long_context or ()),
         context=context,
         limit=limit,
+        kv_cache_dtypes=split_list(baseline_kv_cache_dtype),
     )
     progress = Progress(Console(stderr=True))
-    entry = measure(checkpoint, baseline, request, progress, usable_device(device))
+    comparison = measure(checkpoint, baseline, request, progress, usable_device(device))
     # Figures that took hours are shown even if a file cannot be written.
     out = Console()
-    for table in tables(entry):
+    for table in tables(comparison):
         out.print(table)
     if json is not None:
-        write_json(json, entry)
+        write_json(json, comparison)
     if report is not None:
-        title = f"{entry.name} beside its original"
-        write_report(report, Report(title=title, source=baseline, entries=[entry]))
+        title = f"{comparison.name} beside its original"
+        entries = [comparison, *comparison.rivals]
+        write_report(report, Report(title=title, source=baseline, entries=entries))
 
 
-def tables(entry: "Entry") -> list[Table]:
-    """The tables of the figures, for a terminal."""
-    made = [_summary(entry)]
-    if entry.tasks or entry.retrieval:
-        made.append(_accuracy(entry))
-    for figures in entry.positions:
+def tables(comparison: "Comparison") -> list[Table]:
+    """The tables of the figures, for a terminal: the original, its rivals, the converted one."""
+    entries = [*comparison.rivals, comparison]
+    made = [_summary(entries)]
+    if comparison.tasks or comparison.retrieval:
+        made.append(_accuracy(entries))
+    for index, figures in enumerate(comparison.positions):
         name = f"{figures.text}, {figures.windows} x {figures.window} tokens"
-        table = Table(f"perplexity at positions of {name}", "original", "converted", "ratio")
-        for bucket in figures.buckets:
+        table = Table(f"perplexity at positions of {name}", "original", *map(_label, entries))
+        for place, bucket in enumerate(figures.buckets):
+            values = [entry.positions[index].buckets[place].converted for entry in entries]
             table.add_row(
                 f"{bucket.start} to {bucket.end}",
                 f"{bucket.original:.3f}",
-                f"{bucket.converted:.3f}",
-                f"{bucket.converted / bucket.original:.4f}",
+                *(f"{value:.3f} ({value / bucket.original:.4f})" for value in values),
             )
         made.append(table)
     return made
 
 
-def _summary(entry: "Entry") -> Table:
-    figures, cache = entry.perplexity, entry.cache
-    table = Table("", "original", "converted", "ratio")
+def _label(entry: "Entry") -> str:
+    return entry.kv_cache_dtype or "converted"
+
+
+def _summary(entries: Sequence["Entry"]) -> Table:
+    cache, figures = entries[-1].cache, entries[-1].perplexity
+    table = Table("", "cache bytes per token", "kept")
+    rows = [["original", f"{cache.baseline_bytes_per_token:,}", "1"]]
+    rows += [
+        [_label(entry), f"{entry.cache.bytes_per_token:,}", f"{entry.cache.fraction:.4f}"]
+        for entry in entries
+    ]
     if figures is not None:
-        table.add_row(
-            f"perplexity, {figures.windows} x {figures.window} tokens",
-            f"{figures.baseline:.3f}",
-            f"{figures.converted:.3f}",
-            f"{figures.ratio:.4f}",
-        )
-    table.add_row(
-        "cache bytes per token",
-        f"{cache.baseline_bytes_per_token:,}",
-        f"{cache.bytes_per_token:,}",
-        f"{cache.fraction:.4f}",
-    )
+        for name in ("perplexity", "ratio", "excess loss"):
+            table.add_column(name)
+        table.caption = f"Perplexity over {figures.windows} x {figures.window} tokens, in float32."
+        rows[0] += [f"{figures.baseline:.3f}", "1", "0"]
+        for row, entry in zip(rows[1:], entries, strict=True):
+            assert entry.perplexity is not None
+            own = entry.perplexity
+            row += [f"{own.converted:.3f}", f"{own.ratio:.4f}", f"{own.excess_loss:.4f}"]
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def _accuracy(entry: "Entry") -> Table:
+def _accuracy(entries: Sequence["Entry"]) -> Table:
     from conversion.evaluation.render import with_error
 
-    table = Table(Column("task", overflow="fold"), "documents", "metric", "original", "converted")
-    for task in entry.tasks:
-        for metric in task.metrics:
+    first = Column("task", overflow="fold")
+    table = Table(first, "documents", "metric", "original", *map(_label, entries))
+    for index, task in enumerate(entries[0].tasks):
+        for place, metric in enumerate(task.metrics):
+            others = [entry.tasks[index].metrics[place] for entry in entries]
             table.add_row(
                 task.task,
                 str(task.documents),
                 metric.metric,
                 with_error(metric.original, metric.original_stderr),
-                with_error(metric.converted, metric.converted_stderr),
+                *(with_error(other.converted, other.converted_stderr) for other in others),
             )
-    for retrieval in entry.retrieval:
+    for index, retrieval in enumerate(entries[0].retrieval):
         skipped = f" ({retrieval.skipped} too long)" if retrieval.skipped else ""
+        answers = [entry.retrieval[index] for entry in entries]
         table.add_row(
             retrieval.task,
             f"{retrieval.examples}{skipped}",
             "retrieval",
             with_error(retrieval.original, retrieval.original_stderr),
-            with_error(retrieval.converted, retrieval.converted_stderr),
+            *(with_error(other.converted, other.converted_stderr) for other in answers),
         )
     return table

@@ -65,10 +65,25 @@ Window = Annotated[int, typer.Option(min=2, help="Tokens per window of --text.")
 Windows = Annotated[
     int | None, typer.Option(min=1, help=with_default("Use at most so many windows.", "all"))
 ]
+QuantisedCaches = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline-kv-cache-dtype",
+        metavar="DTYPE[,DTYPE...]",
+        help="Measure the original in this quantised cache of vLLM too, such as "
+        "int4_per_token_head or turboquant_4bit_nc. Repeatable.",
+    ),
+]
 ReportFile = Annotated[
     Path | None, typer.Option(help="Write tables and plots to this .html or .md file.")
 ]
 JsonFile = Annotated[Path | None, typer.Option(help="Write the figures to this file.")]
+
+
+def split_list(values: list[str] | None) -> tuple[str, ...]:
+    """Split the values of a repeatable option at their commas; each part once, in order."""
+    parts = (part.strip() for value in values or () for part in value.split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def recipe_options(recipe: type[BaseModel], *names: str) -> Callable[[Command], Command]:

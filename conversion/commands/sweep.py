@@ -11,11 +11,13 @@ from conversion.commands.options import (
     Device,
     Dtype,
     Offload,
+    QuantisedCaches,
     ReportFile,
     Source,
     Window,
     Windows,
     recipe_options,
+    split_list,
     with_default,
 )
 from conversion.recipes.methods import METHODS
@@ -50,6 +52,7 @@ def sweep_command(
     ],
     window: Window = 1024,
     windows: Windows = None,
+    baseline_kv_cache_dtype: QuantisedCaches = None,
     report: ReportFile = None,
     json: Annotated[
         Path | None,
@@ -98,6 +101,7 @@ def sweep_command(
         out=out,
         results=file,
         keep=keep,
+        kv_cache_dtypes=split_list(baseline_kv_cache_dtype),
     )
     err = Console(stderr=True)
     results = run_sweep(sweep, options, Progress(err))
@@ -119,7 +123,7 @@ def _report(results: "SweepResults", text: Path) -> "Report":
     return Report(
         title=f"Conversions of {results.source}",
         source=results.source,
-        entries=[one.entry for one in results.finished],
+        entries=[*(one.entry for one in results.finished), *results.rivals],
         notes=[
             f"Calibrated on {calibration.tokens:,} tokens of {', '.join(calibration.files)}, in "
             f"windows of {calibration.window}; measured on {text.name}.",
@@ -133,12 +137,16 @@ def _table(results: "SweepResults") -> Table:
         Column("recipe", overflow="fold"), "latent + rotary", "cache bytes per token", "kept",
         "perplexity", "ratio", "excess loss",
     )  # fmt: skip
-    for one in results.finished:
-        cache, figures = one.entry.cache, one.entry.perplexity
+    rows = [
+        (one.name, f"{_mean(one.kv_lora_rank)} + {_mean(one.qk_rope_head_dim)}", one.entry)
+        for one in results.finished
+    ]
+    for name, widths, entry in [*rows, *((rival.name, "", rival) for rival in results.rivals)]:
+        cache, figures = entry.cache, entry.perplexity
         assert figures is not None
         table.add_row(
-            one.name,
-            f"{_mean(one.kv_lora_rank)} + {_mean(one.qk_rope_head_dim)}",
+            name,
+            widths,
             f"{cache.bytes_per_token:,}",
             f"{cache.fraction:.2%}",
             f"{figures.converted:.3f}",

@@ -1,16 +1,18 @@
 """Measures a converted checkpoint beside its original: perplexity, tasks, long context.
 
-Both models are given the same inputs, read once and before any weights (``inputs``). One model is
-in memory at a time: the converted one is freed before the original is loaded, and of several
-checkpoints with one original the original's figures are kept (``compare.Comparison``).
+All models are given the same inputs, read once and before any weights (``inputs``). The original
+can be measured in vLLM's own quantised caches too (``quantised_cache``). One model is in memory at
+a time, and of several checkpoints with one original the original's figures are kept
+(``compare.Comparer``).
 """
 
 from conversion.checkpoint.cache_size import CacheFigures, cache_figures
-from conversion.evaluation.compare import Comparison, measure
+from conversion.evaluation.compare import Comparer, measure
 from conversion.evaluation.inputs import Measurement
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.report import check_report_path, write_report
 from conversion.evaluation.results import (
+    Comparison,
     Entry,
     PerplexityFigures,
     PositionFigures,
@@ -21,6 +23,7 @@ from conversion.evaluation.results import (
 
 __all__ = [
     "CacheFigures",
+    "Comparer",
     "Comparison",
     "Entry",
     "Measurement",

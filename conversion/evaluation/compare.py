@@ -1,28 +1,33 @@
-"""Measures converted checkpoints and their original, one model in memory at a time."""
+"""Measures converted checkpoints, their original and its quantised caches, one model at a time."""
 
 import logging
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from conversion.checkpoint.cache_size import cache_figures
-from conversion.checkpoint.loading import load_converted, load_source, read_converted_config
+from conversion.checkpoint.cache_size import CacheFigures, cache_figures
+from conversion.checkpoint.dtypes import written_dtype
+from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import SourceError
 from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
-from conversion.evaluation.layer_error import attention_outputs, layer_errors
-from conversion.evaluation.perplexity import perplexity, perplexity_figures
-from conversion.evaluation.positions import position_figures, position_losses
-from conversion.evaluation.results import Entry
-from conversion.evaluation.retrieval import answer_all, retrieval_figures
-from conversion.evaluation.tasks import run_tasks, task_figures
+from conversion.evaluation.layer_error import layer_errors
+from conversion.evaluation.measured import Measured, measure_model
+from conversion.evaluation.perplexity import perplexity_figures
+from conversion.evaluation.positions import position_figures
+from conversion.evaluation.quantised_cache import (
+    chosen_kinds,
+    quantised_cache,
+    quantised_cache_figures,
+)
+from conversion.evaluation.results import RIVAL, Comparison, Entry
+from conversion.evaluation.retrieval import retrieval_figures
+from conversion.evaluation.tasks import task_figures
 from conversion.runtime.memory_errors import memory_errors
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
+from conversion.source.folder import FolderCheckpoint
 from vllm_mha2mla.config import read_provenance
 
 logger = logging.getLogger(__name__)
@@ -31,26 +36,8 @@ CONVERTED, ORIGINAL = "Converted", "Original"
 WAY_OUT = "lower --window or --context, or take --device cpu"
 
 
-@dataclass(frozen=True)
-class _ModelResult:
-    """The measurements of one model.
-
-    Attributes:
-        text: perplexity, and every layer's attention output on the first window
-            # num_layers x [window, hidden]; ``None`` without a text.
-        positions: mean loss at every position of every long text  # each [context - 1]
-        retrieval: right or wrong, per file and question.
-        tasks: the harness's results; empty without tasks.
-    """
-
-    text: tuple[float, list[Tensor]] | None
-    positions: list[Tensor]
-    retrieval: list[list[bool]]
-    tasks: dict[str, Any]
-
-
-class Comparison:
-    """Measures checkpoints beside their original, which is measured once, with the first of them.
+class Comparer:
+    """Measures checkpoints beside their original, which is measured once, before the first of them.
 
     All checkpoints are conversions of that original and share its tokenizer. Models run in
     float32, and only one is in memory at a time.
@@ -69,13 +56,12 @@ class Comparison:
         self._measurement = measurement
         self._progress = progress
         self._device = device
-        self._original: _ModelResult | None = None
 
     def measure(self, checkpoint: Path, name: str | None = None) -> Entry:
         """Measure one checkpoint beside the original.
 
-        Files, tasks and the original's config are read before any weights, so that a mistake in
-        them shows at once.
+        Files, tasks and both configs are read before any weights, so that a mistake in them shows
+        at once.
 
         Args:
             checkpoint: folder of the converted checkpoint.
@@ -87,41 +73,75 @@ class Comparison:
         """
         config = read_converted_config(checkpoint)
         self._check_original(config)
-        tokenizer, inputs = read_inputs(self._measurement, checkpoint, config)
+        # The headers of its weights, before hours with the original.
+        FolderCheckpoint(checkpoint)
+        inputs, (original, _) = self._inputs, self._originals
         with memory_errors(WAY_OUT):
             model = load_converted(checkpoint, torch.float32)[0].to(self._device)
-            converted = _measure_model(
-                model, tokenizer, inputs, self._measurement.limit, self._progress, CONVERTED
-            )
-        # Before the original is loaded: one model in memory at a time.
-        del model
-        original = self._measured_original(tokenizer, inputs)
-        entry = Entry(
-            name=name or checkpoint.resolve().name,
-            method=_method(read_provenance(config).recipe),
-            cache=cache_figures(config),
-            positions=[
-                position_figures(text, windows, before, after)
-                for (text, windows), before, after in zip(
-                    inputs.long_texts, original.positions, converted.positions, strict=True
-                )
-            ],
-            retrieval=[
-                retrieval_figures(examples, before, after)
-                for examples, before, after in zip(
-                    inputs.retrieval, original.retrieval, converted.retrieval, strict=True
-                )
-            ],
-            tasks=task_figures(original.tasks, converted.tasks) if inputs.tasks else [],
+            converted = measure_model(model, inputs, self._progress, CONVERTED)
+        return _entry(
+            Entry(
+                name=name or checkpoint.resolve().name,
+                method=_method(read_provenance(config).recipe),
+                cache=cache_figures(config),
+            ),
+            inputs,
+            original,
+            converted,
         )
-        if inputs.text is not None and original.text is not None and converted.text is not None:
-            entry.perplexity = perplexity_figures(inputs.text, original.text[0], converted.text[0])
-            entry.layer_error = layer_errors(original.text[1], converted.text[1])
-        return entry
+
+    def rivals(self) -> list[Entry]:
+        """Measure the original in each of the measurement's quantised caches.
+
+        Raises:
+            SourceError, TextError, UsageError, MissingExtraError, DeviceMemoryError: with the way
+                out.
+        """
+        if not self._measurement.kv_cache_dtypes:
+            return []
+        inputs, (original, quantised) = self._inputs, self._originals
+        return [
+            _entry(
+                Entry(
+                    name=f"original, {name}",
+                    method=RIVAL,
+                    cache=self._rival_cache(name),
+                    kv_cache_dtype=name,
+                ),
+                inputs,
+                original,
+                measured,
+            )
+            for name, measured in quantised.items()
+        ]
 
     @cached_property
     def _source(self) -> SourceCheckpoint:
         return open_source(self._baseline)
+
+    @cached_property
+    def _inputs(self) -> Inputs:
+        return read_inputs(self._measurement, self._source)
+
+    @cached_property
+    def _originals(self) -> tuple[Measured, dict[str, Measured]]:
+        """The original as it is, and by the name of its quantised cache."""
+        inputs, source = self._inputs, self._source
+        kinds = chosen_kinds(self._measurement.kv_cache_dtypes, source.config)
+        quantised = {}
+        with memory_errors(WAY_OUT):
+            model = source_model(source, torch.float32).to(self._device)
+            original = measure_model(model, inputs, self._progress, ORIGINAL)
+            for name, kind in kinds.items():
+                with quantised_cache(model, kind):
+                    label = f"{ORIGINAL}, {name}"
+                    quantised[name] = measure_model(model, inputs, self._progress, label)
+        return original, quantised
+
+    def _rival_cache(self, name: str) -> CacheFigures:
+        config = self._source.config
+        kind = chosen_kinds([name], config)[name]
+        return quantised_cache_figures(config, kind, written_dtype(self._source, None).itemsize)
 
     def _check_original(self, config: Any) -> None:
         source = self._source
@@ -140,17 +160,6 @@ class Comparison:
                 made_from.name,
             )
 
-    def _measured_original(
-        self, tokenizer: PreTrainedTokenizerBase, inputs: Inputs
-    ) -> _ModelResult:
-        if self._original is None:
-            with memory_errors(WAY_OUT):
-                model = load_source(self._baseline, torch.float32)[0].to(self._device)
-                self._original = _measure_model(
-                    model, tokenizer, inputs, self._measurement.limit, self._progress, ORIGINAL
-                )
-        return self._original
-
 
 def measure(
     checkpoint: Path,
@@ -158,14 +167,16 @@ def measure(
     measurement: Measurement,
     progress: Progress,
     device: str = "cpu",
-) -> Entry:
-    """Measure one checkpoint beside its original; see :class:`Comparison` for arguments and errors.
+) -> Comparison:
+    """Measure one checkpoint beside its original; see :class:`Comparer` for arguments and errors.
 
     Example::
 
         measure(Path("out"), "model", Measurement(Path("test.txt")), Progress()).perplexity
     """
-    return Comparison(baseline, measurement, progress, device).measure(checkpoint)
+    comparer = Comparer(baseline, measurement, progress, device)
+    entry = comparer.measure(checkpoint)
+    return Comparison(**dict(entry), rivals=comparer.rivals())
 
 
 def _method(recipe: dict[str, Any]) -> str:
@@ -174,30 +185,24 @@ def _method(recipe: dict[str, Any]) -> str:
     return " + ".join(str(part) for part in parts if part)
 
 
-def _measure_model(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Inputs,
-    limit: int | None,
-    progress: Progress,
-    label: str,
-) -> _ModelResult:
-    text = None
-    if inputs.text is not None:
-        value = perplexity(model, inputs.text, progress, label)
-        text = value, attention_outputs(model, inputs.text[0])
-    return _ModelResult(
-        text=text,
-        positions=[
-            position_losses(model, windows, progress, f"{label}, {name}")
-            for name, windows in inputs.long_texts
+def _entry(bare: Entry, inputs: Inputs, original: Measured, other: Measured) -> Entry:
+    """Fill an entry with the figures of a model beside the original's."""
+    figures: dict[str, Any] = {
+        "positions": [
+            position_figures(text, windows, before, after)
+            for (text, windows), before, after in zip(
+                inputs.long_texts, original.positions, other.positions, strict=True
+            )
         ],
-        retrieval=[
-            answer_all(model, tokenizer, examples, progress, f"{label}, {examples.name}")
-            for examples in inputs.retrieval
+        "retrieval": [
+            retrieval_figures(examples, before, after)
+            for examples, before, after in zip(
+                inputs.retrieval, original.retrieval, other.retrieval, strict=True
+            )
         ],
-        # Last, because the harness may give the tokenizer a padding token.
-        tasks=run_tasks(model, tokenizer, inputs.tasks, limit, progress, f"{label}, tasks")
-        if inputs.tasks
-        else {},
-    )
+        "tasks": task_figures(original.tasks, other.tasks) if inputs.tasks else [],
+    }
+    if inputs.text is not None and original.text is not None and other.text is not None:
+        figures["perplexity"] = perplexity_figures(inputs.text, original.text[0], other.text[0])
+        figures["layer_error"] = layer_errors(original.text[1], other.text[1])
+    return bare.model_copy(update=figures)

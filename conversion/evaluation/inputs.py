@@ -1,4 +1,4 @@
-"""The inputs of a measurement, read and tokenised once for both models."""
+"""The inputs of a measurement, read and tokenised once for all models."""
 
 import logging
 from collections import Counter
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import UsageError
+from conversion.evaluation.quantised_cache import chosen_kinds
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import Examples, fitting
 from conversion.evaluation.tasks import load_tasks
+from conversion.source import SourceCheckpoint
 from conversion.text.documents import read_text
 from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import evaluation_windows
@@ -35,6 +37,7 @@ class Measurement:
         context: tokens of a long context; ``None``: as many as the model takes.
         limit: largest number of documents per task, retrieval questions per file and long windows
             per text; ``None``: all.
+        kv_cache_dtypes: quantised caches of vLLM that the original is measured in too.
     """
 
     text: str | Path | None = None
@@ -44,37 +47,36 @@ class Measurement:
     long_context: tuple[Path, ...] = ()
     context: int | None = None
     limit: int | None = None
+    kv_cache_dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs that both models are given.
+    """The inputs that all models are given.
 
     Attributes:
+        tokenizer: the tokenizer of all models.
         text: token ids for perplexity  # [windows, window]
         long_texts: name and token ids of every long text  # [windows, context] each
         retrieval: the questions of every file.
         tasks: the harness's tasks by name.
+        limit: largest number of documents per task; ``None``: all.
     """
 
+    tokenizer: PreTrainedTokenizerBase
     text: Tensor | None
     long_texts: list[tuple[str, Tensor]]
     retrieval: list[Examples]
     tasks: dict[str, Any]
+    limit: int | None
 
 
-def read_inputs(
-    measurement: Measurement, checkpoint: Path, config: Any
-) -> tuple[PreTrainedTokenizerBase, Inputs]:
-    """Read everything that both models are given.
+def read_inputs(measurement: Measurement, source: SourceCheckpoint) -> Inputs:
+    """Read everything that all models are given.
 
     Args:
-        measurement: the figures to measure, and on measurement.
-        checkpoint: folder of the converted checkpoint, for its tokenizer.
-        config: the checkpoint's config, for its context length.
-
-    Returns:
-        the checkpoint's tokenizer, and the inputs.
+        measurement: the figures to measure, and on what.
+        source: the original, for its tokenizer and its context length.
 
     Raises:
         UsageError: nothing to measure, or an option does not fit the model.
@@ -82,17 +84,20 @@ def read_inputs(
     """
     if measurement.text is None and not measurement.tasks and not measurement.long_context:
         raise UsageError("nothing to measure; give --text, --tasks or --long-context")
+    config = source.config
+    chosen_kinds(measurement.kv_cache_dtypes, config)
     context = _context(config, measurement)
     _check_names(measurement.long_context)
     questions = {path: read_questions(path) for path in measurement.long_context if _is_jsonl(path)}
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = source.tokenizer()
 
     def windows(text: str | Path, window: int, limit: int | None) -> Tensor:
         if isinstance(text, Path):
             text = read_text(text, tokenizer)
         return text_windows(tokenizer, config, text, window, limit)
 
-    return tokenizer, Inputs(
+    return Inputs(
+        tokenizer=tokenizer,
         text=None
         if measurement.text is None
         else windows(measurement.text, measurement.window, measurement.windows),
@@ -106,6 +111,7 @@ def read_inputs(
             for path, file_questions in questions.items()
         ],
         tasks=load_tasks(measurement.tasks) if measurement.tasks else {},
+        limit=measurement.limit,
     )
 
 

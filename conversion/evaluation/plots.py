@@ -1,12 +1,13 @@
 """The report's plots. Imports matplotlib, so it is itself imported only to write a report."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from conversion.evaluation.results import Entry, MetricFigures
+from conversion.evaluation.results import RIVAL, Entry, MetricFigures
 from conversion.runtime.figures import HEIGHT, ORIGINAL_COLOUR, WIDTH
 
 LOG_FROM = 10.0  # ratio of the largest to the smallest value
@@ -18,7 +19,7 @@ def colours(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def perplexity_by_cache(entries: Sequence[Entry]) -> Figure:
-    """Plot perplexity over cache bytes per token: a line per method, and the original."""
+    """Plot perplexity over cache bytes per token: a line per method, the original, its rivals."""
     figure, axes = _axes("cache bytes per token", "perplexity")
     points: dict[str, list[tuple[int, float]]] = {}
     values = []
@@ -28,7 +29,16 @@ def perplexity_by_cache(entries: Sequence[Entry]) -> Figure:
             points.setdefault(entry.method, []).append(point)
             values += [entry.perplexity.converted, entry.perplexity.baseline]
     for method, measured_points in points.items():
-        axes.plot(*zip(*sorted(measured_points), strict=True), marker="o", label=method)
+        style: dict[str, Any] = {"marker": "o"}
+        if method == RIVAL:  # several caches, not a series
+            style = {"marker": "s", "linestyle": "", "color": ORIGINAL_COLOUR}
+        axes.plot(*zip(*sorted(measured_points), strict=True), label=method, **style)
+    for entry in entries:
+        if entry.kv_cache_dtype and entry.perplexity is not None:
+            place = (entry.cache.bytes_per_token, entry.perplexity.converted)
+            axes.annotate(
+                entry.kv_cache_dtype, place, (5, 5), textcoords="offset points", fontsize="x-small"
+            )
     measured = next(entry for entry in entries if entry.perplexity is not None)
     assert measured.perplexity is not None
     baseline = (measured.cache.baseline_bytes_per_token, measured.perplexity.baseline)

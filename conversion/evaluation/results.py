@@ -1,8 +1,10 @@
-"""Typed figures of one converted checkpoint beside its original, and a report over several.
+"""Typed figures of one model beside the original, and a report over several.
 
-``original`` (``baseline`` for perplexity and cache) and ``converted`` always stand for the same
-tokens, documents or examples. Standard errors are those of each figure on its own, not of their
-difference, which is smaller because the documents are the same.
+That model is a converted checkpoint, or a rival: the original itself in a quantised cache of vLLM.
+``original`` (``baseline`` for perplexity and cache) and ``converted``, which is the rival in a
+rival's figures, always stand for the same tokens, documents or examples. Standard errors are those
+of each figure on its own, not of their difference, which is smaller because the documents are the
+same.
 """
 
 import math
@@ -10,6 +12,9 @@ import math
 from pydantic import BaseModel, Field
 
 from conversion.checkpoint.cache_size import CacheFigures
+
+RIVAL = "original in vLLM's quantised caches"
+"""The method of all rivals."""
 
 
 class PerplexityFigures(BaseModel):
@@ -23,7 +28,7 @@ class PerplexityFigures(BaseModel):
 
     @property
     def excess_loss(self) -> float:
-        """Loss per token that the conversion adds, ``log(converted / baseline)``, in nats."""
+        """Loss per token that is added, ``log(converted / baseline)``, in nats."""
         return math.log(self.ratio)
 
 
@@ -79,11 +84,15 @@ class RetrievalFigures(BaseModel):
 
 
 class Entry(BaseModel):
-    """One converted checkpoint beside its original; figures not measured are empty or ``None``."""
+    """One model beside the original; figures not measured are empty or ``None``."""
 
     name: str = Field(description="Name of the recipe or the checkpoint; unique in a report.")
     method: str
     cache: CacheFigures
+    kv_cache_dtype: str | None = Field(
+        default=None,
+        description="Of a rival, vLLM's name of its cache; null for a converted checkpoint.",
+    )
     perplexity: PerplexityFigures | None = None
     tasks: list[TaskFigures] = []
     positions: list[PositionFigures] = []
@@ -95,8 +104,14 @@ class Entry(BaseModel):
     )
 
 
+class Comparison(Entry):
+    """One converted checkpoint beside its original, and the rivals beside the same original."""
+
+    rivals: list[Entry] = []
+
+
 class Report(BaseModel):
-    """The content of a report, all of it about conversions of one source."""
+    """The content of a report, all of it about one source: conversions, then rivals."""
 
     title: str
     source: str

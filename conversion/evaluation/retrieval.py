@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import TextError
 from conversion.evaluation.chunked import greedy
+from conversion.evaluation.prompts import encode_prompt, stop_tokens
 from conversion.evaluation.questions import Question
 from conversion.evaluation.results import RetrievalFigures
 from conversion.runtime.progress import Progress
@@ -71,7 +71,7 @@ def fitting(
     taken = questions[:limit]
     shortest = 0
     for question in taken:
-        ids = _encode(tokenizer, question.prompt)
+        ids = encode_prompt(tokenizer, question.prompt)
         answer = tokenizer(question.answer, add_special_tokens=False)["input_ids"]
         new_tokens = len(answer) + EXTRA_TOKENS
         needed = ids.numel() + new_tokens
@@ -84,17 +84,6 @@ def fitting(
             f"needs {shortest}; give shorter ones or, where the model allows it, raise --context"
         )
     return Examples(path.name, examples, len(taken) - len(examples), context)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    if getattr(tokenizer, "chat_template", None):
-        message = [{"role": "user", "content": prompt}]
-        # The template brings its own special tokens.
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    else:
-        ids = tokenizer(prompt, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
 
 
 def is_right(text: str, answer: str) -> bool:
@@ -122,7 +111,7 @@ def answer_all(
     Returns:
         True for every right answer.
     """
-    stop = _stop_tokens(model, tokenizer)
+    stop = stop_tokens(model, tokenizer)
     right = []
     with progress.task(description, len(examples.examples)) as advance:
         for example in examples.examples:
@@ -130,13 +119,6 @@ def answer_all(
             right.append(is_right(tokenizer.decode(generated), example.answer))
             advance()
     return right
-
-
-def _stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    stop: set[int] = set()
-    for ids in (tokenizer.eos_token_id, model.config.eos_token_id):
-        stop.update([ids] if isinstance(ids, int) else ids or [])
-    return stop
 
 
 def retrieval_figures(

@@ -65,17 +65,22 @@ class Failed(BaseModel):
 
 
 class SweepResults(BaseModel):
-    """All results of a sweep so far."""
+    """All results of a sweep so far, and of the original in quantised caches."""
 
     source: str
     subject: Subject
     finished: list[Finished] = []
     failed: list[Failed] = []
+    rivals: list[Entry] = []
 
     def has(self, name: str, recipe: Recipe) -> bool:
         """True if this recipe was measured under this name."""
         key = recipe_key(recipe)
         return any(result.name == name and result.recipe == key for result in self.finished)
+
+    def has_rivals(self, kv_cache_dtypes: Sequence[str]) -> bool:
+        """True if the original was measured in just these quantised caches."""
+        return [rival.kv_cache_dtype for rival in self.rivals] == list(kv_cache_dtypes)
 
     def drop(self, name: str) -> None:
         """Remove the result of a name that another recipe has now."""

@@ -9,7 +9,7 @@ from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.inspection import inspect
 from conversion.checkpoint.staging import locked
 from conversion.errors import first_line
-from conversion.evaluation import Comparison, Entry, Measurement
+from conversion.evaluation import Comparer, Entry, Measurement
 from conversion.evaluation.inputs import text_windows
 from conversion.pipeline import Options, calibration_text, convert
 from conversion.recipes.recipe import Recipe
@@ -36,6 +36,7 @@ class Sweep:
         text: the text that perplexity is measured on.
         window: tokens per window of that text.
         windows: largest number of windows; ``None``: all.
+        kv_cache_dtypes: quantised caches of vLLM that the original is measured in too.
         out: folder for checkpoints and statistics while they are needed.
         results: the file with all figures; recipes already in it are not run again.
         keep: keep the converted checkpoints.
@@ -49,6 +50,7 @@ class Sweep:
     out: Path
     results: Path
     keep: bool = False
+    kv_cache_dtypes: tuple[str, ...] = ()
 
 
 def run_sweep(sweep: Sweep, options: Options, progress: Progress) -> SweepResults:
@@ -83,9 +85,14 @@ def _run_all(sweep: Sweep, subject: Subject, options: Options, progress: Progres
             logger.info("%s: of another model, text or release; starting anew", sweep.results)
         known = SweepResults(source=sweep.source.name, subject=subject)
     known.failed = []
-    measurement = Measurement(sweep.text, sweep.window, sweep.windows)
+    measurement = Measurement(
+        sweep.text, sweep.window, sweep.windows, kv_cache_dtypes=sweep.kv_cache_dtypes
+    )
     folder = SweepFolder(sweep.out, sweep.keep)
-    comparison = Comparison(sweep.source.name, measurement, progress, options.device)
+    comparer = Comparer(sweep.source.name, measurement, progress, options.device)
+    if not known.has_rivals(sweep.kv_cache_dtypes):
+        known.rivals = comparer.rivals()
+        known.write(sweep.results)
     for name, recipe in sweep.recipes.items():
         if not known.has(name, recipe):
             known.drop(name)
@@ -93,7 +100,7 @@ def _run_all(sweep: Sweep, subject: Subject, options: Options, progress: Progres
             logger.info("%s: measured before", name)
             continue
         try:
-            result = _run(sweep, name, recipe, options, progress, folder, subject, comparison)
+            result = _run(sweep, name, recipe, options, progress, folder, subject, comparer)
             known.drop(name)
             known.finished.append(result)
         # Any failure: one recipe must not take the hours of the others with it.
@@ -119,21 +126,21 @@ def _run(
     progress: Progress,
     folder: SweepFolder,
     subject: Subject,
-    comparison: Comparison,
+    comparer: Comparer,
 ) -> Finished:
     if folder.has_made(name, recipe, subject, sweep.source):
         logger.info("%s: converted before", name)
-        return _measured(folder.kept(name), name, recipe, comparison)
+        return _measured(folder.kept(name), name, recipe, comparer)
     with folder.converted_to(name) as checkpoint:
         logger.info("%s: converting", name)
         # A failed conversion leaves nothing: whatever is in the folder then was there before.
         store = folder.statistics(subject, recipe)
         convert(sweep.source, checkpoint, recipe, options, progress, statistics=store)
-        return _measured(checkpoint, name, recipe, comparison)
+        return _measured(checkpoint, name, recipe, comparer)
 
 
-def _measured(checkpoint: Path, name: str, recipe: Recipe, comparison: Comparison) -> Finished:
-    entry, inspection = comparison.measure(checkpoint, name), inspect(checkpoint)
+def _measured(checkpoint: Path, name: str, recipe: Recipe, comparer: Comparer) -> Finished:
+    entry, inspection = comparer.measure(checkpoint, name), inspect(checkpoint)
     _log(entry)
     return Finished(
         name=name,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from conversion.evaluation import Entry
+from conversion.evaluation import Comparison
 from conversion.pipeline import Options, convert
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
@@ -54,6 +54,6 @@ def figures(evaluate, tmp_path):
     def run(*arguments):
         code, _, error = evaluate("--json", tmp_path / "figures.json", *arguments)
         assert code == 0, error
-        return Entry.model_validate_json((tmp_path / "figures.json").read_text())
+        return Comparison.model_validate_json((tmp_path / "figures.json").read_text())
 
     return run

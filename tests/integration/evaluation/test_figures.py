@@ -4,8 +4,11 @@ import re
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from conversion.evaluation import Entry
+from conversion.evaluation import Comparison
+from conversion.evaluation.quantised_cache import KINDS
 from conversion.evaluation.retrieval import EXTRA_TOKENS
 from tests.support.records import write
 from tests.support.tiny import TEXT, tiny_tokenizer
@@ -101,7 +104,7 @@ def test_text_long_context_and_report_in_one_go(tmp_path, folder, models, evalua
         "--json", json_path, "--report", report,
     )  # fmt: skip
     assert code == 0, error
-    entry = Entry.model_validate_json(json_path.read_text())
+    entry = Comparison.model_validate_json(json_path.read_text())
     assert (entry.name, entry.method) == ("out", "calibrated + high")
     (found,) = entry.positions
     assert (found.text, found.window, found.windows) == ("text.txt", 700, 2)
@@ -133,6 +136,47 @@ def test_text_long_context_and_report_in_one_go(tmp_path, folder, models, evalua
         for a, b in zip(outputs["original"], outputs["converted"], strict=True)
     ]
     assert entry.layer_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_rivals_are_the_original_with_a_rounded_cache(tmp_path, folder, models, evaluate):
+    json_path, report = tmp_path / "figures.json", tmp_path / "report.html"
+    names = ["int8_per_token_head", "int4_per_token_head", "turboquant_3bit_nc"]
+    code, printed, error = evaluate(
+        "--text", folder / "text.txt", "--window", 200, "--windows", 3,
+        "--long-context", folder / "text.txt", "--context", 200, "--limit", 3,
+        "--baseline-kv-cache-dtype", ",".join(names), "--baseline-kv-cache-dtype", names[0],
+        "--json", json_path, "--report", report,
+    )  # fmt: skip
+    assert code == 0, error
+    found = Comparison.model_validate_json(json_path.read_text())
+    assert [rival.kv_cache_dtype for rival in found.rivals] == names
+    ids = tiny_tokenizer()(TEXT[:600], return_tensors="pt")["input_ids"].view(3, 200)
+    for rival in found.rivals:
+        kind = KINDS[rival.kv_cache_dtype]
+
+        def rounded(module, query, keys, values, mask, kind=kind, **options):
+            if not kind.is_exact(module.layer_idx, 2):
+                keys, values = kind.keys(keys), kind.values(values)
+            return sdpa_attention_forward(module, query, keys, values, mask, **options)
+
+        AttentionInterface.register("rounded", rounded)
+        model = models["original"]
+        model.set_attn_implementation("rounded")
+        with torch.no_grad():
+            logits = model(ids).logits[:, :-1].flatten(0, 1)
+        model.set_attn_implementation("sdpa")
+        expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).exp()
+        assert rival.perplexity.converted == pytest.approx(float(expected), rel=1e-4)
+        assert rival.perplexity.baseline == found.perplexity.baseline
+        (bucket,) = rival.positions[0].buckets
+        assert bucket.converted == pytest.approx(float(expected), rel=1e-4)
+        assert f"{rival.perplexity.ratio:.4f}" in printed
+        assert f"original, {rival.kv_cache_dtype}" in report.read_text()
+    # Two heads of 16 in two layers, in bfloat16: the last kind leaves both exact.
+    assert [rival.cache.bytes_per_token for rival in found.rivals] == [160, 96, 256]
+    eight, four, exact = (rival.perplexity for rival in found.rivals)
+    assert abs(four.excess_loss) > abs(eight.excess_loss) > 0
+    assert exact.converted == exact.baseline
 
 
 def test_retrieval_by_hand(tmp_path, models, figures):

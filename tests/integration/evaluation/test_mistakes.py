@@ -23,9 +23,7 @@ def _add_token(monkeypatch):
     """A word with an id beyond the model's embedding, as a tokenizer of another release has."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["Rotary"])
-    monkeypatch.setattr(
-        "conversion.evaluation.inputs.AutoTokenizer.from_pretrained", lambda _: tokenizer
-    )
+    monkeypatch.setattr("conversion.source.folder.FolderCheckpoint.tokenizer", lambda _: tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +37,10 @@ def _add_token(monkeypatch):
         (("--long-context", "nowhere.txt"), "nowhere.txt: cannot be read"),
         (("--long-context", "{text}", "--context", "2048"), "--context 2048: the model takes 1024"),
         (("--long-context", "{text}", "--long-context", "{same}"), "text.txt: given 2 times"),
+        (
+            ("--text", "{text}", "--baseline-kv-cache-dtype", "fp8,int2"),
+            "--baseline-kv-cache-dtype int2: not simulated; choose from fp8, ",
+        ),
         (("--text", "{strange}"), "beyond the vocabulary of 256"),
         (("--text", "{text}", "--report", "out.pdf"), "out.pdf: give a name that ends in .html"),
         (("--text", "{text}", "--report", "nowhere/out.md"), "no folder nowhere"),
@@ -58,7 +60,7 @@ def test_mistakes(tmp_path, folder, evaluate, monkeypatch, arguments, message):
     names["{strange}"].write_text("Rotary" * 99)
     _add_token(monkeypatch)
     # A mistake is found before any weights are read.
-    monkeypatch.setattr("conversion.evaluation.compare.load_converted", None)
+    monkeypatch.setattr("conversion.evaluation.compare.source_model", None)
     assert message in wrong(evaluate, *(names.get(part, part) for part in arguments))
 
 
@@ -110,7 +112,7 @@ def test_another_model_is_not_the_baseline(
 ):
     other = tmp_path / "nowhere" if changes is None else save_tiny(tmp_path / "other", **changes)
     # Found before hours of measuring the converted model.
-    monkeypatch.setattr("conversion.evaluation.compare.load_converted", None)
+    monkeypatch.setattr("conversion.evaluation.compare.source_model", None)
     line = wrong(evaluate, "--text", folder / "text.txt", "--baseline", other)
     assert message in line
 
@@ -147,6 +149,6 @@ def test_figures_are_shown_whatever_comes_of_the_files(tmp_path, folder, evaluat
 def test_files_that_may_not_be_written_are_found_first(tmp_path, folder, evaluate, monkeypatch):
     refusing = SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK)
     monkeypatch.setattr("conversion.runtime.output_files.os", refusing)
-    monkeypatch.setattr("conversion.evaluation.compare.load_converted", None)
+    monkeypatch.setattr("conversion.evaluation.compare.source_model", None)
     line = wrong(evaluate, "--text", folder / "text.txt", "--json", tmp_path / "figures.json")
     assert "may not be written" in line

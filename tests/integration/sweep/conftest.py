@@ -41,7 +41,7 @@ def run(folder, tmp_path, mha2mla):
 def counted(monkeypatch):
     """Counts of layers measured, checkpoints converted, originals loaded."""
     counts = {"statistics": 0, "conversions": [], "originals": 0}
-    measure, convert_one, load = layer.layer_statistics, sweep.convert, compare.load_source
+    measure, convert_one, load = layer.layer_statistics, sweep.convert, compare.source_model
 
     def statistics(*arguments):
         counts["statistics"] += 1
@@ -57,5 +57,5 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(layer, "layer_statistics", statistics)
     monkeypatch.setattr(sweep, "convert", conversion)
-    monkeypatch.setattr(compare, "load_source", original)
+    monkeypatch.setattr(compare, "source_model", original)
     return counts

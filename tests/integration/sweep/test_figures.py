@@ -45,6 +45,26 @@ def test_figures_are_those_of_single_runs_and_work_is_shared(folder, tmp_path, r
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
+def test_rivals_are_measured_once(folder, tmp_path, run, counted):
+    rivals = ("--baseline-kv-cache-dtype", "int8_per_token_head,int4_per_token_head")
+    report = tmp_path / "report.html"
+    code, output, error = run(folder / "paper.yaml", *rivals, "--report", report)
+    assert code == 0, error
+    assert counted["originals"] == 1
+    found = SweepResults.read(tmp_path / "out" / "results.json")
+    names = [f"original, {rival.kv_cache_dtype}" for rival in found.rivals]
+    assert [rival.name for rival in found.rivals] == names
+    for rival in found.rivals:
+        assert rival.perplexity.baseline == found.finished[0].entry.perplexity.baseline
+        assert f"{rival.perplexity.ratio:.4f}" in output
+        assert rival.name in report.read_text()
+    # Asked for again, nothing is measured; without them, they are no part of the results.
+    assert run(folder / "paper.yaml", *rivals)[0] == 0
+    assert run(folder / "paper.yaml")[0] == 0
+    assert counted["originals"] == 1
+    assert SweepResults.read(tmp_path / "out" / "results.json").rivals == []
+
+
 def test_text_that_repeats_is_measured_by_itself(folder, tmp_path, run, counted):
     repeating = tmp_path / "repeating.yaml"
     repeating.write_text((folder / "ours.yaml").read_text() + "repeats: 0.5\n")

@@ -16,7 +16,7 @@ from conversion.evaluation import (
     TaskFigures,
     write_report,
 )
-from conversion.evaluation.results import MetricFigures, PositionBucket
+from conversion.evaluation.results import RIVAL, MetricFigures, PositionBucket
 
 
 def entry(name, method, size, value, **more):
@@ -68,10 +68,12 @@ REPORT = Report(
               positions=[positions(14.321)], retrieval=[LOST], layer_error=[0.01, 0.25, 0.04]),
         entry("quarter", "calibrated", 5760, 17.472, positions=[positions(19.876)]),
         entry("paper", "mha2mla", 11520, 981.3, tasks=[accuracy(0.411)]),
+        entry("original, int4", RIVAL, 6480, 12.321, kv_cache_dtype="int4_per_token_head"),
     ],
 )  # fmt: skip
 FIGURES = [
-    "11.875", "13.561", "17.472", "981.300", "11,520", "5,760", "50.00%", "25.00%", "1.4713",
+    "11.875", "13.561", "17.472", "981.300", "11,520", "5,760", "6,480", "12.321",
+    "50.00%", "25.00%", "1.4713",
     "0.3862",
     "0.617 ± 0.045", "0.523 ± 0.046", "0.411 ± 0.046",
     "0.857 ± 0.143", "0.286 ± 0.184", "3 examples of keys",
