@@ -22,7 +22,7 @@ from conversion.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from conversion.evaluation import Comparison, Entry
+    from conversion.evaluation import ChatFigures, Comparison, Entry
 
 
 def eval_command(
@@ -54,12 +54,23 @@ def eval_command(
             min=2, help=with_default("Tokens of a long context.", "all that the model takes")
         ),
     ] = None,
+    chat: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure agreement with the original's own answers to a .jsonl of questions, "
+            "and how often answers loop.",
+        ),
+    ] = None,
+    chat_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of an answer in the chat, at most.")
+    ] = 160,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
             help=with_default(
-                "Use at most so many documents of a task, retrieval examples and long windows.",
+                "Use at most so many documents of a task, questions of a file and long windows.",
                 "all",
             ),
         ),
@@ -97,6 +108,8 @@ def eval_command(
         tasks=tuple(tasks or ()),
         long_context=tuple(long_context or ()),
         context=context,
+        chat=chat,
+        chat_tokens=chat_tokens,
         limit=limit,
         kv_cache_dtypes=split_list(baseline_kv_cache_dtype),
     )
@@ -120,6 +133,8 @@ def tables(comparison: "Comparison") -> list[Table]:
     made = [_summary(entries)]
     if comparison.tasks or comparison.retrieval:
         made.append(_accuracy(entries))
+    if comparison.chat is not None:
+        made.append(_chat(comparison.chat, entries))
     for index, figures in enumerate(comparison.positions):
         name = f"{figures.text}, {figures.windows} x {figures.window} tokens"
         table = Table(f"perplexity at positions of {name}", "original", *map(_label, entries))
@@ -157,6 +172,20 @@ def _summary(entries: Sequence["Entry"]) -> Table:
             row += [f"{own.converted:.3f}", f"{own.ratio:.4f}", f"{own.excess_loss:.4f}"]
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def _chat(chat: "ChatFigures", entries: Sequence["Entry"]) -> Table:
+    title = f"chat, {chat.questions} questions of {chat.task}"
+    table = Table(title, "top-1 agreement", "KL", "answers that loop")
+    table.add_row("original", "", "", f"{chat.original_loops:.1%}")
+    for entry in entries:
+        own = entry.chat
+        assert own is not None
+        table.add_row(
+            _label(entry), f"{own.agreement:.1%}", f"{own.kl:.4f}", f"{own.converted_loops:.1%}"
+        )
+    table.caption = f"On {chat.tokens:,} tokens of the original's answers."
     return table
 
 

@@ -12,6 +12,7 @@ from conversion.evaluation.inputs import Measurement
 from conversion.evaluation.perplexity import perplexity
 from conversion.evaluation.report import check_report_path, write_report
 from conversion.evaluation.results import (
+    ChatFigures,
     Comparison,
     Entry,
     PerplexityFigures,
@@ -23,6 +24,7 @@ from conversion.evaluation.results import (
 
 __all__ = [
     "CacheFigures",
+    "ChatFigures",
     "Comparer",
     "Comparison",
     "Entry",

@@ -1,6 +1,7 @@
 """Measures converted checkpoints, their original and its quantised caches, one model at a time."""
 
 import logging
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from conversion.checkpoint.cache_size import CacheFigures, cache_figures
 from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import SourceError
+from conversion.evaluation.chat import ChatReference, chat_figures, chat_reference
 from conversion.evaluation.inputs import Inputs, Measurement, read_inputs
 from conversion.evaluation.layer_error import layer_errors
 from conversion.evaluation.measured import Measured, measure_model
@@ -34,6 +36,15 @@ logger = logging.getLogger(__name__)
 
 CONVERTED, ORIGINAL = "Converted", "Original"
 WAY_OUT = "lower --window or --context, or take --device cpu"
+
+
+@dataclass(frozen=True)
+class _Originals:
+    """The original as it is, in quantised caches by their names, and its answers in a chat."""
+
+    plain: Measured
+    quantised: dict[str, Measured]
+    chat: ChatReference | None
 
 
 class Comparer:
@@ -75,10 +86,10 @@ class Comparer:
         self._check_original(config)
         # The headers of its weights, before hours with the original.
         FolderCheckpoint(checkpoint)
-        inputs, (original, _) = self._inputs, self._originals
+        inputs, originals = self._inputs, self._originals
         with memory_errors(WAY_OUT):
             model = load_converted(checkpoint, torch.float32)[0].to(self._device)
-            converted = measure_model(model, inputs, self._progress, CONVERTED)
+            converted = measure_model(model, inputs, self._progress, CONVERTED, originals.chat)
         return _entry(
             Entry(
                 name=name or checkpoint.resolve().name,
@@ -86,7 +97,7 @@ class Comparer:
                 cache=cache_figures(config),
             ),
             inputs,
-            original,
+            originals,
             converted,
         )
 
@@ -99,7 +110,7 @@ class Comparer:
         """
         if not self._measurement.kv_cache_dtypes:
             return []
-        inputs, (original, quantised) = self._inputs, self._originals
+        inputs, originals = self._inputs, self._originals
         return [
             _entry(
                 Entry(
@@ -109,10 +120,10 @@ class Comparer:
                     kv_cache_dtype=name,
                 ),
                 inputs,
-                original,
+                originals,
                 measured,
             )
-            for name, measured in quantised.items()
+            for name, measured in originals.quantised.items()
         ]
 
     @cached_property
@@ -124,19 +135,22 @@ class Comparer:
         return read_inputs(self._measurement, self._source)
 
     @cached_property
-    def _originals(self) -> tuple[Measured, dict[str, Measured]]:
-        """The original as it is, and by the name of its quantised cache."""
-        inputs, source = self._inputs, self._source
+    def _originals(self) -> _Originals:
+        inputs, source, chat = self._inputs, self._source, None
         kinds = chosen_kinds(self._measurement.kv_cache_dtypes, source.config)
         quantised = {}
         with memory_errors(WAY_OUT):
             model = source_model(source, torch.float32).to(self._device)
-            original = measure_model(model, inputs, self._progress, ORIGINAL)
+            plain = measure_model(model, inputs, self._progress, ORIGINAL)
+            if inputs.chat is not None:
+                chat = chat_reference(
+                    model, inputs.tokenizer, inputs.chat, self._progress, ORIGINAL
+                )
             for name, kind in kinds.items():
                 with quantised_cache(model, kind):
                     label = f"{ORIGINAL}, {name}"
-                    quantised[name] = measure_model(model, inputs, self._progress, label)
-        return original, quantised
+                    quantised[name] = measure_model(model, inputs, self._progress, label, chat)
+        return _Originals(plain, quantised, chat)
 
     def _rival_cache(self, name: str) -> CacheFigures:
         config = self._source.config
@@ -185,8 +199,9 @@ def _method(recipe: dict[str, Any]) -> str:
     return " + ".join(str(part) for part in parts if part)
 
 
-def _entry(bare: Entry, inputs: Inputs, original: Measured, other: Measured) -> Entry:
+def _entry(bare: Entry, inputs: Inputs, originals: _Originals, other: Measured) -> Entry:
     """Fill an entry with the figures of a model beside the original's."""
+    original = originals.plain
     figures: dict[str, Any] = {
         "positions": [
             position_figures(text, windows, before, after)
@@ -205,4 +220,6 @@ def _entry(bare: Entry, inputs: Inputs, original: Measured, other: Measured) -> 
     if inputs.text is not None and original.text is not None and other.text is not None:
         figures["perplexity"] = perplexity_figures(inputs.text, original.text[0], other.text[0])
         figures["layer_error"] = layer_errors(original.text[1], other.text[1])
+    if inputs.chat is not None and originals.chat is not None and other.chat is not None:
+        figures["chat"] = chat_figures(inputs.chat, originals.chat, other.chat)
     return bare.model_copy(update=figures)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import UsageError
+from conversion.evaluation.chat_questions import Chat, read_chat
 from conversion.evaluation.quantised_cache import chosen_kinds
 from conversion.evaluation.questions import read_questions
 from conversion.evaluation.retrieval import Examples, fitting
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measurement:
-    """A request to measure at least one of ``text``, ``tasks`` and ``long_context``.
+    """A request to measure at least one of ``text``, ``tasks``, ``long_context`` and ``chat``.
 
     Args:
         text: a text, or a file with it, for perplexity and the error per layer.
@@ -35,8 +36,10 @@ class Measurement:
         long_context: ``.jsonl`` files hold retrieval questions; any other file is a text for
             perplexity by position.
         context: tokens of a long context; ``None``: as many as the model takes.
-        limit: largest number of documents per task, retrieval questions per file and long windows
-            per text; ``None``: all.
+        chat: a JSON-lines file of questions.
+        chat_tokens: largest number of tokens of an answer to these.
+        limit: largest number of documents per task, questions per file and long windows per text;
+            ``None``: all.
         kv_cache_dtypes: quantised caches of vLLM that the original is measured in too.
     """
 
@@ -46,6 +49,8 @@ class Measurement:
     tasks: tuple[str, ...] = ()
     long_context: tuple[Path, ...] = ()
     context: int | None = None
+    chat: Path | None = None
+    chat_tokens: int = 160
     limit: int | None = None
     kv_cache_dtypes: tuple[str, ...] = ()
 
@@ -59,6 +64,7 @@ class Inputs:
         text: token ids for perplexity  # [windows, window]
         long_texts: name and token ids of every long text  # [windows, context] each
         retrieval: the questions of every file.
+        chat: the chat's questions; ``None`` without a chat.
         tasks: the harness's tasks by name.
         limit: largest number of documents per task; ``None``: all.
     """
@@ -67,6 +73,7 @@ class Inputs:
     text: Tensor | None
     long_texts: list[tuple[str, Tensor]]
     retrieval: list[Examples]
+    chat: Chat | None
     tasks: dict[str, Any]
     limit: int | None
 
@@ -82,11 +89,13 @@ def read_inputs(measurement: Measurement, source: SourceCheckpoint) -> Inputs:
         UsageError: nothing to measure, or an option does not fit the model.
         TextError: a text cannot be used.
     """
-    if measurement.text is None and not measurement.tasks and not measurement.long_context:
-        raise UsageError("nothing to measure; give --text, --tasks or --long-context")
+    request = measurement
+    if not (request.text or request.tasks or request.long_context or request.chat):
+        raise UsageError("nothing to measure; give --text, --tasks, --long-context or --chat")
     config = source.config
     chosen_kinds(measurement.kv_cache_dtypes, config)
-    context = _context(config, measurement)
+    longest = int(config.max_position_embeddings)
+    context = _context(longest, measurement)
     _check_names(measurement.long_context)
     questions = {path: read_questions(path) for path in measurement.long_context if _is_jsonl(path)}
     tokenizer = source.tokenizer()
@@ -110,6 +119,11 @@ def read_inputs(measurement: Measurement, source: SourceCheckpoint) -> Inputs:
             fitting(path, file_questions, tokenizer, context, measurement.limit)
             for path, file_questions in questions.items()
         ],
+        chat=None
+        if measurement.chat is None
+        else read_chat(
+            measurement.chat, tokenizer, longest, measurement.chat_tokens, measurement.limit
+        ),
         tasks=load_tasks(measurement.tasks) if measurement.tasks else {},
         limit=measurement.limit,
     )
@@ -150,8 +164,7 @@ def _check_names(paths: Sequence[Path]) -> None:
             )
 
 
-def _context(config: Any, measurement: Measurement) -> int:
-    longest = int(config.max_position_embeddings)
+def _context(longest: int, measurement: Measurement) -> int:
     if measurement.context is not None and measurement.context > longest:
         raise UsageError(
             f"--context {measurement.context}: the model takes {longest} tokens; give at most that"

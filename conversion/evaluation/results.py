@@ -83,6 +83,21 @@ class RetrievalFigures(BaseModel):
     converted_stderr: float | None
 
 
+class ChatFigures(BaseModel):
+    """A model on the original's own greedy answers to a file's questions, and its own answers."""
+
+    task: str
+    questions: int
+    tokens: int = Field(description="Tokens of the original's answers, over which figures are.")
+    new_tokens: int = Field(description="Largest number of tokens of an answer.")
+    agreement: float = Field(description="Share of these tokens that the model would say too.")
+    kl: float = Field(description="KL of its predictions from the original's, nats per token.")
+    original_loops: float = Field(
+        description="Share of answers in which a sequence of 8 tokens occurs 4 times."
+    )
+    converted_loops: float = Field(description="The same of the model's own answers.")
+
+
 class Entry(BaseModel):
     """One model beside the original; figures not measured are empty or ``None``."""
 
@@ -97,6 +112,7 @@ class Entry(BaseModel):
     tasks: list[TaskFigures] = []
     positions: list[PositionFigures] = []
     retrieval: list[RetrievalFigures] = []
+    chat: ChatFigures | None = None
     layer_error: list[float] | None = Field(
         default=None,
         description="Per layer, ||converted - original||^2 / ||original||^2 of the attention "

@@ -31,6 +31,7 @@ def sections(entries: Sequence[Entry], kind: str) -> list[Section]:
     return [
         _summary(entries, kind),
         *_accuracy(entries, kind),
+        *_chat(entries),
         *_positions(entries, kind),
         *_layers(entries, kind),
     ]
@@ -134,6 +135,25 @@ def _is_accuracy(metric: MetricFigures) -> bool:
     return metric.higher_is_better and all(
         0 <= value <= 1 for value in (metric.original, metric.converted)
     )
+
+
+def _chat(entries: Sequence[Entry]) -> list[Section]:
+    measured = [(entry.name, entry.chat) for entry in entries if entry.chat is not None]
+    if not measured:
+        return []
+    first = measured[0][1]
+    rows = [["original", "", "", f"{first.original_loops:.1%}"]]
+    rows += [
+        [name, f"{chat.agreement:.1%}", f"{chat.kl:.4f}", f"{chat.converted_loops:.1%}"]
+        for name, chat in measured
+    ]
+    text = (
+        f"On the original's own greedy answers to {first.questions} questions of {first.task}, "
+        f"{first.tokens:,} tokens: how many of them a model would say too, and the KL of its "
+        "predictions from the original's. An answer loops if 8 tokens occur 4 times in it."
+    )
+    table = Table(["", "top-1 agreement", "KL, nats per token", "answers that loop"], rows)
+    return [Section("Chat", text, [table])]
 
 
 def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:

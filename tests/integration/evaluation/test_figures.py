@@ -8,6 +8,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from conversion.evaluation import Comparison
+from conversion.evaluation.chat import is_loop
 from conversion.evaluation.quantised_cache import KINDS
 from conversion.evaluation.retrieval import EXTRA_TOKENS
 from tests.support.records import write
@@ -177,6 +178,48 @@ def test_rivals_are_the_original_with_a_rounded_cache(tmp_path, folder, models, 
     eight, four, exact = (rival.perplexity for rival in found.rivals)
     assert abs(four.excess_loss) > abs(eight.excess_loss) > 0
     assert exact.converted == exact.baseline
+
+
+def test_chat_by_hand(tmp_path, folder, models, evaluate):
+    questions = [" ".join(WORDS[index : index + 3 + 2 * index]) for index in range(5)]
+    records = [{"turns": [question, "and then?"]} for question in questions]
+    json_path, report = tmp_path / "figures.json", tmp_path / "report.html"
+    code, printed, error = evaluate(
+        "--chat", write(tmp_path / "chat.jsonl", records), "--chat-tokens", 30, "--limit", 4,
+        "--baseline-kv-cache-dtype", "int4_per_token_head",
+        "--json", json_path, "--report", report,
+    )  # fmt: skip
+    assert code == 0, error
+    comparison = Comparison.model_validate_json(json_path.read_text())
+    found = comparison.chat
+    assert (found.task, found.questions, found.tokens) == ("chat.jsonl", 4, 120)
+    said, agreed, divergence = {name: [] for name in models}, [], []
+    for question in questions[:4]:
+        ids = tiny_tokenizer()(question, return_tensors="pt")["input_ids"]
+        for name, model in models.items():
+            whole = model.generate(ids, max_new_tokens=30, do_sample=False, pad_token_id=0)
+            said[name].append(whole[0, ids.shape[1] :].tolist())
+        answer = torch.tensor(said["original"][-1])
+        with torch.no_grad():
+            logs = {
+                name: model(torch.cat((ids[0], answer))[None]).logits[0].log_softmax(-1)
+                for name, model in models.items()
+            }
+        before, after = (logs[name][-31:-1] for name in ("original", "converted"))
+        agreed += (after.argmax(-1) == answer).tolist()
+        divergence += (before.exp() * (before - after)).sum(-1).tolist()
+    assert 0.05 < mean(agreed) < 0.95
+    assert found.agreement == pytest.approx(mean(agreed))
+    # The original's predictions are kept in float16: to 0.004 where a logarithm is below -8.
+    assert found.kl == pytest.approx(mean(divergence), rel=1e-3)
+    assert found.original_loops == mean([is_loop(answer) for answer in said["original"]])
+    assert found.converted_loops == mean([is_loop(answer) for answer in said["converted"]])
+    (rival,) = comparison.rivals
+    assert found.agreement < rival.chat.agreement < 1
+    for chat in (found, rival.chat):
+        for text in (printed, report.read_text()):
+            assert f"{chat.agreement:.1%}" in text
+            assert f"{chat.kl:.4f}" in text
 
 
 def test_retrieval_by_hand(tmp_path, models, figures):

@@ -29,7 +29,9 @@ def _add_token(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give --text, --tasks or --long-context"),
+        ((), "give --text, --tasks, --long-context or --chat"),
+        (("--chat", "{bad}"), "records with text; accepted are {turns} or {prompt}; retrieval"),
+        (("--chat", "{question}", "--chat-tokens", 1020), "has 5 tokens, and with an answer of"),
         (("--tasks", "nowhere.jsonl"), "nowhere.jsonl: cannot be read (No such file"),
         (("--tasks", "{bad}"), "records with text; accepted are {query, choices, gold} or"),
         (("--tasks", "{good}", "--tasks", "{good}"), "given twice"),
@@ -53,6 +55,7 @@ def test_mistakes(tmp_path, folder, evaluate, monkeypatch, arguments, message):
     names = {
         "{bad}": write(tmp_path / "bad.jsonl", [{"text": "hello"}]),
         "{good}": write(tmp_path / "good.jsonl", [good]),
+        "{question}": write(tmp_path / "question.jsonl", [{"turns": ["Hello", "again"]}]),
         "{text}": folder / "text.txt",
         "{same}": tmp_path / "text.txt",
         "{strange}": tmp_path / "strange.txt",
