@@ -31,11 +31,14 @@ FLAGS = (
 )
 AVX2 = ("-mavx2", "-mbmi2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+AVX512BF16 = (*AVX512, "-mavx512bf16")
+AMX = (*AVX512BF16, "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 WIDE = "-mprefer-vector-width=512"
 X86_VARIANTS = {
     "avx2": AVX2,
     "avx512": (*AVX512, WIDE),
-    "avx512bf16": (*AVX512, "-mavx512bf16", WIDE),
+    "avx512bf16": (*AVX512BF16, WIDE),
+    "amx": (*AMX, WIDE),
 }
 COMPILE_TIMEOUT = 300  # seconds
 

@@ -36,6 +36,7 @@ class Coded(Structure):
         ("latent_units", c_int64),
         ("rotary_units", c_int64),
         *((name, c_void_p) for name in ("books", "scales", "inv_freq", "turned_mean", "first_row")),
+        ("mean_tiles", c_void_p),
     ]
 
 
@@ -58,6 +59,7 @@ class CodedLayer:
             inv_freq.float().contiguous(),
             torch.nn.functional.pad(turned.flatten(), (0, PADDING)),
             coded.first_row.float().contiguous(),
+            _as_tiles(turned),
         )
         unit_bits, *others = (tensor.data_ptr() for tensor in self.tensors)
         latent_units = len(code.latent_units)
@@ -66,6 +68,16 @@ class CodedLayer:
         self.structure = Coded(
             unit_bits, latent_units, rotary_units, ctypes.addressof(_codebooks()), *others
         )
+
+
+def _as_tiles(turned: Tensor) -> Tensor:
+    """The turned mean as ``csrc/amx.h`` multiplies it: pairs of columns of 16 positions a tile.
+
+    [TURNS, rope] -> bfloat16 [rope / 32, TURNS / 16, 16 pairs, 16 positions, 2]
+    """
+    padded = torch.nn.functional.pad(turned, (0, -turned.shape[1] % 32))
+    tiles = padded.view(TURNS // 16, 16, padded.shape[1] // 32, 16, 2)
+    return tiles.permute(2, 0, 3, 1, 4).to(torch.bfloat16).contiguous()
 
 
 @functools.cache

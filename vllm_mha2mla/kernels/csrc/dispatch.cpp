@@ -5,6 +5,14 @@
 #include "kernel.h"
 #include "parallel.h"
 
+#ifdef WITH_X86
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 // The GNU OpenMP interface, without linking to any runtime: resolved when the library is loaded,
 // from the runtime torch brought along (libgomp, or a preloaded libiomp5, which has it too). One
 // pool for both, sized by torch.set_num_threads. Where there is none, one thread computes.
@@ -82,7 +90,7 @@ Scratch::~Scratch() {
 
 extern const Variant variant_portable;
 #ifdef WITH_X86
-extern const Variant variant_avx2, variant_avx512, variant_avx512bf16;
+extern const Variant variant_avx2, variant_avx512, variant_avx512bf16, variant_amx;
 
 namespace {
 bool has_avx2() {
@@ -94,6 +102,21 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// The kernel gives its large registers to a process that asks for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+bool has_amx() {
+  unsigned a, b, c, d;
+  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool vbmi = c >> 1 & 1, bf16 = d >> 22 & 1, tiles = d >> 24 & 1, int8 = d >> 25 & 1;
+  return vbmi && bf16 && tiles && int8 && may_use_tiles();
+}
 }  // namespace
 #endif
 
@@ -102,10 +125,11 @@ extern "C" {
 
 // The variant of this index, best first, or null past the last this CPU can run.
 const Variant* mha2mla_variant(int index) {
-  const Variant* found[4];
+  const Variant* found[5];
   int count = 0;
 #ifdef WITH_X86
   __builtin_cpu_init();
+  if (has_amx()) found[count++] = &variant_amx;
   if (has_avx512bf16()) found[count++] = &variant_avx512bf16;
   if (has_avx512()) found[count++] = &variant_avx512;
   if (has_avx2()) found[count++] = &variant_avx2;

@@ -22,6 +22,7 @@ struct Coded {
   const float* inv_freq;     // [rope/2]
   const float* turned_mean;  // [TURNS, rope]: the mean of rotary columns, turned to each position
   const float* first_row;    // [rank + rope]
+  const void* mean_tiles;    // turned_mean as tiles of B, bfloat16  # [rope/32, TURNS/16, 16, 16, 2]
 };
 constexpr int64_t TURNS = 128;
 

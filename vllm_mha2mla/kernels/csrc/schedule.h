@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 
-#include "attention.h"
 #include "parallel.h"
+#include "tile.h"
 
 // Queries times heads of one tile, which share each packed block of rows.
 constexpr int64_t TILE_TARGET = 144;

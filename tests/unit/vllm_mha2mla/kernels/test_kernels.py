@@ -32,7 +32,7 @@ LARGE_TOLERANCE = 2e-3
 
 def in_pairs(kernel, cache):
     """Return True if this kernel keeps this cache in the order of ``csrc/paired.h``."""
-    if getattr(kernel, "isa", None) != "avx512bf16" or cache.dtype != torch.bfloat16:
+    if getattr(kernel, "isa", None) not in ("avx512bf16", "amx") or cache.dtype != torch.bfloat16:
         return False
     block_size, width = cache.shape[1:]
     return width % 2 == 0 and block_size % 8 == 0 and cache.stride(1) == width
