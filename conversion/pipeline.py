@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from conversion.allocation.choose import Choices, choose
+from conversion.allocation.coded_widths import width_grid
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams, embedded_text
 from conversion.checkpoint.card import model_card
@@ -37,9 +38,9 @@ from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import Windows, calibration_windows
 from vllm_mha2mla.config import (
     CONSTANTS,
+    LatentWidths,
     Provenance,
     SourceInfo,
-    latent_widths,
 )
 from vllm_mha2mla.version import __version__
 
@@ -115,7 +116,7 @@ def convert(
     check_output(out, options.overwrite, source.name)
     dtype = written_dtype(source, options.dtype)
     config = source.config
-    widths = cache_widths(recipe, config.num_key_value_heads, config.head_dim)
+    widths = _possible_widths(recipe, config)
     q_lora_rank = query_rank(recipe, config.hidden_size)
     windows = calibration_text(source, recipe)
     to_refine = None
@@ -139,7 +140,11 @@ def convert(
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
             choices = choose(recipe, converter, windows, options.offload, progress)
             layer_widths, figures = choices.layer_widths, dict(choices.figures)
-            converted = converted_config(source, layer_widths, q_lora_rank, dtype, provenance)
+            if choices.codes is not None:
+                converter.code_rows(choices.codes)
+            converted = converted_config(
+                source, layer_widths, q_lora_rank, dtype, provenance, choices.codes
+            )
             streams = _streams(source, converted, recipe, windows, options, store)
             loss = None
             if len(windows.held_out) and to_refine is None:
@@ -158,8 +163,10 @@ def convert(
             _write_rest(source, writer, dtype)
             source.write_assets(folder)
             provenance = provenance.model_copy(update={"figures": figures})
-            converted = converted_config(source, layer_widths, q_lora_rank, dtype, provenance)
-            card = model_card(provenance, latent_widths(converted), converted.dtype)
+            converted = converted_config(
+                source, layer_widths, q_lora_rank, dtype, provenance, choices.codes
+            )
+            card = model_card(provenance, converted)
             writer.finish(converted, card)
     return provenance
 
@@ -170,13 +177,19 @@ def stage_shares(recipe: Recipe) -> dict[str, float]:
     Measured on SmolLM2-135M with the default recipe, per layer.
     """
     text = recipe.calibration_tokens / 10240
-    shares = {"Converting layers": 4.0 * recipe.text_tokens / 40960 if recipe.refits else 0.5}
-    if recipe.spreads or recipe.weighs_tokens:
+    coded = recipe.row_bits is not None
+    converting = 4.5 if coded else 4.0
+    shares = {
+        "Converting layers": converting * recipe.text_tokens / 40960 if recipe.refits else 0.5
+    }
+    if coded or recipe.spreads or recipe.weighs_tokens:
         shares["Measuring attention"] = 2.3 * text
         shares["Measuring what layers lose"] = 2.6 if recipe.spreads else 0.6
     else:
         shares["Converting layers"] += 2.3 * text
-    if recipe.split == "auto" and recipe.kv_lora_rank is None:
+    if coded:
+        shares["Measuring what layers lose"] = 2.6 + 4.0 * recipe.held_out / 8192
+    elif recipe.split == "auto" and recipe.kv_lora_rank is None:
         shares["Choosing widths"] = 1.1
     if recipe.refine_steps:
         shares["Refining"] = 0.09 * recipe.refine_steps
@@ -191,12 +204,25 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     """
     window = source.window(recipe.window)
     windows = calibration_windows(
-        source.tokenizer(), _files(recipe), recipe.text_tokens, window, recipe.held_out_tokens
+        source.tokenizer(), _files(recipe), recipe.text_tokens, window, recipe.held_out
     )
     windows = windows.measured_first(ceil_div(recipe.calibration_tokens, window))
     windows = windows.repeated(recipe.repeats)
     check_vocabulary(source.name, source.config.vocab_size, windows.ids, windows.held_out)
     return windows
+
+
+def _possible_widths(recipe: Recipe, config: Any) -> LatentWidths:
+    """Widths that a layer may have, before any are chosen.
+
+    Raises:
+        RecipeError: the recipe does not fit the source.
+    """
+    shape = config.num_key_value_heads, config.head_dim
+    if recipe.row_bits is None:
+        return cache_widths(recipe, *shape)
+    grid = width_grid(recipe, *shape, config.hidden_size)
+    return LatentWidths(grid.ranks(grid.ropes[0])[0], grid.ropes[0])
 
 
 def _files(recipe: Recipe) -> list[Path]:
@@ -236,6 +262,7 @@ def _converted_layers(
         if streams is not None:
             converter.measure(layer, index, streams.original)
         tensors = converter.convert(layer, index, widths)
+        tensors = converter.coded(layer, index, tensors, streams)
         _check_finite(index, tensors)
         if streams is not None and streams.refit is not None:
             tensors |= converter.refit(layer, index, widths, tensors, token_weights, streams)

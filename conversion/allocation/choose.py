@@ -12,6 +12,9 @@ from torch import Tensor
 
 from conversion.allocation.backward import backward_sweep
 from conversion.allocation.candidates import held_out_divergences
+from conversion.allocation.coded import CodedChoices
+from conversion.allocation.coded_widths import byte_budget
+from conversion.allocation.coded_widths import width_grid as coded_width_grid
 from conversion.allocation.per_layer import LayerCosts, spread_over_layers, width_grid
 from conversion.allocation.sensitivity import AttentionGradients, layer_costs
 from conversion.allocation.uniform import split_candidates
@@ -24,6 +27,7 @@ from conversion.runtime.numbers import span
 from conversion.runtime.parallel import side_by_side
 from conversion.runtime.progress import Progress
 from conversion.text.windows import Windows
+from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths
 
 logger = logging.getLogger(__name__)
@@ -37,11 +41,13 @@ class Choices:
         layer_widths: cache widths of every layer.
         figures: the divergence of each candidate on held-out text, nats.
         token_weights: how much tokens count in the refit of every layer.
+        codes: of every layer's rows; ``None`` where rows are not coded.
     """
 
     layer_widths: list[LatentWidths]
     figures: dict[str, float]
     token_weights: list[TokenWeights]
+    codes: list[RowCode] | None = None
 
 
 def choose(
@@ -71,6 +77,8 @@ def choose(
         config.num_key_value_heads,
         config.head_dim,
     )
+    if recipe.row_bits is not None:
+        return _choose_coded(recipe, converter, windows, offload, progress)
     candidates = split_candidates(recipe, heads, head_dim)
     exact = len(candidates) == 1 and not recipe.spreads
     swept = recipe.spreads or recipe.weighs_tokens
@@ -116,6 +124,33 @@ def choose(
     logger.info("%s", _summary(best, named[best], losses[best]))
     figures = {f"held_out_divergence_{name}": loss for name, loss in losses.items()}
     return Choices(named[best], figures, gradients.token_weights)
+
+
+def _choose_coded(
+    recipe: Recipe,
+    converter: LayerConverter,
+    windows: Windows,
+    offload: Path | None,
+    progress: Progress,
+) -> Choices:
+    source = converter.layers.source
+    config, layers = source.config, source.config.num_hidden_layers
+    shape = config.num_key_value_heads, config.head_dim
+    coded = CodedChoices(recipe, converter, coded_width_grid(recipe, *shape, config.hidden_size))
+    token_weights = [equal_weights(config.hidden_size)] * layers
+    text = None
+    if not all(index in converter.store for index in range(layers)):
+        device = converter.layers.device
+        text = embedded_text(source, windows.measured, None, offload, device).original
+
+    def visit(index: int, layer: Any, found: AttentionGradients) -> None:
+        coded.visit(index, layer, found)
+        if recipe.weighs_tokens:
+            token_weights[index] = fit_token_weights(found.streams, found.gradients)
+
+    backward_sweep(converter, text, _held_out(windows), offload, progress, visit)
+    codes = [one.code for one in coded.plan(byte_budget(recipe, *shape, layers))]
+    return Choices([code.widths for code in codes], {}, token_weights, codes)
 
 
 class _OfGradients:

@@ -57,6 +57,7 @@ class LayerStatistics:
             # [(heads + kv_heads) * d, (heads + kv_heads) * d]
         distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
         token_mean: mean of the normed input over tokens  # [hidden]
+        first_inputs: the normed input of each window's first token, float32  # [windows, hidden]
         rotated: keys as queries see them; ``None`` with so many KV heads that they would be larger
             than the layer.
     """
@@ -72,6 +73,7 @@ class LayerStatistics:
     gradient_moment: Tensor
     distance: Tensor
     token_mean: Tensor
+    first_inputs: Tensor
     rotated: RotatedKeys | None
 
     @property
@@ -80,6 +82,19 @@ class LayerStatistics:
         own = (x for x in vars(self).values() if isinstance(x, Tensor))
         rotated = () if self.rotated is None else vars(self.rotated).values()
         return sum(x.nbytes for x in (*own, *rotated))
+
+    def of_later_tokens(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the normed input over tokens, each window's first one aside.
+
+        Returns:
+            # [hidden], [hidden, hidden]
+        """
+        first = self.first_inputs.double()
+        windows, tokens = len(first), self.distance.shape[1]
+        count = windows * (tokens - 1)
+        mean = (self.token_mean * windows * tokens - first.sum(0)) / count
+        moment = (self.token_moment * windows * tokens - first.T @ first) / count
+        return mean, moment - torch.outer(mean, mean)
 
     def to(self, device: torch.device | str) -> "LayerStatistics":
         """The same statistics on another device."""
@@ -139,6 +154,7 @@ class StatisticsSum:
         self._first, self._second = zeros(hidden), zeros(hidden, hidden)
         self._token_mean, self._token_moment = zeros(hidden), zeros(hidden, hidden)
         self._gamma, self._distance = zeros(heads), zeros(heads, tokens)
+        self._first_inputs: list[Tensor] = []
         both = (heads + kv_heads) * d
         self._gradient_moment = zeros(both, both, dtype=torch.float32)
         self._generator = torch.Generator().manual_seed(PROBE_SEED)
@@ -219,6 +235,7 @@ class StatisticsSum:
             flat = gradients.flatten(1)
             self._gradient_moment.addmm_(flat.T, flat, alpha=1 / tokens)
         w = received / received.sum()
+        self._first_inputs.append(x[0].clone())
         self._token_mean += x.mean(0).double()
         self._first += (w @ x).double()
         self._second += (x.T @ (w[:, None] * x)).double()
@@ -240,6 +257,7 @@ class StatisticsSum:
             gradient_moment=self._gradient_moment / self._probed,
             distance=self._distance / windows,
             token_mean=self._token_mean / windows,
+            first_inputs=torch.stack(self._first_inputs),
             rotated=None if self._rotated is None else self._rotated.mean(),
         )
 

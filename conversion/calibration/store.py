@@ -1,4 +1,7 @@
-"""Statistics of layers, kept for further conversions of the same model on the same text."""
+"""Statistics of layers, kept for further conversions of the same model on the same text.
+
+Beside them, for the length of one conversion, the metrics of their rows (``coding``).
+"""
 
 import pickle
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from conversion.calibration.rotated_keys import RotatedKeys
 from conversion.calibration.statistics import LayerStatistics
@@ -32,6 +36,7 @@ class StatisticsStore:
         self.folder = folder
         self._device = device
         self._layers: dict[int, LayerStatistics] = {}
+        self._metrics: dict[tuple[int, int], Tensor] = {}
         self._origin: str | None = None
 
     def claim(self, origin: str) -> None:
@@ -98,9 +103,29 @@ class StatisticsStore:
         with self._writing(self._path(index)) as partial:
             torch.save(values, partial)
 
+    def put_metric(self, index: int, rope: int, metric: Tensor) -> None:
+        """Keep the metric of a layer's rows with so many rotary columns; the last one counts.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if self.folder is None:
+            self._metrics[index, rope] = metric
+            return
+        with self._writing(self._metric_path(index, rope)) as partial:
+            torch.save(metric.cpu(), partial)
+
+    def metric(self, index: int, rope: int) -> Tensor:
+        """The metric that was kept, on the device."""
+        if self.folder is None:
+            return self._metrics[index, rope].to(self._device)
+        kept: Tensor = torch.load(self._metric_path(index, rope), weights_only=True)
+        return kept.to(self._device)
+
     def clear(self) -> None:
         """Forget everything; files of a folder are removed, the folder is not."""
         self._layers.clear()
+        self._metrics.clear()
         self._origin = None
         if self.folder is not None:
             layers = (*self.folder.glob("layer-*.pt"), *self.folder.glob("layer-*.partial"))
@@ -125,6 +150,10 @@ class StatisticsStore:
     def _path(self, index: int) -> Path:
         assert self.folder is not None
         return self.folder / f"layer-{index:04}.pt"
+
+    def _metric_path(self, index: int, rope: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"layer-{index:04}-rows-{rope}.pt"
 
     def _stored_origin(self) -> str | None:
         if self.folder is None or not (self.folder / ORIGIN).is_file():

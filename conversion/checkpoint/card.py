@@ -5,15 +5,16 @@ from typing import Any
 
 import yaml
 
-from vllm_mha2mla.config import HealingInfo, LatentWidths, Provenance
-from vllm_mha2mla.padding import cache_bytes_per_token
+from conversion.checkpoint.cache_size import cache_figures
+from vllm_mha2mla.coding.row_code import RowCode, row_codes
+from vllm_mha2mla.config import HealingInfo, Provenance, latent_widths
 
 TEMPLATE = """\
 # {name}, with multi-head latent attention
 
 Converted by vllm-mha2mla {version} from `{source}`.
 
-Per token and layer it caches {widths} numbers, where the original caches {original}:
+Per token and layer it caches {widths} numbers{coded}, where the original caches {original}:
 {bytes} bytes per token for the whole model, {fraction:.2%} of the original.{queries}
 
 ## Serve
@@ -40,6 +41,7 @@ Source fingerprint: `{fingerprint}`. Versions: {versions}.
 {figures}
 """
 
+CODED = " in coded rows, {bits:.2f} bits a number on average"
 KEPT_START = " These are the weights from before this training, which did better."
 HEALING = """
 ## Healed
@@ -54,8 +56,14 @@ On held-out windows of that text: {figures}.{kept}
 """
 
 
-def model_card(provenance: Provenance, layer_widths: Sequence[LatentWidths], dtype: Any) -> str:
-    """Describe in Markdown how a checkpoint was made, what it caches and what was measured."""
+def model_card(provenance: Provenance, config: Any) -> str:
+    """Describe in Markdown how a checkpoint was made, what it caches and what was measured.
+
+    Args:
+        provenance: the checkpoint's.
+        config: the converted model's.
+    """
+    layer_widths, codes, cache = latent_widths(config), row_codes(config), cache_figures(config)
     widths = sorted({widths.width for widths in layer_widths})
     original = provenance.source.cache_width
     calibration = provenance.calibration
@@ -67,8 +75,9 @@ def model_card(provenance: Provenance, layer_widths: Sequence[LatentWidths], dty
         source=provenance.source.name,
         widths=str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}",
         original=original,
-        bytes=cache_bytes_per_token(layer_widths, dtype.itemsize),
-        fraction=sum(widths.width for widths in layer_widths) / (original * len(layer_widths)),
+        coded=CODED.format(bits=_mean_bits(codes)) if codes else "",
+        bytes=cache.bytes_per_token,
+        fraction=cache.fraction,
         queries=f" Queries are factorised through {q_lora_rank} numbers." if q_lora_rank else "",
         tokens=calibration.tokens if calibration else 0,
         files=", ".join(calibration.files) if calibration else "no text",
@@ -80,6 +89,11 @@ def model_card(provenance: Provenance, layer_widths: Sequence[LatentWidths], dty
         when=" in the conversion" if provenance.healing else "",
         figures=figures or "Nothing yet; `mha2mla eval` measures perplexity against the original.",
     )
+
+
+def _mean_bits(codes: Sequence[RowCode]) -> float:
+    bits = [bits for code in codes for bits in code.column_bits]
+    return sum(bits) / len(bits)
 
 
 def _healing(done: HealingInfo) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from conversion.source import SourceCheckpoint
+from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths, Provenance
 
 NOT_THE_SOURCES = (
@@ -20,6 +21,7 @@ def converted_config(
     q_lora_rank: int | None,
     dtype: torch.dtype,
     provenance: Provenance,
+    codes: Sequence[RowCode] | None = None,
 ) -> Any:
     """The converted model's config: the source's, with the keys of ``vllm_mha2mla.config``.
 
@@ -31,6 +33,7 @@ def converted_config(
         q_lora_rank: rank of the queries' factorisation; ``None`` for none.
         dtype: of the written weights.
         provenance: how the checkpoint came to be.
+        codes: of every layer's rows; ``None`` where they are not coded.
     """
     values = source.config.to_dict()
     for key in NOT_THE_SOURCES:
@@ -49,6 +52,7 @@ def converted_config(
             "qk_rope_head_dim": max(ropes),
             "kv_lora_rank_per_layer": ranks if differ else None,
             "qk_rope_head_dim_per_layer": ropes if differ else None,
+            "row_bits_per_layer": [list(code.unit_bits) for code in codes] if codes else None,
             "q_lora_rank": q_lora_rank,
             "kv_b_proj_groups": source.config.num_key_value_heads,
             "qk_nope_head_dim": head_dim,

@@ -1,5 +1,7 @@
 """The description of a converted checkpoint: source, method, widths and cache."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,23 @@ from pydantic import BaseModel
 
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import read_converted_config
+from vllm_mha2mla.coding.row_code import UNIT, RowCode, row_codes
 from vllm_mha2mla.config import latent_widths, read_provenance
 from vllm_mha2mla.padding import cache_bytes_per_token
+
+
+class RowBits(BaseModel):
+    """The coded rows of one layer.
+
+    Attributes:
+        latent: latent columns by their bits, falling.
+        rotary: rotary columns by their bits, falling.
+        bytes: of a row, its scales included.
+    """
+
+    latent: dict[int, int]
+    rotary: dict[int, int]
+    bytes: int
 
 
 class Inspection(BaseModel):
@@ -22,6 +39,7 @@ class Inspection(BaseModel):
     layers: int
     kv_lora_rank: list[int]
     qk_rope_head_dim: list[int]
+    row_bits: list[RowBits] | None = None
     q_lora_rank: int | None
     cache_bytes_per_token: int
     gpu_cache_bytes_per_token: int
@@ -42,7 +60,7 @@ def inspect(folder: Path) -> Inspection:
     config = read_converted_config(folder)
     provenance = read_provenance(config)
     layer_widths = latent_widths(config)
-    cache = cache_figures(config)
+    cache, codes = cache_figures(config), row_codes(config)
     return Inspection(
         source=provenance.source.name,
         source_fingerprint=provenance.source.fingerprint,
@@ -52,10 +70,11 @@ def inspect(folder: Path) -> Inspection:
         layers=len(layer_widths),
         kv_lora_rank=[widths.kv_lora_rank for widths in layer_widths],
         qk_rope_head_dim=[widths.qk_rope_head_dim for widths in layer_widths],
+        row_bits=None if codes is None else [_row_bits(code) for code in codes],
         q_lora_rank=config.q_lora_rank,
         cache_bytes_per_token=cache.bytes_per_token,
         gpu_cache_bytes_per_token=cache_bytes_per_token(
-            layer_widths, config.dtype.itemsize, "cuda"
+            layer_widths, config.dtype.itemsize, "cuda", codes
         ),
         baseline_bytes_per_token=cache.baseline_bytes_per_token,
         cache_fraction=cache.fraction,
@@ -64,3 +83,15 @@ def inspect(folder: Path) -> Inspection:
         figures=provenance.figures,
         healed_tokens=sum(done.tokens for done in provenance.healing if done.kept == "end"),
     )
+
+
+def _row_bits(code: RowCode) -> RowBits:
+    rotary = [bits for half in code.rotary_units for bits in half]
+    return RowBits(
+        latent=_columns(code.latent_units), rotary=_columns(rotary), bytes=code.row_bytes
+    )
+
+
+def _columns(units: Sequence[int]) -> dict[int, int]:
+    """Columns by their bits, falling."""
+    return {bits: UNIT * count for bits, count in sorted(Counter(units).items(), reverse=True)}

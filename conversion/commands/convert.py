@@ -26,7 +26,8 @@ SMALL_LOSS = 0.03
 
 @recipe_options(
     Recipe,
-    *("cache_fraction", "kv_lora_rank", "rope_dim", "target", "split", "spread", "held_out_tokens"),
+    *("cache_fraction", "bits", "kv_lora_rank", "rope_dim", "target", "split", "spread"),
+    "held_out_tokens",
     *("refit", "refit_tokens", "refine_steps", "q_lora_rank", "method", "rotary", "latent"),
     *("calibration", "calibration_tokens"),
 )

@@ -1,5 +1,6 @@
 """``mha2mla inspect``: how a converted checkpoint was made and what it caches."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,9 @@ from conversion.commands.options import Checkpoint
 from conversion.runtime.numbers import span
 
 if TYPE_CHECKING:
-    from conversion.checkpoint.inspection import Inspection
+    from collections.abc import Mapping, Sequence
+
+    from conversion.checkpoint.inspection import Inspection, RowBits
 
 
 def inspect_command(
@@ -25,6 +28,16 @@ def inspect_command(
         typer.echo(result.model_dump_json(indent=2))
     else:
         Console().print(inspection_table(result))
+        if result.row_bits is not None:
+            Console().print(bits_table(result.row_bits))
+
+
+def bits_table(layers: "Sequence[RowBits]") -> Table:
+    """The table of every layer's coded rows: columns by their bits, and bytes."""
+    table = Table("layer", "bytes", "latent columns by bits", "rotary columns by bits", box=None)
+    for index, layer in enumerate(layers):
+        table.add_row(str(index), str(layer.bytes), _by_bits(layer.latent), _by_bits(layer.rotary))
+    return table
 
 
 def inspection_table(result: "Inspection") -> Table:
@@ -35,14 +48,17 @@ def inspection_table(result: "Inspection") -> Table:
     table.add_row("layers", str(result.layers))
     table.add_row("kv_lora_rank", _widths(result.kv_lora_rank))
     table.add_row("qk_rope_head_dim", _widths(result.qk_rope_head_dim))
+    if result.row_bits is not None:
+        table.add_row("columns by bits", _columns_by_bits(result.row_bits))
     if result.q_lora_rank is not None:
         table.add_row("q_lora_rank", str(result.q_lora_rank))
     if result.healed_tokens:
         table.add_row("healed", f"on {result.healed_tokens:,} tokens")
     table.add_row(
         "cache",
-        f"{result.cache_bytes_per_token:,} bytes per token in {result.dtype}, "
-        f"{result.cache_fraction:.2%} of the original's {result.baseline_bytes_per_token:,}",
+        f"{result.cache_bytes_per_token:,} bytes per token "
+        + ("in coded rows, " if result.row_bits else f"in {result.dtype}, ")
+        + f"{result.cache_fraction:.2%} of the original's {result.baseline_bytes_per_token:,}",
     )
     on_gpus = result.gpu_cache_bytes_per_token
     if on_gpus != result.cache_bytes_per_token:
@@ -58,3 +74,17 @@ def inspection_table(result: "Inspection") -> Table:
 def _widths(values: list[int]) -> str:
     mean = f", {sum(values) / len(values):.1f} on average"
     return span(values) + (mean if len(set(values)) > 1 else "")
+
+
+def _columns_by_bits(layers: "Sequence[RowBits]") -> str:
+    total: Counter[int] = Counter()
+    for layer in layers:
+        total.update(layer.latent)
+        total.update(layer.rotary)
+    columns = sum(total.values())
+    mean = sum(bits * count for bits, count in total.items()) / columns
+    return f"{_by_bits(total)}, {mean:.2f} bits on average"
+
+
+def _by_bits(columns: "Mapping[int, int]") -> str:
+    return ", ".join(f"{columns[bits]:,} of {bits}" for bits in sorted(columns, reverse=True))

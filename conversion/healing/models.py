@@ -9,6 +9,9 @@ from conversion.families import family_of
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from vllm_mha2mla.config import CONSTANTS
 
+# Name of the projection whose outputs are the cache's rows.
+WRITES_ROWS = "kv_a_proj_with_mqa"
+
 
 def set_attention(model: Any, device: str) -> None:
     """Choose the attention that trains fastest: our dense one on a CPU, the fused one elsewhere."""
@@ -21,11 +24,14 @@ def choose_trainable(student: Any, train_all: bool) -> dict[str, nn.Parameter]:
     Args:
         student: the converted model.
         train_all: let everything learn; otherwise only the converted attention. Rotary frequencies
-            never learn.
+            never learn, nor does what writes coded rows: their code is made for its mean, variances
+            and basis, and steps that leave those cost more than they gain.
     """
     family, chosen = family_of(student.config), {}
+    coded = student.config.row_bits_per_layer is not None
     for name, parameter in student.named_parameters():
-        learns = (train_all or family.in_attention(name)) and not name.endswith(CONSTANTS)
+        fixed = name.endswith(CONSTANTS) or (coded and f".{WRITES_ROWS}." in name)
+        learns = (train_all or family.in_attention(name)) and not fixed
         parameter.requires_grad_(learns)
         if learns:
             chosen[name] = parameter

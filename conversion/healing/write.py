@@ -16,7 +16,7 @@ from conversion.healing.curve import PLOT, LossCurve, plot_curve
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import HealingText
-from vllm_mha2mla.config import HealingInfo, Provenance, latent_widths
+from vllm_mha2mla.config import HealingInfo, Provenance
 from vllm_mha2mla.version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate")
@@ -104,5 +104,5 @@ def write_healed(
             # An earlier healing's plot is among the assets.
             (folder / PLOT).unlink(missing_ok=True)
             plot_curve(curve.path, folder / PLOT, f"healing of {pair.folder.name}")
-            card = model_card(provenance, latent_widths(config), config.dtype)
+            card = model_card(provenance, config)
             writer.finish(config, card)

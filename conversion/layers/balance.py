@@ -27,13 +27,11 @@ def balanced(tensors: dict[str, Tensor], heads: int, widths: LatentWidths) -> di
     Returns:
         the same tensors, with those replaced that change.
     """
-    rank, rope = widths.kv_lora_rank, widths.qk_rope_head_dim
+    rope = widths.qk_rope_head_dim
     down, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
     query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, hidden]
-    read = torch.linalg.vector_norm(query[:, query.shape[1] - rope :], dim=(0, 2)) ** 2  # [rope]
-    latent = _factor(down[:rank].square().sum(1), up.square().sum(0))  # [rank]
-    pairs = _factor(_pair_sums(down[rank:].square().sum(1)), _pair_sums(read)).repeat(2)  # [rope]
-    columns = torch.cat((latent, pairs))  # [rank + rope]
+    columns = column_factors(tensors, heads, widths)
+    latent, pairs = columns.split((widths.kv_lora_rank, rope))
     rows = torch.ones_like(query[0, :, 0])  # [nope + rope]
     rows[len(rows) - rope :] /= pairs
     scaled = {
@@ -45,6 +43,20 @@ def balanced(tensors: dict[str, Tensor], heads: int, widths: LatentWidths) -> di
         scaled["q_proj.bias"] = (tensors["q_proj.bias"].view(heads, -1) * rows).flatten()
         scaled["kv_a_proj_with_mqa.bias"] = tensors["kv_a_proj_with_mqa.bias"] * columns
     return tensors | scaled
+
+
+def column_factors(tensors: dict[str, Tensor], heads: int, widths: LatentWidths) -> Tensor:
+    """The factor that ``balanced`` gives each cached number  # [rank + rope]
+
+    Args as for :func:`balanced`.
+    """
+    rank, rope = widths.kv_lora_rank, widths.qk_rope_head_dim
+    down, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
+    query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, hidden]
+    read = torch.linalg.vector_norm(query[:, query.shape[1] - rope :], dim=(0, 2)) ** 2  # [rope]
+    latent = _factor(down[:rank].square().sum(1), up.square().sum(0))  # [rank]
+    pairs = _factor(_pair_sums(down[rank:].square().sum(1)), _pair_sums(read))  # [rope / 2]
+    return torch.cat((latent, pairs.repeat(2)))
 
 
 def _factor(written: Tensor, read: Tensor) -> Tensor:

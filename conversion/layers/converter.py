@@ -11,11 +11,13 @@ from conversion.calibration.activations import Activations, batches
 from conversion.calibration.statistics import LayerStatistics, layer_statistics
 from conversion.calibration.store import StatisticsStore
 from conversion.calibration.streams import Streams
+from conversion.coding.fold import folded
+from conversion.coding.row_maps import RowMaps, row_statistics
 from conversion.errors import StatisticsError
 from conversion.families import AttentionWeights
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.layers.assemble import assemble
-from conversion.layers.balance import balanced
+from conversion.layers.balance import balanced, column_factors
 from conversion.layers.original import SourceLayers, for_calibration
 from conversion.layers.query import compress_query
 from conversion.layers.refit import SINK_WEIGHT, OutputRefit
@@ -23,6 +25,7 @@ from conversion.layers.token_weights import TokenWeights
 from conversion.recipes.recipe import Recipe
 from conversion.rotary.selection import RotarySelection
 from conversion.runtime.precision import bfloat16_products, round_linear_weights
+from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
 
@@ -57,6 +60,15 @@ class LayerConverter:
         self._recipe = recipe
         self._measured = measured
         self._loaded: tuple[int, LayerStatistics] | None = None
+        self._codes: Sequence[RowCode] | None = None
+
+    def code_rows(self, codes: Sequence[RowCode]) -> None:
+        """From now on, convert to attentions whose rows are coded so.
+
+        Args:
+            codes: of every layer. The metrics of their rows are in the store.
+        """
+        self._codes = codes
 
     @torch.no_grad()
     def measure(self, layer: Any, index: int, hidden: Activations) -> None:
@@ -100,8 +112,39 @@ class LayerConverter:
             index: which layer it is; its statistics are in the store.
             widths: its cache widths.
         """
-        ((_, tensors),) = self._attentions(layer, index, [widths])
+        ((_, tensors, _),) = self._attentions(layer, index, [widths])
         return tensors
+
+    @torch.no_grad()
+    def coded(
+        self, layer: Any, index: int, tensors: dict[str, Tensor], streams: Streams | None
+    ) -> dict[str, Tensor]:
+        """Converted tensors of one layer made ready for its code; as they are without codes.
+
+        Args:
+            layer: as ``layers`` loads it.
+            index: which layer it is; its statistics are in the store.
+            tensors: as ``convert`` makes them.
+            streams: hidden states before the layer; those of single tokens, if there are any, tell
+                what begins a text.
+        """
+        if self._codes is None:
+            return tensors
+        code, statistics = self._codes[index], self.load(index)
+        widths, down = code.widths, tensors["kv_a_proj_with_mqa.weight"]
+        rope = widths.qk_rope_head_dim
+        rows = row_statistics(
+            down,
+            tensors.get("kv_a_proj_with_mqa.bias"),
+            rope,
+            self.store.metric(index, rope),
+            *statistics.of_later_tokens(),
+        )
+        first = statistics.first_inputs.mean(0)
+        if streams is not None and streams.refit is not None and streams.refit.sinks:
+            alone = streams.refit.converted[slice(-streams.refit.sinks, None)]
+            first = self.layers.normed(layer, alone.to(self.layers.device)).mean((0, 1))
+        return folded(tensors, rows, code, self._config.num_attention_heads, first)
 
     def candidates(
         self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
@@ -116,24 +159,34 @@ class LayerConverter:
             index: which layer it is; its statistics are in the store.
             layer_widths: the cache widths.
         """
-        for widths, tensors in self._attentions(layer, index, layer_widths):
-            attention = self.latent_attention(index, widths, tensors)
-            del tensors
+        for widths, attention, maps in self.candidates_with_maps(layer, index, layer_widths):
+            del maps
             yield widths, attention
             del attention
+
+    def candidates_with_maps(
+        self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
+    ) -> Iterator[tuple[LatentWidths, LatentAttention, RowMaps]]:
+        """The same, with the maps around each one's rows."""
+        for widths, tensors, maps in self._attentions(layer, index, layer_widths):
+            attention = self.latent_attention(index, widths, tensors)
+            del tensors
+            yield widths, attention, maps
+            del attention, maps
 
     def latent_attention(
         self, index: int, widths: LatentWidths, tensors: dict[str, Tensor]
     ) -> LatentAttention:
         """The converted attention as a module, on the device."""
         with torch.device("meta"):
-            attention = LatentAttention(self._converted_config, index, widths)
+            code = None if self._codes is None else self._codes[index]
+            attention = LatentAttention(self._converted_config, index, widths, code)
         attention.load_state_dict(tensors, assign=True)
         return attention
 
     def _attentions(
         self, layer: Any, index: int, layer_widths: Sequence[LatentWidths]
-    ) -> Iterator[tuple[LatentWidths, dict[str, Tensor]]]:
+    ) -> Iterator[tuple[LatentWidths, dict[str, Tensor], RowMaps]]:
         """Converted tensors at these widths; they can be half as large as the source's layer.
 
         Once the next are asked for, nothing here holds the last ones.
@@ -142,12 +195,15 @@ class LayerConverter:
         statistics = self.load(index)
         for widths, selection, factors in self._factors(weights, statistics, layer_widths):
             tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
-            tensors = balanced(tensors, self._config.num_attention_heads, widths)
+            heads = self._config.num_attention_heads
+            columns = column_factors(tensors, heads, widths)
+            tensors = balanced(tensors, heads, widths)
+            maps = _row_maps(tensors, selection, columns[widths.kv_lora_rank :], len(weights.key))
             rank = self._recipe.q_lora_rank
             if rank is not None:
                 tensors = compress_query(tensors, weights, statistics, widths, rank)
-            yield widths, tensors
-            del tensors
+            yield widths, tensors, maps
+            del tensors, maps
 
     def _factors(
         self,
@@ -196,7 +252,8 @@ class LayerConverter:
         attention = self.latent_attention(index, widths, tensors)
         refit = OutputRefit(tensors["o_proj.weight"], tensors["o_proj.bias"], self._recipe.ridge)
         # Rounding is far below what truncation loses, but not where nothing is truncated.
-        lossy = widths.width < 2 * self._config.num_key_value_heads * self._config.head_dim
+        full = 2 * self._config.num_key_value_heads * self._config.head_dim
+        lossy = widths.width < full or self._codes is not None
         if lossy:
             round_linear_weights(layer)
             round_linear_weights(attention)
@@ -225,6 +282,27 @@ class LayerConverter:
                 pushed = self.layers.past_mlp(layer, y + head_outputs @ weight.T + bias)
             buffers.converted[batch] = pushed
         return solution
+
+
+def _row_maps(
+    tensors: dict[str, Tensor], selection: RotarySelection, factors: Tensor, kv_heads: int
+) -> RowMaps:
+    """The maps around the rows of balanced tensors.
+
+    Args:
+        tensors: the ``self_attn`` tensors.
+        selection: what stays in RoPE.
+        factors: of the rotary columns, which balancing took from the queries  # [rope]
+        kv_heads: of the source.
+    """
+    down = tensors["kv_a_proj_with_mqa.weight"]
+    return RowMaps(
+        down=down,
+        bias=tensors.get("kv_a_proj_with_mqa.bias"),
+        up=tensors["kv_b_proj.weight"].unflatten(0, (kv_heads, -1)),
+        query_nope=selection.query_nope,
+        query_rope=selection.query_rope / factors[:, None],
+    )
 
 
 def _texts(windows: Tensor, alone: bool) -> Tensor:

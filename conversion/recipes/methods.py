@@ -16,13 +16,20 @@ class Method(BaseModel):
     """True if layers get widths of their own where a recipe gives only a cache fraction."""
     refit: bool = False
     """True if output projections are refitted by default."""
+    coded: bool = False
+    """True if cache rows are coded by default where a recipe gives a cache fraction."""
 
 
 # Published shares: 64 of 576 numbers (TransMLA), 64 of 320 (CARE). CARE removes RoPE as TransMLA
 # does: its release is built on that code.
 METHODS = {
     "calibrated": Method(
-        rotary="calibrated", latent="calibrated", rope_share=1 / 3, spread=True, refit=True
+        rotary="calibrated",
+        latent="calibrated",
+        rope_share=1 / 3,
+        spread=True,
+        refit=True,
+        coded=True,
     ),
     "mha2mla": Method(rotary="2-norm", latent="svd-joint", rope_share=1 / 5),
     "transmla": Method(rotary="rorope", latent="balanced-pca", rope_share=1 / 9),

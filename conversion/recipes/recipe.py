@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 DEFAULT_FRACTION = 0.5
 # Text for refits as a multiple of that for statistics; a refit takes far less time per window.
 REFIT_SHARE = 4
+# Tokens to hold out: the metric of coded rows has more numbers than a choice of widths.
+HELD_OUT, HELD_OUT_CODED = 2048, 8192
+Bits = Literal["auto", "16", "8", "4"]
+# All that coded rows may have (vllm_mha2mla.coding.codebooks, which imports torch).
+MIXED_BITS = (1, 2, 3, 4, 6, 8)
 CHOICES: dict[str, Collection[str]] = {"method": METHODS, "rotary": ROTARY, "latent": LATENT}
 
 
@@ -42,7 +47,8 @@ class Recipe(BaseModel):
     )
     cache_fraction: float | None = optional(
         str(DEFAULT_FRACTION),
-        "Part of the original's cache to keep. Give this, or kv_lora_rank and rope_dim.",
+        "Part of the bytes of the original's 16-bit cache to keep. Give this, or kv_lora_rank and "
+        "rope_dim.",
         gt=0,
         le=1,
     )
@@ -54,6 +60,13 @@ class Recipe(BaseModel):
         "Rotary numbers to cache per token and layer, shared by all heads; an even number.",
         ge=0,
     )
+    bits: Bits = Field(
+        "16",
+        description="Bits of a cached number. 16: rows as the engine computes them. 8 and 4: coded "
+        "rows, all in so many bits. auto: coded rows for calibrated, where every eight columns "
+        "have 1, 2, 3, 4, 6 or 8 bits, chosen together with the widths; 16 for the published "
+        "methods, exact or uniform widths, target: cuda and a whole cache.",
+    )
     target: Target = Field(
         "any",
         description="Where rows of the chosen widths are to be fast. cuda offers only those that "
@@ -64,11 +77,11 @@ class Recipe(BaseModel):
         description="Split of a cache_fraction between latent and rotary numbers: auto chooses it "
         "on held-out calibration text, fixed takes the method's published share.",
     )
-    held_out_tokens: int = Field(
-        2048,
+    held_out_tokens: int | None = optional(
+        f"{HELD_OUT}, or {HELD_OUT_CODED} for coded rows",
+        "Tokens of calibration text to hold out and choose widths and bits on. At 16 bits and less "
+        f"than a quarter of the cache, {HELD_OUT_CODED} give better widths.",
         ge=2,
-        description="Tokens of calibration text to hold out and choose widths on. Below a quarter "
-        "of the cache, 8192 give better widths.",
     )
     spread: bool | None = optional(
         "on for calibrated",
@@ -142,6 +155,12 @@ class Recipe(BaseModel):
             raise ValueError(f"choose one of {', '.join(choices)}")
         return value
 
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        # YAML reads 8 as a number.
+        return str(value) if isinstance(value, int) else value
+
     @model_validator(mode="after")
     def _budget_is_whole(self) -> "Recipe":
         exact = (self.kv_lora_rank is not None, self.rope_dim is not None)
@@ -153,14 +172,39 @@ class Recipe(BaseModel):
             raise ValueError("spread chooses every layer's widths; leave it, or what fixes them")
         if self.rope_dim is not None and self.rope_dim % 2:
             raise ValueError(f"rope_dim {self.rope_dim} is odd; rotary pairs need an even number")
+        if self.bits in ("8", "4") and self.target != "any":
+            raise ValueError("coded rows need no such widths; leave target, or give bits: 16")
+        if self.bits in ("8", "4") and not any(exact) and self._same_in_all_layers:
+            raise ValueError(
+                "coded rows have widths of their own in every layer; leave spread and split, or "
+                "give bits: 16"
+            )
         return self
+
+    @property
+    def _same_in_all_layers(self) -> bool:
+        return self.spread is False or self.split == "fixed"
+
+    @property
+    def row_bits(self) -> tuple[int, ...] | None:
+        """Bits that columns of coded rows may have, rising; ``None``: rows are not coded."""
+        if self.bits == "auto":
+            plain = self.kv_lora_rank is not None or self._same_in_all_layers
+            plain = plain or self.target != "any" or self.cache_fraction == 1
+            return MIXED_BITS if METHODS[self.method].coded and not plain else None
+        return None if self.bits == "16" else (int(self.bits),)
+
+    @property
+    def held_out(self) -> int:
+        """Tokens of calibration text to hold out."""
+        return self.held_out_tokens or (HELD_OUT if self.row_bits is None else HELD_OUT_CODED)
 
     @property
     def spreads(self) -> bool:
         """True if layers get widths of their own."""
         wanted = METHODS[self.method].spread if self.spread is None else self.spread
-        whole = self.cache_fraction == 1
-        return wanted and self.split == "auto" and self.kv_lora_rank is None and not whole
+        fixed = self.split != "auto" or self.kv_lora_rank is not None or self.cache_fraction == 1
+        return wanted and self.row_bits is None and not fixed
 
     @property
     def refits(self) -> bool:
@@ -168,7 +212,8 @@ class Recipe(BaseModel):
         if self.refit is not None:
             return self.refit
         # A refit of what lost nothing would only add rounding.
-        return METHODS[self.method].refit and self.cache_fraction != 1
+        loses = self.cache_fraction != 1 or self.row_bits is not None
+        return METHODS[self.method].refit and loses
 
     @property
     def weighs_tokens(self) -> bool:

@@ -123,7 +123,7 @@ def main() -> None:
     # gradients of it. Later, with a refit, the original stream of more text and a window of sink
     # tokens, the converted one and the heads' outputs, as wide.
     refitted = 3 * (recipe.text_tokens + recipe.window)
-    held_out = ceil_div(recipe.held_out_tokens, recipe.window) * recipe.window
+    held_out = ceil_div(recipe.held_out, recipe.window) * recipe.window
     tokens = recipe.calibration_tokens + held_out * (arguments.layers + 3)
     if arguments.refit:
         tokens = max(tokens, refitted)

@@ -17,6 +17,7 @@ ROOMS = [
     "rotary",
     "latent",
     "recipes",
+    "coding",
     "layers",
     "evaluation",
     "bench",
@@ -32,9 +33,10 @@ NEVER = {
     "families": {"runtime", "text"},
     "checkpoint": {"text"},
     "layers": {"checkpoint"},
-    "evaluation": {"calibration", "rotary", "latent", "recipes", "layers"},
-    "bench": {"calibration", "rotary", "latent", "recipes", "layers", "evaluation"},
-    "healing": {"calibration", "rotary", "latent", "layers", "evaluation", "bench"},
+    "evaluation": {"calibration", "rotary", "latent", "recipes", "coding", "layers"},
+    "bench": {"calibration", "rotary", "latent", "recipes", "coding", "layers", "evaluation"},
+    "healing": {"calibration", "rotary", "latent", "coding", "layers", "evaluation", "bench"},
+    "coding": {"text", "source", "checkpoint", "calibration", "rotary", "latent", "recipes"},
 }
 # Of vllm_mha2mla, the files that run inside the engine.
 IN_THE_ENGINE = (

@@ -86,7 +86,7 @@ def test_no_default_is_a_python_value(command):
 @pytest.mark.parametrize(
     ("command", "recipe", "names"),
     [
-        (convert_command, Recipe, {"cache_fraction", "spread", "calibration", "method"}),
+        (convert_command, Recipe, {"cache_fraction", "bits", "spread", "calibration", "method"}),
         (sweep_command, Recipe, {"calibration", "held_out_tokens"}),
         (heal_command, HealingRecipe, {"tokens", "objective", "lr"}),
     ],

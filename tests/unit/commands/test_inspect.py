@@ -2,8 +2,8 @@
 
 from rich.console import Console
 
-from conversion.checkpoint.inspection import Inspection
-from conversion.commands.inspect import inspection_table
+from conversion.checkpoint.inspection import Inspection, RowBits
+from conversion.commands.inspect import bits_table, inspection_table
 
 
 def printed(**changes):
@@ -27,3 +27,19 @@ def test_says_what_padding_costs_on_gpus():
 
 def test_says_nothing_where_nothing_is_padded():
     assert "GPU" not in printed(gpu_cache_bytes_per_token=394)
+
+
+def test_says_how_many_columns_have_which_bits():
+    layers = [
+        RowBits(latent={4: 16, 1: 8}, rotary={4: 16}, bytes=19),
+        RowBits(latent={8: 8, 4: 24}, rotary={}, bytes=22),
+    ]
+    text = printed(row_bits=layers, cache_bytes_per_token=41)
+    assert "columns by bits" in text
+    assert "8 of 8, 56 of 4, 8 of 1, 4.11 bits on average" in text
+    assert "41 bytes per token in coded rows, 25.65% of the original's 1,536" in text
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(bits_table(layers))
+    rows = [line.split() for line in capture.get().splitlines()[1:]]
+    assert rows[0] == ["0", "19", "16", "of", "4,", "8", "of", "1", "16", "of", "4"]

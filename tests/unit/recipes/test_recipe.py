@@ -8,6 +8,7 @@ from conversion.errors import RecipeError
 from conversion.recipes.make import make_recipe
 from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths, query_rank
+from vllm_mha2mla.coding.codebooks import BITS
 from vllm_mha2mla.config import LatentWidths
 
 
@@ -30,6 +31,34 @@ def test_the_whole_cache_is_every_key_rotated_and_every_value():
     assert cache_widths(Recipe(cache_fraction=1), 3, 64) == LatentWidths(192, 192)
 
 
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [
+        ({"bits": "auto"}, BITS),
+        ({"bits": 8}, (8,)),
+        ({"bits": "4", "method": "mha2mla"}, (4,)),
+        ({"bits": 8, "kv_lora_rank": 64, "rope_dim": 32, "spread": False}, (8,)),
+        ({"bits": 16}, None),
+        ({"bits": "auto", "method": "care"}, None),
+        ({"bits": "auto", "kv_lora_rank": 64, "rope_dim": 32}, None),
+        ({"bits": "auto", "target": "cuda"}, None),
+        ({"bits": "auto", "spread": False}, None),
+        ({"bits": "auto", "split": "fixed"}, None),
+        ({"bits": "auto", "cache_fraction": 1}, None),
+    ],
+)
+def test_rows_are_coded_where_bits_say_so(values, bits):
+    recipe = Recipe(**values)
+    assert recipe.row_bits == bits
+    assert not (recipe.spreads and recipe.row_bits)
+    assert recipe.held_out == (2048 if bits is None else 8192)
+
+
+def test_a_whole_cache_of_few_bits_loses_and_is_refitted():
+    assert not Recipe(cache_fraction=1, bits=16).refits
+    assert Recipe(cache_fraction=1, bits=4).refits
+
+
 def test_options_win_over_the_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("cache_fraction: 0.5\nkey_weight: 0.7\n")
@@ -49,6 +78,10 @@ def test_options_win_over_the_file(tmp_path):
         ({"kv_lora_rank": 8, "rope_dim": 2, "cache_fraction": 0.5}, "not both"),
         ({"spread": True, "kv_lora_rank": 8, "rope_dim": 2}, "chooses every layer's widths"),
         ({"spread": True, "split": "fixed"}, "chooses every layer's widths"),
+        ({"bits": "5"}, "--bits"),
+        ({"bits": "8", "target": "cuda"}, "coded rows need no such widths"),
+        ({"bits": "4", "spread": False}, "widths of their own in every layer"),
+        ({"bits": "4", "split": "fixed"}, "widths of their own in every layer"),
         ({"method": "magic"}, "--method"),
         ({"q_lora_rank": 0}, "--q-lora-rank.*greater than or equal to 1"),
         ({"calibration_tokens": 0}, "--calibration-tokens"),
