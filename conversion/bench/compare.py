@@ -23,6 +23,9 @@ from conversion.source import SourceCheckpoint, open_source
 # Four readings of /metrics a second would push an error out of the end of the log.
 QUIET = "--disable-uvicorn-access-log"
 
+# vLLM 0.32 starts with others on a CPU too, but its kernels then write beyond the cache's bytes.
+CPU_CACHES = ("fp8", "fp8_e4m3", "fp8_e5m2")
+
 # With the size of the cache given, vLLM only checks that this share of a GPU is free. Its default
 # would refuse a GPU that anything else uses, the other server included.
 SHARED_GPU = ("--gpu-memory-utilization", "0.1")
@@ -46,10 +49,11 @@ class Request:
     original_args: str
     converted_args: str
     start_timeout: float
+    kv_cache_dtypes: tuple[str, ...] = ()
 
 
 def bench(request: Request, progress: Progress) -> BenchResults:
-    """Serve both models, put the loads on both, and compare.
+    """Serve all models, put the loads on each, and compare.
 
     Args:
         request: models, loads and settings.
@@ -67,6 +71,9 @@ def bench(request: Request, progress: Progress) -> BenchResults:
             ("--converted-args", request.converted_args),
         )
     )
+    on_gpu = bool(gpus())
+    if not on_gpu:
+        _check_cpu_caches(request.kv_cache_dtypes)
     config = read_converted_config(request.checkpoint)
     source = open_source(request.baseline)
     loads = make_loads(
@@ -77,21 +84,30 @@ def bench(request: Request, progress: Progress) -> BenchResults:
     # Further options may change the size of a token's cache; then the check is left to vLLM.
     if not both and not original:
         check_cache(request.kv_memory, context, source.config, dtype_named(request.dtype).itemsize)
-    on_gpu = bool(gpus())
     one_at_a_time = on_gpu if request.one_at_a_time is None else request.one_at_a_time
     common = (
         "--dtype", request.dtype, "--kv-cache-memory-bytes", str(request.kv_memory),
         "--max-model-len", str(context), QUIET, *(SHARED_GPU if on_gpu else ()), *both,
     )  # fmt: skip
     with _scratch() as scratch:
+        folder = _folder(source, scratch, progress)
         plan = Plan(
-            original=Side(ORIGINAL, _folder(source, scratch, progress), (*common, *original)),
+            original=Side(ORIGINAL, folder, (*common, *original)),
             converted=Side(CONVERTED, request.checkpoint.resolve(), (*common, *converted)),
             loads=loads,
             rounds=request.rounds,
             one_at_a_time=one_at_a_time,
             start_timeout=request.start_timeout,
             scratch=scratch,
+            rivals=tuple(
+                Side(
+                    f"{ORIGINAL}-{name}",
+                    folder,
+                    (*common, *original, "--kv-cache-dtype", name),
+                    kv_cache_dtype=name,
+                )
+                for name in request.kv_cache_dtypes
+            ),
         )
         measured = run(plan, progress)
     points = [
@@ -120,10 +136,20 @@ def bench(request: Request, progress: Progress) -> BenchResults:
             one_at_a_time=one_at_a_time,
             original_args=[*both, *original],
             converted_args=[*both, *converted],
+            baseline_kv_cache_dtypes=list(request.kv_cache_dtypes),
         ),
         machine=machine(),
         sweep=points,
     )
+
+
+def _check_cpu_caches(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in CPU_CACHES:
+            raise UsageError(
+                f"--baseline-kv-cache-dtype {name}: vLLM on a CPU has {', '.join(CPU_CACHES)} "
+                "only; measure it on a GPU, or its loss alone with mha2mla eval"
+            )
 
 
 def _words(option: str, text: str) -> tuple[str, ...]:

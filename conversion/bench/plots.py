@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from conversion.bench.results import BenchResults, Point
+from conversion.bench.results import BenchResults, Point, Rival, Round
 from conversion.errors import OutputError
 from conversion.runtime.figures import HEIGHT, ORIGINAL_COLOUR, WIDTH, image
 
@@ -46,23 +46,36 @@ def throughput(results: BenchResults) -> Figure:
 
 
 def _rates(point: Point) -> list[float]:
-    sides = [side for one in point.rounds for side in (one.original, one.converted)]
-    return [side.output_throughput for side in sides]
+    return [
+        side.output_throughput
+        for one in point.rounds
+        for side in (one.original, one.converted, *one.rivals.values())
+    ]
+
+
+def _of(side: str, measured: Point | Round) -> float:
+    """The output throughput of one side, of a load or of one of its rounds."""
+    if side not in measured.rivals:
+        value: float = getattr(measured, side).output_throughput
+        return value
+    rival = measured.rivals[side]
+    return (rival.figures if isinstance(rival, Rival) else rival).output_throughput
 
 
 def _panel(axes: Axes, points: Sequence[Point], key: str) -> None:
     places = [getattr(point, key) for point in points]
+    rivals = points[0].rivals
     for side, style in (
         ("original", {"color": ORIGINAL_COLOUR, "marker": "*"}),
         ("converted", {"color": "C0", "marker": "o"}),
+        *((name, {"marker": "s", "color": f"C{place + 1}"}) for place, name in enumerate(rivals)),
     ):
-        middle = [getattr(point, side).output_throughput for point in points]
-        rounds: list[list[float]] = [
-            [getattr(one, side).output_throughput for one in point.rounds] for point in points
-        ]
+        middle = [_of(side, point) for point in points]
+        rounds = [[_of(side, one) for one in point.rounds] for point in points]
         below = [value - min(each) for value, each in zip(middle, rounds, strict=True)]
         above = [max(each) - value for value, each in zip(middle, rounds, strict=True)]
-        options: dict[str, Any] = {"label": side, "capsize": 3, **style}
+        label = f"original, {side}" if side in rivals else side
+        options: dict[str, Any] = {"label": label, "capsize": 3, **style}
         axes.errorbar(places, middle, yerr=[below, above], **options)
     for place, point in zip(places, points, strict=True):
         top = max(point.original.output_throughput, point.converted.output_throughput)

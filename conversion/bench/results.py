@@ -34,7 +34,7 @@ class Figures(BaseModel):
 
 
 class Ratios(BaseModel):
-    """Converted over original, by the names of :class:`Figures`; ``None`` where original is 0."""
+    """A model over the original, by the names of :class:`Figures`; ``None`` where that is 0."""
 
     cache_tokens: float | None
     max_running: float | None
@@ -47,10 +47,16 @@ class Ratios(BaseModel):
 
 
 class Round(BaseModel):
-    """Both models under the same load, one right after the other."""
+    """All models under the same load, one right after the other.
+
+    Attributes:
+        original, converted: figures of these two.
+        rivals: figures of the original in quantised caches, by their ``--kv-cache-dtype``.
+    """
 
     original: Figures
     converted: Figures
+    rivals: dict[str, Figures] = {}
 
 
 class Spread(BaseModel):
@@ -60,19 +66,35 @@ class Spread(BaseModel):
     highest: Ratios
 
 
+class Rival(BaseModel):
+    """The original in a quantised cache under one load, over all rounds.
+
+    Attributes:
+        figures: the median of the rounds; for maxima and peaks the maximum.
+        ratios: over the original in its plain cache.
+        spread: range of the rounds' own ratios.
+    """
+
+    figures: Figures
+    ratios: Ratios
+    spread: Spread
+
+
 class Comparison(BaseModel):
-    """Both models under one load, over all rounds.
+    """All models under one load, over all rounds.
 
     Attributes:
         original, converted: the median of the rounds; for maxima and peaks the maximum.
         ratios: converted over original, of these two.
         spread: range of the rounds' own ratios, in which drift of the machine cancels.
+        rivals: the original in quantised caches, by their ``--kv-cache-dtype``.
     """
 
     original: Figures
     converted: Figures
     ratios: Ratios
     spread: Spread
+    rivals: dict[str, Rival] = {}
     rounds: list[Round]
 
 
@@ -113,6 +135,7 @@ class Settings(BaseModel):
     one_at_a_time: bool
     original_args: list[str]
     converted_args: list[str]
+    baseline_kv_cache_dtypes: list[str] = []
 
 
 class BenchResults(Comparison):
@@ -137,21 +160,34 @@ def combine(rounds: Sequence[Round]) -> Comparison:
     Args:
         rounds: at least one round.
     """
-    original = _summary([one.original for one in rounds])
-    converted = _summary([one.converted for one in rounds])
-    per_round = [ratios(one.original, one.converted) for one in rounds]
+    before = [one.original for one in rounds]
+    converted = _beside(before, [one.converted for one in rounds])
     return Comparison(
-        original=original,
-        converted=converted,
-        ratios=ratios(original, converted),
-        spread=Spread(lowest=_extreme(min, per_round), highest=_extreme(max, per_round)),
+        original=_summary(before),
+        converted=converted.figures,
+        ratios=converted.ratios,
+        spread=converted.spread,
+        rivals={
+            name: _beside(before, [one.rivals[name] for one in rounds]) for name in rounds[0].rivals
+        },
         rounds=list(rounds),
     )
 
 
-def ratios(original: Figures, converted: Figures) -> Ratios:
-    """Divide converted by original, figure by figure."""
-    before, after = original.model_dump(), converted.model_dump()
+def _beside(original: Sequence[Figures], other: Sequence[Figures]) -> Rival:
+    """Summarise the rounds of a model beside the original's."""
+    per_round = [ratios(*pair) for pair in zip(original, other, strict=True)]
+    figures = _summary(other)
+    return Rival(
+        figures=figures,
+        ratios=ratios(_summary(original), figures),
+        spread=Spread(lowest=_extreme(min, per_round), highest=_extreme(max, per_round)),
+    )
+
+
+def ratios(original: Figures, other: Figures) -> Ratios:
+    """Divide a model's figures by the original's, one by one."""
+    before, after = original.model_dump(), other.model_dump()
     return Ratios(**{key: after[key] / before[key] if before[key] else None for key in KEYS})
 
 

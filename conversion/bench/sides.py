@@ -1,7 +1,7 @@
-"""Puts the loads on the original and the converted model in turn.
+"""Puts the loads on the original, its rivals and the converted model in turn.
 
-Both servers are up at once, and one of them is driven at a time: every load goes to one right after
-the other, so that whatever else the machine does affects both. That takes memory for two; an idle
+All servers are up at once, and one of them is driven at a time: every load goes to one right after
+the other, so that whatever else the machine does affects all. That takes memory for all; an idle
 vLLM leaves the cores alone (on a CPU its three processes took 0 to 1 % of one). With
 ``one_at_a_time`` the servers alternate round by round, and every round pays for two starts; so it
 is on GPUs, whose memory seldom holds two, unless told otherwise.
@@ -29,17 +29,19 @@ WARM_UP_SEED = 0
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models.
+    """One of the models.
 
     Attributes:
-        name: ``original`` or ``converted``.
+        name: ``original``, ``converted``, or ``original-`` and its ``--kv-cache-dtype``.
         folder: folder of the model.
         options: options of its ``vllm serve``.
+        kv_cache_dtype: of a rival, the original's quantised cache.
     """
 
     name: str
     folder: Path
     options: tuple[str, ...]
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Plan:
 
     Attributes:
         original, converted: the two models.
+        rivals: the original in quantised caches.
         loads: the loads of the sweep; their seeds are replaced.
         rounds: number of times that each load is put on each model.
         one_at_a_time: never run two servers at once.
@@ -62,6 +65,12 @@ class Plan:
     one_at_a_time: bool
     start_timeout: float
     scratch: Path
+    rivals: tuple[Side, ...] = ()
+
+    def sides(self, number: int) -> list[Side]:
+        """The order of a round; it alternates, so that no model always follows another."""
+        order = [self.original, *self.rivals, self.converted]
+        return order[::-1] if number % 2 else order
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class _Collector:
 
     def measure(self, served: _Served, number: int, index: int) -> None:
         """Put the load with this index on a server, in round ``number``."""
-        # The same prompts for both models, and other prompts for every run on one server.
+        # The same prompts for all models, and other prompts for every run on one server.
         seed = WARM_UP_SEED + 1 + number * len(self._plan.loads) + index
         load = replace(self._plan.loads[index], seed=seed)
         self._figures[index, number, served.side.name] = drive(
@@ -103,6 +112,11 @@ class _Collector:
                 Round(
                     original=self._figures[index, number, ORIGINAL],
                     converted=self._figures[index, number, CONVERTED],
+                    rivals={
+                        side.kv_cache_dtype: self._figures[index, number, side.name]
+                        for side in self._plan.rivals
+                        if side.kv_cache_dtype
+                    },
                 )
                 for number in range(self._plan.rounds)
             ]
@@ -128,24 +142,23 @@ def run(plan: Plan, progress: Progress) -> list[list[Round]]:
 
 
 def _together(plan: Plan, collector: _Collector, progress: Progress) -> None:
-    with (
-        _serving(plan, plan.original, progress) as original,
-        _serving(plan, plan.converted, progress) as converted,
-    ):
+    with ExitStack() as stack:
+        served = {
+            side.name: stack.enter_context(_serving(plan, side, progress)) for side in plan.sides(0)
+        }
         for number in range(plan.rounds):
             label = f"Round {number + 1} of {plan.rounds}"
-            with progress.task(label, 2 * len(plan.loads)) as advance:
+            with progress.task(label, len(served) * len(plan.loads)) as advance:
                 for index in range(len(plan.loads)):
-                    # The order alternates, so that neither model always follows the other.
-                    for served in (original, converted)[:: -1 if number % 2 else 1]:
-                        collector.measure(served, number, index)
+                    for side in plan.sides(number):
+                        collector.measure(served[side.name], number, index)
                         advance()
             collector.report(number)
 
 
 def _one_at_a_time(plan: Plan, collector: _Collector, progress: Progress) -> None:
     for number in range(plan.rounds):
-        for side in (plan.original, plan.converted)[:: -1 if number % 2 else 1]:
+        for side in plan.sides(number):
             label = f"Round {number + 1} of {plan.rounds}, {side.name}"
             with (
                 _serving(plan, side, progress) as served,

@@ -8,7 +8,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from conversion.commands.options import Checkpoint, JsonFile, Original, with_default
+from conversion.commands.options import (
+    Checkpoint,
+    JsonFile,
+    Original,
+    QuantisedCaches,
+    split_list,
+    with_default,
+)
 from conversion.runtime.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -57,11 +64,12 @@ def bench_command(
         str,
         typer.Option(metavar="|".join(DTYPES), help="Data type of the served weights and caches."),
     ] = "bfloat16",
+    baseline_kv_cache_dtype: QuantisedCaches = None,
     args: Annotated[
-        str, typer.Option(help="Further options for both servers, as vllm serve takes them.")
+        str, typer.Option(help="Further options for all servers, as vllm serve takes them.")
     ] = "",
     original_args: Annotated[
-        str, typer.Option(help="Further options for the original's server.")
+        str, typer.Option(help="Further options for the original's servers.")
     ] = "",
     converted_args: Annotated[
         str, typer.Option(help="Further options for the converted one's server.")
@@ -71,7 +79,7 @@ def bench_command(
         typer.Option(
             "--one-at-a-time/--together",
             help="Never hold two servers in memory: start each anew in every round, which takes "
-            "longer; or hold both. By default together on CPUs, one at a time on GPUs.",
+            "longer; or hold all. By default together on CPUs, one at a time on GPUs.",
         ),
     ] = None,
     start_timeout: Annotated[
@@ -84,7 +92,7 @@ def bench_command(
 ) -> None:
     """Compare the throughput of a converted checkpoint with its original's, in vLLM.
 
-    Both are served with the same settings and the same cache memory, and driven
+    All are served with the same settings and the same cache memory, and driven
     in turn by vLLM's own benchmark, with random prompts and answers of fixed length.
     """
     from conversion.bench.server import vllm_command
@@ -122,6 +130,7 @@ def bench_command(
         original_args=original_args,
         converted_args=converted_args,
         start_timeout=start_timeout,
+        kv_cache_dtypes=split_list(baseline_kv_cache_dtype),
     )
     err = Console(stderr=True)
     try:
@@ -159,11 +168,16 @@ def tables(results: "BenchResults") -> list[Table]:
 
 def _table(point: "Point") -> Table:
     title = f"{point.input_len} + {point.output_len} tokens, {point.max_concurrency} at once"
-    table = Table(title, "original", "converted", "ratio", "spread")
+    table = Table(title, "original", *point.rivals, "converted", "ratio", "spread")
     for key, label, shown in ROWS:
+        rivals = [
+            f"{shown(getattr(rival.figures, key))} ({_ratio(getattr(rival.ratios, key)) or '-'})"
+            for rival in point.rivals.values()
+        ]
         table.add_row(
             label,
             shown(getattr(point.original, key)),
+            *rivals,
             shown(getattr(point.converted, key)),
             _ratio(getattr(point.ratios, key)),
             _spread(getattr(point.spread.lowest, key), getattr(point.spread.highest, key)),

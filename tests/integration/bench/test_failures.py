@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("prometheus_client")
 
+from conversion.bench import compare
 from conversion.bench import drive as load
 from conversion.bench import server as serving
 from conversion.bench.server import serve
@@ -125,6 +126,17 @@ def test_a_server_that_dies_or_stalls_under_load(
         load.drive(server, tmp_path, asked, tmp_path)
     if lifetime:
         assert "EngineDeadError" in failure.value.tail
+
+
+def test_a_cache_that_vllm_has_not_on_a_cpu_is_refused_first(mha2mla, monkeypatch):
+    monkeypatch.setattr(compare, "gpus", list)
+    code, _, error = mha2mla(
+        "bench", "nowhere", "--baseline", "nowhere",
+        "--baseline-kv-cache-dtype", "fp8,int4_per_token_head",
+    )  # fmt: skip
+    assert code == 2
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("error: --baseline-kv-cache-dtype int4_per_token_head: vLLM on a CPU")
 
 
 def hear_signals():

@@ -53,6 +53,27 @@ ROUNDS = [
 ]
 
 
+def test_rivals_are_beside_the_original():
+    rounds = [
+        one.model_copy(update={"rivals": {"fp8": figures(speed, cache_tokens=5632)}})
+        for one, speed in zip(ROUNDS, (55, 60, 45), strict=True)
+    ]
+    found = combine(rounds).rivals["fp8"]
+    assert found.figures.output_throughput == 55
+    assert found.ratios.output_throughput == 55 / 45
+    assert found.ratios.cache_tokens == 2
+    assert found.spread.lowest.output_throughput == 1
+    assert found.spread.highest.output_throughput == 1.5
+    shown = results([(256, 4), (512, 4)], rounds)
+    assert BenchResults.model_validate_json(shown.model_dump_json()) == shown
+    console = Console(file=io.StringIO(), width=200)
+    console.print(*tables(shown))
+    assert "fp8" in console.file.getvalue()
+    assert "5,632 (2.000)" in console.file.getvalue()
+    legend = throughput(shown).axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["original", "converted", "original, fp8"]
+
+
 def test_rounds_become_medians_and_maxima():
     found = combine(ROUNDS)
     assert found.original.output_throughput == 45
