@@ -24,7 +24,7 @@ def cache_figures(config: Any) -> CacheFigures:
     """Cache bytes per token of a converted checkpoint and of its source."""
     layer_widths = latent_widths(config)
     codes = row_codes(config)
-    itemsize = config.dtype.itemsize if codes is None else PLAIN_BYTES
+    itemsize = number_bytes(config)
     baseline = read_provenance(config).source.cache_width * len(layer_widths) * itemsize
     converted = cache_bytes_per_token(layer_widths, itemsize, codes=codes)
     return CacheFigures(
@@ -32,3 +32,8 @@ def cache_figures(config: Any) -> CacheFigures:
         baseline_bytes_per_token=baseline,
         fraction=converted / baseline,
     )
+
+
+def number_bytes(config: Any) -> int:
+    """Bytes of a number in the original's plain cache that a converted checkpoint is beside."""
+    return PLAIN_BYTES if row_codes(config) is not None else int(config.dtype.itemsize)

@@ -135,17 +135,8 @@ def tables(comparison: "Comparison") -> list[Table]:
         made.append(_accuracy(entries))
     if comparison.chat is not None:
         made.append(_chat(comparison.chat, entries))
-    for index, figures in enumerate(comparison.positions):
-        name = f"{figures.text}, {figures.windows} x {figures.window} tokens"
-        table = Table(f"perplexity at positions of {name}", "original", *map(_label, entries))
-        for place, bucket in enumerate(figures.buckets):
-            values = [entry.positions[index].buckets[place].converted for entry in entries]
-            table.add_row(
-                f"{bucket.start} to {bucket.end}",
-                f"{bucket.original:.3f}",
-                *(f"{value:.3f} ({value / bucket.original:.4f})" for value in values),
-            )
-        made.append(table)
+    for index in range(len(comparison.positions)):
+        made.append(_positions(index, entries))
     return made
 
 
@@ -155,7 +146,7 @@ def _label(entry: "Entry") -> str:
 
 def _summary(entries: Sequence["Entry"]) -> Table:
     cache, figures = entries[-1].cache, entries[-1].perplexity
-    table = Table("", "cache bytes per token", "kept")
+    table = Table(Column("cache", no_wrap=True), "bytes per token", "kept")
     rows = [["original", f"{cache.baseline_bytes_per_token:,}", "1"]]
     rows += [
         [_label(entry), f"{entry.cache.bytes_per_token:,}", f"{entry.cache.fraction:.4f}"]
@@ -189,29 +180,42 @@ def _chat(chat: "ChatFigures", entries: Sequence["Entry"]) -> Table:
     return table
 
 
+def _positions(index: int, entries: Sequence["Entry"]) -> Table:
+    """Perplexity by position in the long text with this index, a row per model."""
+    first = entries[0].positions[index]
+    places = [f"{bucket.start} to {bucket.end}" for bucket in first.buckets]
+    table = Table(Column(f"perplexity at positions of {first.text}", no_wrap=True), *places)
+    table.add_row("original", *(f"{bucket.original:.3f}" for bucket in first.buckets))
+    for entry in entries:
+        table.add_row(
+            _label(entry), *(f"{bucket.converted:.3f}" for bucket in entry.positions[index].buckets)
+        )
+    table.caption = f"{first.windows} windows of {first.window} tokens, in float32."
+    return table
+
+
 def _accuracy(entries: Sequence["Entry"]) -> Table:
+    """Tasks and retrieval, a row per model."""
     from conversion.evaluation.render import with_error
 
-    first = Column("task", overflow="fold")
-    table = Table(first, "documents", "metric", "original", *map(_label, entries))
+    names, first, rows = [], ["original"], [[_label(entry)] for entry in entries]
     for index, task in enumerate(entries[0].tasks):
         for place, metric in enumerate(task.metrics):
-            others = [entry.tasks[index].metrics[place] for entry in entries]
-            table.add_row(
-                task.task,
-                str(task.documents),
-                metric.metric,
-                with_error(metric.original, metric.original_stderr),
-                *(with_error(other.converted, other.converted_stderr) for other in others),
-            )
+            names.append(f"{task.task} {metric.metric}, {task.documents} documents")
+            first.append(with_error(metric.original, metric.original_stderr))
+            for row, entry in zip(rows, entries, strict=True):
+                own = entry.tasks[index].metrics[place]
+                row.append(with_error(own.converted, own.converted_stderr))
     for index, retrieval in enumerate(entries[0].retrieval):
         skipped = f" ({retrieval.skipped} too long)" if retrieval.skipped else ""
-        answers = [entry.retrieval[index] for entry in entries]
-        table.add_row(
-            retrieval.task,
-            f"{retrieval.examples}{skipped}",
-            "retrieval",
-            with_error(retrieval.original, retrieval.original_stderr),
-            *(with_error(other.converted, other.converted_stderr) for other in answers),
-        )
+        names.append(f"{retrieval.task}, {retrieval.examples} questions{skipped}")
+        first.append(with_error(retrieval.original, retrieval.original_stderr))
+        for row, entry in zip(rows, entries, strict=True):
+            answers = entry.retrieval[index]
+            row.append(with_error(answers.converted, answers.converted_stderr))
+    table = Table(
+        Column("accuracy", no_wrap=True), *(Column(name, overflow="fold") for name in names)
+    )
+    for row in (first, *rows):
+        table.add_row(*row)
     return table

@@ -25,7 +25,7 @@ from conversion.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from conversion.evaluation import Report
-    from conversion.sweep.results import SweepResults
+    from conversion.sweep.results import Finished, SweepResults
 
 RESULTS = "results.json"
 FAILED = 1
@@ -137,10 +137,7 @@ def _table(results: "SweepResults") -> Table:
         Column("recipe", overflow="fold"), "latent + rotary", "cache bytes per token", "kept",
         "perplexity", "ratio", "excess loss",
     )  # fmt: skip
-    rows = [
-        (one.name, f"{_mean(one.kv_lora_rank)} + {_mean(one.qk_rope_head_dim)}", one.entry)
-        for one in results.finished
-    ]
+    rows = [(one.name, _widths(one), one.entry) for one in results.finished]
     for name, widths, entry in [*rows, *((rival.name, "", rival) for rival in results.rivals)]:
         cache, figures = entry.cache, entry.perplexity
         assert figures is not None
@@ -156,6 +153,11 @@ def _table(results: "SweepResults") -> Table:
     if results.finished and (figures := results.finished[0].entry.perplexity) is not None:
         table.caption = f"The original's perplexity: {figures.baseline:.3f}"
     return table
+
+
+def _widths(one: "Finished") -> str:
+    widths = f"{_mean(one.kv_lora_rank)} + {_mean(one.qk_rope_head_dim)}"
+    return widths if one.bits is None else f"{widths}, {one.bits:.2f} bits"
 
 
 def _mean(values: list[int]) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from conversion.checkpoint.cache_size import CacheFigures, cache_figures
-from conversion.checkpoint.dtypes import written_dtype
+from conversion.checkpoint.cache_size import CacheFigures, cache_figures, number_bytes
 from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import SourceError
 from conversion.evaluation.chat import ChatReference, chat_figures, chat_reference
@@ -101,8 +100,11 @@ class Comparer:
             converted,
         )
 
-    def rivals(self) -> list[Entry]:
+    def rivals(self, itemsize: int) -> list[Entry]:
         """Measure the original in each of the measurement's quantised caches.
+
+        Args:
+            itemsize: bytes per number of the plain cache beside them.
 
         Raises:
             SourceError, TextError, UsageError, MissingExtraError, DeviceMemoryError: with the way
@@ -116,7 +118,7 @@ class Comparer:
                 Entry(
                     name=f"original, {name}",
                     method=RIVAL,
-                    cache=self._rival_cache(name),
+                    cache=self._rival_cache(name, itemsize),
                     kv_cache_dtype=name,
                 ),
                 inputs,
@@ -152,10 +154,10 @@ class Comparer:
                     quantised[name] = measure_model(model, inputs, self._progress, label, chat)
         return _Originals(plain, quantised, chat)
 
-    def _rival_cache(self, name: str) -> CacheFigures:
+    def _rival_cache(self, name: str, itemsize: int) -> CacheFigures:
         config = self._source.config
         kind = chosen_kinds([name], config)[name]
-        return quantised_cache_figures(config, kind, written_dtype(self._source, None).itemsize)
+        return quantised_cache_figures(config, kind, itemsize)
 
     def _check_original(self, config: Any) -> None:
         source = self._source
@@ -190,7 +192,8 @@ def measure(
     """
     comparer = Comparer(baseline, measurement, progress, device)
     entry = comparer.measure(checkpoint)
-    return Comparison(**dict(entry), rivals=comparer.rivals())
+    rivals = comparer.rivals(number_bytes(read_converted_config(checkpoint)))
+    return Comparison(**dict(entry), rivals=rivals)
 
 
 def _method(recipe: dict[str, Any]) -> str:

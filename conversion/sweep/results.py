@@ -45,6 +45,7 @@ class Finished(BaseModel):
         recipe: the recipe's :func:`recipe_key`.
         kv_lora_rank: latent numbers per token, layer by layer.
         qk_rope_head_dim: rotary numbers per token, layer by layer.
+        bits: bits of a cached number, on average over columns and layers; ``None`` if not coded.
         figures: figures of the conversion itself, such as the candidates of the split.
         entry: figures of converted and original on the evaluation text.
     """
@@ -53,6 +54,7 @@ class Finished(BaseModel):
     recipe: dict[str, Any]
     kv_lora_rank: list[int]
     qk_rope_head_dim: list[int]
+    bits: float | None = None
     figures: dict[str, float] = {}
     entry: Entry
 

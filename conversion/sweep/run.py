@@ -1,12 +1,12 @@
 """Runs a sweep: converts and measures recipe by recipe, and resumes where it stopped."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conversion.checkpoint.dtypes import written_dtype
-from conversion.checkpoint.inspection import inspect
+from conversion.checkpoint.inspection import RowBits, inspect
 from conversion.checkpoint.staging import locked
 from conversion.errors import first_line
 from conversion.evaluation import Comparer, Entry, Measurement
@@ -91,7 +91,8 @@ def _run_all(sweep: Sweep, subject: Subject, options: Options, progress: Progres
     folder = SweepFolder(sweep.out, sweep.keep)
     comparer = Comparer(sweep.source.name, measurement, progress, options.device)
     if not known.has_rivals(sweep.kv_cache_dtypes):
-        known.rivals = comparer.rivals()
+        assert options.dtype is not None
+        known.rivals = comparer.rivals(options.dtype.itemsize)
         known.write(sweep.results)
     for name, recipe in sweep.recipes.items():
         if not known.has(name, recipe):
@@ -147,9 +148,15 @@ def _measured(checkpoint: Path, name: str, recipe: Recipe, comparer: Comparer) -
         recipe=recipe_key(recipe),
         kv_lora_rank=inspection.kv_lora_rank,
         qk_rope_head_dim=inspection.qk_rope_head_dim,
+        bits=None if inspection.row_bits is None else _mean_bits(inspection.row_bits),
         figures=inspection.figures,
         entry=entry,
     )
+
+
+def _mean_bits(layers: Sequence[RowBits]) -> float:
+    columns = [pair for layer in layers for pair in (*layer.latent.items(), *layer.rotary.items())]
+    return sum(bits * count for bits, count in columns) / sum(count for _, count in columns)
 
 
 def _log(entry: Entry) -> None:
