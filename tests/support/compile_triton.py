@@ -55,7 +55,7 @@ def compile_attention(capability, shared_memory, rank, rope, queries):
     compiled = triton.compile(source, target, {"num_warps": tiles.warps})
     return {
         "shared": compiled.metadata.shared,
-        "estimate": tiles.shared_memory(rank, rope, 2),
+        "estimate": tiles.shared_memory(chunks.width, 2),
         "wgmma": "wgmma" in compiled.asm["ptx"],
         "copies": "cp.async.cg.shared.global" in compiled.asm["ptx"],
     }

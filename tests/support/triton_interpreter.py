@@ -13,6 +13,8 @@ import torch
 MODULES = (
     "triton.experimental.gluon",  # the interpreter imports it at the first launch otherwise
     "vllm_mha2mla.kernels.cuda.attention",
+    "vllm_mha2mla.kernels.cuda.coded_gather",
+    "vllm_mha2mla.kernels.cuda.encode",
     "vllm_mha2mla.kernels.cuda.gather",
     "vllm_mha2mla.kernels.cuda.grouped_product",
     "vllm_mha2mla.kernels.cuda.rotate",

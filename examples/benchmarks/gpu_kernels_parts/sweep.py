@@ -10,6 +10,7 @@ import torch
 from gpu_kernels_parts.calls import latent_calls
 from gpu_kernels_parts.loads import DTYPE, LOADS, Batch
 from gpu_kernels_parts.report import Report
+from vllm_mha2mla.kernels.cuda.rows import loaded_widths, row_chunks
 from vllm_mha2mla.kernels.cuda.tuning import Tiles, choose_tiles, gpu_of
 
 SHAPES = ((32, 512, 64), (32, 192, 64), (32, 448, 64), (9, 80, 40))  # heads, rank, rope
@@ -61,6 +62,7 @@ def candidates(heads: int, rank: int, rope: int, new: int) -> Iterator[Tiles]:
     counts = (32, 64) if new > 1 else (16,) if heads <= 16 else (32,)
     for queries, rows, warps, stages in itertools.product(counts, (64, 32, 128), (4, 8), (2, 3, 4)):
         tiles = Tiles(queries, rows, warps, stages)
-        fits = tiles.shared_memory(rank, rope, DTYPE.itemsize) <= limit
+        width = row_chunks(*loaded_widths(rank, rope, cache)).width
+        fits = tiles.shared_memory(width, DTYPE.itemsize) <= limit
         if tiles != chosen and fits and rank * queries <= 512 * 32 * (warps // 4):
             yield tiles

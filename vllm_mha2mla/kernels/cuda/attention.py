@@ -22,7 +22,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vllm_mha2mla.kernels.cuda.coded_attention import attend_coded
+from vllm_mha2mla.kernels.cuda.coded_tables import CodedTables
 from vllm_mha2mla.kernels.cuda.combine import combine
+from vllm_mha2mla.kernels.cuda.pairs import (
+    find_pairs,
+    find_program,
+    load_query,
+    softmax_step,
+    store_columns,
+)
 from vllm_mha2mla.kernels.cuda.rows import (
     alignment,
     load_columns,
@@ -36,7 +45,9 @@ from vllm_mha2mla.kernels.cuda.tuning import (
     Tiles,
     choose_splits,
     choose_tiles,
+    coded_tiles,
     gpu_of,
+    keeps_levels,
     resident,
 )
 
@@ -58,6 +69,7 @@ def attend(
     lse: Tensor | None = None,
     splits: int | None = None,
     tiles: Tiles | None = None,
+    tables: CodedTables | None = None,
 ) -> None:
     """Causal attention of every request's newest tokens over its cached rows.
 
@@ -68,6 +80,7 @@ def attend(
         query: ``[W_UK^T q_nope ; q_rope]``, the cache's dtype; zero in columns that pad it
             # [tokens, heads, >= rank + rope]
         cache: the paged cache; its rows' padding is finite  # [blocks, block_size, >= rank + rope]
+            or, of coded rows  # [blocks, block_size, row_bytes], uint8
         block_table: block numbers of each request  # [requests, max_blocks], int32
         query_start_loc: first query of each request, and the end  # [requests + 1], int32
         seq_lens: context length of each request, new tokens included  # [requests], int32
@@ -80,19 +93,25 @@ def attend(
         lse: natural logarithm of each softmax's denominator, filled if given; minus infinity
             where there was nothing to attend to  # [tokens, heads], float32, any strides
         splits: shares of each context; by default ``choose_splits`` tells.
-        tiles: sizes of the tiles; by default ``choose_tiles`` tells.
+        tiles: sizes of the tiles; by default ``choose_tiles`` or ``coded_tiles`` tells.
+        tables: where rows are coded, those of the layer; a row is as wide then as it is long.
     """
     tokens, heads, _ = query.shape
     requests = seq_lens.shape[0]
     if tokens == 0 or requests == 0:
         return
-    if tiles is None:
-        tiles = choose_tiles(rank, rope, heads * max_query_len, cache)
-    latent, rotary = loaded_widths(rank, rope, cache)
-    if query.shape[2] < latent + rotary:
-        query = torch.nn.functional.pad(query, (0, latent + rotary - query.shape[2]))
-    chunks = row_chunks(latent, rotary)
-    tiles_per_request = triton.cdiv(max_query_len * heads, tiles.queries)
+    gpu, pairs = gpu_of(cache.device), heads * max_query_len
+    if tables is None:
+        tiles = tiles or choose_tiles(rank, rope, pairs, cache)
+        latent, rotary = loaded_widths(rank, rope, cache)
+        if query.shape[2] < latent + rotary:
+            query = torch.nn.functional.pad(query, (0, latent + rotary - query.shape[2]))
+        shared = tiles.shared_memory(row_chunks(latent, rotary).width, cache.element_size())
+    else:
+        itemsize = query.element_size()
+        tiles = tiles or coded_tiles(tables.pieces, pairs, gpu, itemsize)
+        shared = tiles.shared_memory(tables.pieces.row, itemsize)
+    tiles_per_request = triton.cdiv(pairs, tiles.queries)
     # A mixed batch would leave most of the tiles of its short requests empty.
     search = requests * tiles_per_request > tokens * heads // tiles.queries + requests
     if search:
@@ -100,14 +119,13 @@ def attend(
     else:
         programs = requests * tiles_per_request
     if splits is None:
-        gpu = gpu_of(cache.device)
-        room = gpu.processors * resident(tiles, latent, rotary, gpu, cache.element_size())
+        room = gpu.processors * resident(shared, gpu)
         splits = choose_splits(programs, triton.cdiv(max_seq_len, tiles.rows), room)
     partial, state = out, out
     if splits > 1:
         partial = torch.empty(splits, tokens, heads, rank, dtype=torch.float32, device=query.device)
         state = torch.empty(2, splits, tokens, heads, dtype=torch.float32, device=query.device)
-    arguments = (
+    tensors = (
         query,
         cache,
         block_table,
@@ -117,6 +135,8 @@ def attend(
         out if lse is None else lse,
         partial,
         state,
+    )
+    numbers = (
         requests,
         tokens,
         heads,
@@ -132,24 +152,54 @@ def attend(
         cache.stride(0),
         block_table.stride(0),
     )
-    constants = {
-        "OUT": rank,
-        "RANK": latent,
-        "ROPE": rotary,
-        "C0": chunks.latent[0],
-        "C1": chunks.latent[1],
-        "C2": chunks.latent[2],
-        "CR": chunks.rotary,
+    options = {
         "BLOCK_SIZE": cache.shape[1],
-        "ROW_STRIDE": cache.stride(1),
-        "ALIGN": alignment(cache),
         "QUERIES": tiles.queries,
         "TILE": tiles.rows,
-        "STAGES": tiles.stages,
         "SPLIT": splits > 1,
         "WITH_LSE": lse is not None,
+        "num_warps": tiles.warps,
     }
-    _attend[(programs, splits)](*arguments, **constants, num_warps=tiles.warps)
+    if tables is None:
+        chunks = row_chunks(latent, rotary)
+        _attend[(programs, splits)](
+            *tensors,
+            *numbers,
+            OUT=rank,
+            RANK=latent,
+            ROPE=rotary,
+            C0=chunks.latent[0],
+            C1=chunks.latent[1],
+            C2=chunks.latent[2],
+            CR=chunks.rotary,
+            ROW_STRIDE=cache.stride(1),
+            ALIGN=alignment(cache),
+            STAGES=tiles.stages,
+            **options,
+        )
+    else:
+        attend_coded[(programs, splits)](
+            *tensors,
+            tables.units,
+            tables.levels,
+            tables.pairs,
+            tables.levels,
+            tables.pairs,
+            tables.first_row,
+            tables.means,
+            tables.turns,
+            *numbers,
+            rank,
+            rope // 2,
+            tables.code.row_bytes,
+            PIECES=tables.pieces.count,
+            PIECE=tables.pieces.width,
+            PADDED_HALF=tables.pieces.half,
+            WIDE=tables.wide,
+            NARROW_ROTARY=tables.narrow_rotary,
+            KEEP=keeps_levels(tables.pieces, tiles),
+            **options,
+        )
     if splits > 1:
         combine(partial, state, query_start_loc, out, lse)
 
@@ -199,42 +249,31 @@ def _attend(
 ):
     program = tl.program_id(0)
     split = tl.program_id(1)
-    if search_steps > 0:
-        request, first = _find_request(
-            query_start_loc, requests, heads, program, search_steps, QUERIES
-        )
-    else:
-        request = program // tiles_per_request
-        first = (program % tiles_per_request) * QUERIES
+    request, first = find_program(
+        program, query_start_loc, requests, heads, tiles_per_request, search_steps, QUERIES
+    )
     start = tl.load(query_start_loc + request)
     new = tl.load(query_start_loc + request + 1) - start
     if first >= new * heads:
         return
     length = tl.load(seq_lens + request)
-
-    pair = first + tl.arange(0, QUERIES)  # (token, head) of the request, flattened
-    exists = pair < new * heads
-    token, head = pair // heads, pair % heads
-    visible = length - new + token + 1  # rows that each query sees
-    last_token = tl.minimum(first + QUERIES, new * heads) - 1
-    end = length - new + last_token // heads + 1
-    row = (start + token).to(tl.int64)  # of the query tensor
+    row, head, exists, visible, end = find_pairs(start, new, length, first, heads, QUERIES)
 
     share = tl.cdiv(tl.cdiv(end, TILE), tl.num_programs(1)) * TILE
     begin = split * share
     end = tl.minimum(begin + share, end)
 
     q = query + row * query_token_stride + head.to(tl.int64) * query_head_stride
-    q0 = _load_query(q, exists, 0, RANK if C1 == 0 else C0, C0)
+    q0 = load_query(q, exists, 0, RANK if C1 == 0 else C0, C0)
     acc0 = tl.zeros([C0, QUERIES], tl.float32)
     if C1 > 0:
-        q1 = _load_query(q, exists, C0, RANK - C0 if C2 == 0 else C1, C1)
+        q1 = load_query(q, exists, C0, RANK - C0 if C2 == 0 else C1, C1)
         acc1 = tl.zeros([C1, QUERIES], tl.float32)
     if C2 > 0:
-        q2 = _load_query(q, exists, C0 + C1, RANK - C0 - C1, C2)
+        q2 = load_query(q, exists, C0 + C1, RANK - C0 - C1, C2)
         acc2 = tl.zeros([C2, QUERIES], tl.float32)
     if CR > 0:
-        qr = _load_query(q, exists, RANK, ROPE, CR)
+        qr = load_query(q, exists, RANK, ROPE, CR)
     maximum = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
 
@@ -262,13 +301,7 @@ def _attend(
 
         seen = valid[:, None] & (at[:, None] < visible[None, :])
         s = tl.where(seen, s * scale, float("-inf"))  # [TILE, QUERIES]
-        new_maximum = tl.maximum(maximum, tl.max(s, 0))
-        # Of a query that has seen no row yet the maximum is minus infinity, and no reference.
-        reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        p = tl.exp2(s - reference[None, :])
-        rescale = tl.exp2(maximum - reference)
-        total = total * rescale + tl.sum(p, 0)
-        maximum = new_maximum
+        p, rescale, maximum, total = softmax_step(s, maximum, total)
         weights = p.to(cache.dtype.element_ty)
         acc0 = tl.dot(tl.trans(c0), weights, acc0 * rescale[None, :], input_precision="ieee")
         if C1 > 0:
@@ -295,44 +328,8 @@ def _attend(
             at = lse + row * lse_token_stride + head.to(tl.int64) * lse_head_stride
             tl.store(at, (maximum + tl.log2(total)) / 1.4426950408889634, mask=exists)
         target = out + row * out_token_stride + head.to(tl.int64) * out_head_stride
-    _store_columns(target, acc0, exists, 0, OUT, C0)
+    store_columns(target, acc0, exists, 0, OUT, C0)
     if C1 > 0:
-        _store_columns(target, acc1, exists, C0, OUT, C1)
+        store_columns(target, acc1, exists, C0, OUT, C1)
     if C2 > 0:
-        _store_columns(target, acc2, exists, C0 + C1, OUT, C2)
-
-
-@triton.jit
-def _find_request(query_start_loc, requests, heads, program, steps, QUERIES: tl.constexpr):
-    """Find the request of a program, and its first (token, head) pair, by binary search.
-
-    The programs of request ``r`` begin at ``query_start_loc[r] * heads // QUERIES + r``: that
-    leaves room for each request's last, partly filled tile, and needs no sum over the batch.
-    """
-    low = program * 0
-    high = low + requests - 1
-    for _ in range(steps):
-        middle = (low + high + 1) // 2
-        before = tl.load(query_start_loc + middle).to(tl.int64) * heads // QUERIES + middle
-        low = tl.where(before <= program, middle, low)
-        high = tl.where(before <= program, high, tl.maximum(middle - 1, low))
-    base = tl.load(query_start_loc + low).to(tl.int64) * heads // QUERIES + low
-    return low, ((program - base) * QUERIES).to(tl.int32)
-
-
-@triton.jit
-def _load_query(row, exists, FIRST: tl.constexpr, COUNT: tl.constexpr, CHUNK: tl.constexpr):
-    """Load the columns of the queries that a chunk of the rows meets  # [QUERIES, CHUNK]."""
-    column = tl.arange(0, CHUNK)
-    mask = exists[:, None] & (column < COUNT)[None, :]
-    return tl.load(row[:, None] + (FIRST + column)[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store_columns(
-    target, acc, exists, FIRST: tl.constexpr, OUT: tl.constexpr, CHUNK: tl.constexpr
-):
-    """Store a chunk of the transposed output  # acc: [CHUNK, QUERIES]."""
-    column = FIRST + tl.arange(0, CHUNK)
-    mask = exists[None, :] & (column < OUT)[:, None]
-    tl.store(target[None, :] + column[:, None], acc.to(target.dtype.element_ty), mask=mask)
+        store_columns(target, acc2, exists, C0 + C1, OUT, C2)

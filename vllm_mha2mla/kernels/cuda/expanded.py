@@ -17,6 +17,8 @@ from torch import Tensor
 
 from vllm_mha2mla.kernels.cuda import flash
 from vllm_mha2mla.kernels.cuda.batch import CudaBatch
+from vllm_mha2mla.kernels.cuda.coded_gather import gather_coded_rows
+from vllm_mha2mla.kernels.cuda.coded_tables import CodedTables
 from vllm_mha2mla.kernels.cuda.gather import gather_rows
 from vllm_mha2mla.kernels.cuda.plan import (
     Piece,
@@ -58,6 +60,7 @@ class Expansion:
         scale: factor of the scores.
         version: of FlashAttention for keys and values of the shape's widths.
         numbers: size of the workspace.
+        tables: where rows are coded, those of the layer.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Expansion:
         scale: float,
         version: int,
         numbers: int,
+        tables: CodedTables | None = None,
     ) -> None:
+        self.tables = tables
         self.cache, self.shape, self.scale = cache, shape, scale
         self.version, self.numbers = version, numbers
         self.w_uk, self.w_uv = w_uk.transpose(1, 2), w_uv.transpose(1, 2)
@@ -104,7 +109,7 @@ class Expansion:
         for part in plan:
             at_once, context = part.piece.groups, part.context
             latents, key, value = workspace(
-                self.cache.dtype,
+                self.w_uk.dtype,
                 self.cache.device,
                 (context, shape.latent),
                 (context, at_once, shape.key),
@@ -112,14 +117,14 @@ class Expansion:
             )
             latents = latents[:, : shape.rank]
             requests = slice(batch.decodes + part.piece.first, batch.decodes + part.piece.last)
-            gather_rows(
-                self.cache,
-                batch.block_table[requests],
-                part.starts[1],
-                part.longest[1],
-                latents,
-                key[..., shape.nope :],
+            gathered = (
+                *(self.cache, batch.block_table[requests], part.starts[1], part.longest[1]),
+                *(latents, key[..., shape.nope :]),
             )
+            if self.tables is None:
+                gather_rows(*gathered)
+            else:
+                gather_coded_rows(*gathered, self.tables)
             for first in range(0, shape.groups, at_once):
                 groups = slice(first, min(first + at_once, shape.groups))
                 self._attend_groups(query, latents, key, value, groups, part, out)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vllm_mha2mla.coding.row_code import CodedRow, RowCode
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels.cuda import flash
-from vllm_mha2mla.kernels.cuda.choose import Option, choose
+from vllm_mha2mla.kernels.cuda.choose import Option, Ways, choose
+from vllm_mha2mla.kernels.cuda.coded_tables import coded_tables
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
 from vllm_mha2mla.kernels.cuda.layer import CudaLayer
 from vllm_mha2mla.kernels.cuda.plan import Shape, workspace_numbers
@@ -61,14 +63,27 @@ class CudaKernel:
         dtype: of activations and cache.
         option: narrows the choice of the attention.
         limits: sizes of the engine.
+        code: where rows are coded, how; ``row`` is in bytes then.
     """
 
     def __init__(
-        self, widths: LatentWidths, heads: Heads, dtype: torch.dtype, option: Option, limits: Limits
+        self,
+        widths: LatentWidths,
+        heads: Heads,
+        dtype: torch.dtype,
+        option: Option,
+        limits: Limits,
+        code: RowCode | None = None,
     ) -> None:
-        self.dtype, self.heads, self.row = dtype, heads.count, padded_width(widths, "cuda")
-        offers = flash.offers(self.row, dtype)
-        self.ways, self.flash_version = choose(widths, self.row, offers, option), offers.flash
+        self.dtype, self.heads = dtype, heads.count
+        # Numbers of a row as queries meet it.
+        self.width = padded_width(widths, "cuda") if code is None else widths.width
+        self.row, self.flash_version = self.width, None
+        if code is None:
+            offers = flash.offers(self.row, dtype)
+            self.ways, self.flash_version = choose(widths, self.row, offers, option), offers.flash
+        else:
+            self.row, self.ways = code.row_bytes, Ways("triton", "triton")
         key = heads.nope + widths.qk_rope_head_dim
         self.expanded_version = (
             None if option == "triton" else flash.expanded_version(key, heads.v, dtype)
@@ -81,15 +96,18 @@ class CudaKernel:
             rope=widths.qk_rope_head_dim,
             v=heads.v,
             rank=widths.kv_lora_rank,
-            pair=self.row + (self.row if whole else widths.kv_lora_rank),
+            pair=self.width + (self.width if whole else widths.kv_lora_rank),
             value=flash.value_width(key, heads.v, self.expanded_version or 0),
         )
         self.numbers, self.model_len = 0, limits.model_len
         if self.expanded_version is not None:
             self.numbers = workspace_numbers(self.shape, limits.batched_tokens, limits.model_len)
+        stored = f"{self.row - widths.width} of padding"
+        if code is not None:
+            stored = f"{self.row} bytes of codes"
         _log(
             f"{widths.kv_lora_rank}+{widths.qk_rope_head_dim} numbers a token and "
-            f"{self.row - widths.width} of padding: decode by {self.ways.decode}, prefill by "
+            f"{stored}: decode by {self.ways.decode}, prefill by "
             f"{'expanded keys and values or ' if self.numbers else ''}{self.ways.prefill}"
         )
 
@@ -101,21 +119,26 @@ class CudaKernel:
         inv_freq: Tensor,
         scale: float,
         heads: int,
+        coded: CodedRow | None = None,
     ) -> CudaLayer:
         """See ``CudaLayer``."""
-        expansion = None
+        tables = expansion = None
+        if coded is not None:
+            tables = coded_tables(coded, inv_freq, self.dtype, self.model_len)
         if self.expanded_version is not None:
             expansion = Expansion(
-                cache, w_uk, w_uv, self.shape, scale, self.expanded_version, self.numbers
+                cache, w_uk, w_uv, self.shape, scale, self.expanded_version, self.numbers, tables
             )
         weights = (w_uk, w_uv, inv_freq)
-        return CudaLayer(cache, *weights, scale, heads, self.ways, self.flash_version, expansion)
+        ways = (self.ways, self.flash_version)
+        return CudaLayer(cache, *weights, scale, heads, *ways, expansion, tables)
 
     def warm_up(self, layer: CudaLayer) -> None:
         """Compile what this layer launches, unless one like it has."""
         if layer.cache.is_cuda:
             block_size, stride = layer.cache.shape[1], layer.cache.stride(0)
-            _warm_up_once(layer, self.model_len, self.shape, self.ways, block_size, stride % 16)
+            kind = (self.shape, self.ways, layer.tables and layer.tables.kind)
+            _warm_up_once(layer, self.model_len, *kind, block_size, stride % 16)
 
     def reserve(self, tokens: int, device: torch.device) -> None:
         """Take as much memory as a step of so many tokens will, while the engine measures it."""
@@ -123,7 +146,7 @@ class CudaKernel:
             # Latents, keys and values begin at multiples of the alignment.
             workspace(self.dtype, device, (self.numbers + 3 * ALIGNMENT,))
         # Absorbed queries and their outputs.
-        torch.empty(2, tokens, self.heads, self.row, dtype=self.dtype, device=device)
+        torch.empty(2, tokens, self.heads, self.width, dtype=self.dtype, device=device)
 
 
 _warm: set[tuple[Hashable, ...]] = set()

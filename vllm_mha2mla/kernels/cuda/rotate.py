@@ -132,19 +132,53 @@ def _rotate_and_write(
                 zeros = tl.zeros([ROW_PAD_TILE], cache.dtype.element_ty)
                 tl.store(row + padding, zeros, mask=padding < ROW_WIDTH)
     else:
-        head = (group - 1) * HEADS + tl.arange(0, HEADS)
-        exists = (head < heads)[:, None]
-        out = q_out + token * out_token_stride + head[:, None].to(tl.int64) * out_head_stride
-        out += QUERY_COLUMN
-        if HALF > 0:
-            source = query + token * query_stride + head[:, None] * (NOPE + 2 * HALF) + NOPE
-            mask = exists & (pair < HALF)[None, :]
-            _turn(source + pair, out + pair, cos[None, :], sin[None, :], mask, HALF)
-        if QUERY_WIDTH > QUERY_COLUMN + 2 * HALF:
-            padding = 2 * HALF + tl.arange(0, QUERY_PAD_TILE)
-            zeros = tl.zeros([HEADS, QUERY_PAD_TILE], q_out.dtype.element_ty)
-            mask = exists & (padding < QUERY_WIDTH - QUERY_COLUMN)[None, :]
-            tl.store(out + padding, zeros, mask=mask)
+        turn_queries(
+            query + token * query_stride,
+            q_out + token * out_token_stride,
+            out_head_stride,
+            heads,
+            cos,
+            sin,
+            NOPE,
+            HALF,
+            QUERY_COLUMN,
+            QUERY_WIDTH,
+            HEADS,
+            HALF_TILE,
+            QUERY_PAD_TILE,
+        )
+
+
+@triton.jit
+def turn_queries(
+    query,  # of this token
+    out,
+    out_head_stride,
+    heads,
+    cos,  # [HALF_TILE]
+    sin,
+    NOPE: tl.constexpr,
+    HALF: tl.constexpr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF_TILE: tl.constexpr,
+    PAD_TILE: tl.constexpr,
+):
+    """Turn the rotary parts of a program's heads; columns behind them are set to zero."""
+    pair = tl.arange(0, HALF_TILE)
+    head = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
+    exists = (head < heads)[:, None]
+    out += head[:, None].to(tl.int64) * out_head_stride + COLUMN
+    if HALF > 0:
+        source = query + head[:, None] * (NOPE + 2 * HALF) + NOPE
+        mask = exists & (pair < HALF)[None, :]
+        _turn(source + pair, out + pair, cos[None, :], sin[None, :], mask, HALF)
+    if WIDTH > COLUMN + 2 * HALF:
+        padding = 2 * HALF + tl.arange(0, PAD_TILE)
+        zeros = tl.zeros([HEADS, PAD_TILE], out.dtype.element_ty)
+        mask = exists & (padding < WIDTH - COLUMN)[None, :]
+        tl.store(out + padding, zeros, mask=mask)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vllm_mha2mla.kernels.cuda.pieces import Pieces
 from vllm_mha2mla.kernels.cuda.rows import (
     SMALLEST,
     loaded_widths,
@@ -19,6 +20,8 @@ from vllm_mha2mla.kernels.cuda.rows import (
 
 # Latent columns times queries, the output of one program, that the registers of 4 warps hold.
 LARGEST_OUTPUT = 512 * 32
+# Bytes of levels and outputs that a thread's registers hold beside all else.
+LARGEST_KEPT = 160 * 4
 # What reductions between warps and alignment take of a program's shared memory, in bytes.
 SCRATCH = 2048
 
@@ -39,9 +42,8 @@ class Tiles:
     warps: int
     stages: int
 
-    def shared_memory(self, rank: int, rope: int, itemsize: int) -> int:
-        """Estimate the bytes of shared memory that a program takes."""
-        width = row_chunks(rank, rope).width
+    def shared_memory(self, width: int, itemsize: int) -> int:
+        """Estimate the bytes of shared memory that a program takes for rows of a padded width."""
         numbers = self.stages * self.rows * width + self.queries * (width + self.rows)
         return numbers * itemsize + SCRATCH
 
@@ -98,7 +100,7 @@ def tiles_for(rank: int, rope: int, queries: int, gpu: Gpu, itemsize: int) -> Ti
         sizes = [(rows, 1) for rows, _ in sizes]
     for rows, stages in sizes:
         tiles = Tiles(queries, rows, 4, stages)
-        if tiles.shared_memory(rank, rope, itemsize) <= gpu.shared_memory:
+        if tiles.shared_memory(row_chunks(rank, rope).width, itemsize) <= gpu.shared_memory:
             return tiles
     return Tiles(min(queries, 32), SMALLEST, warps=4, stages=1)
 
@@ -114,11 +116,40 @@ def _sizes(gpu: Gpu, queries: int) -> list[tuple[int, int]]:
     return [(64, 3), (64, 2), (32, 2)]
 
 
-def resident(tiles: Tiles, rank: int, rope: int, gpu: Gpu, itemsize: int) -> int:
+@functools.cache
+def coded_tiles(pieces: Pieces, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
+    """Choose tiles for coded rows.
+
+    Args:
+        pieces: of a row.
+        queries: (token, head) pairs of the longest request.
+        gpu: where the kernel runs.
+        itemsize: bytes of an activation.
+    """
+    queries = min(32, max(SMALLEST, next_power_of_2(queries)))
+    if itemsize == 4:
+        return Tiles(queries, SMALLEST, warps=4, stages=1)
+    while queries > SMALLEST and pieces.latent * queries > 2 * LARGEST_OUTPUT:
+        queries //= 2
+    warps = 4 if pieces.latent * queries <= LARGEST_OUTPUT else 8
+    for rows in (64, 32):
+        tiles = Tiles(queries, rows, warps, 1)
+        if tiles.shared_memory(pieces.row, itemsize) <= gpu.shared_memory:
+            return tiles
+    return Tiles(SMALLEST, SMALLEST, warps, 1)
+
+
+def keeps_levels(pieces: Pieces, tiles: Tiles) -> bool:
+    """Tell if registers hold a tile's levels between the two products, beside the outputs."""
+    outputs, levels = pieces.latent * tiles.queries * 4, pieces.latent * tiles.rows * 2
+    return outputs + levels <= tiles.warps * 32 * LARGEST_KEPT
+
+
+def resident(shared_memory: int, gpu: Gpu) -> int:
     """Estimate the programs that a multiprocessor holds at once: by shared memory, at most two."""
     reserved = 1024
     room = gpu.shared_memory + reserved
-    return max(1, min(2, room // (tiles.shared_memory(rank, rope, itemsize) + reserved)))
+    return max(1, min(2, room // (shared_memory + reserved)))
 
 
 def choose_splits(programs: int, most: int, room: int) -> int:

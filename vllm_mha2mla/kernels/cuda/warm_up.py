@@ -28,11 +28,11 @@ def warm_up(layer: CudaLayer, model_len: int) -> None:
     for batch in _batches(layer, model_len):
         tokens = batch.num_tokens
         positions = torch.zeros(tokens, dtype=torch.int64, device=layer.cache.device)
-        out = layer.cache.new_empty(tokens, layer.heads * layer.v)
-        inputs = [[layer.cache.new_zeros(tokens, width) for width in widths]]
+        out = layer.w_uk.new_empty(tokens, layer.heads * layer.v)
+        inputs = [[layer.w_uk.new_zeros(tokens, width) for width in widths]]
         if not any(width % 8 for width in widths):
             # Of one product (``attention/joined.py``): other strides may be another kind.
-            inputs.append(layer.cache.new_zeros(tokens, sum(widths)).split(widths, dim=-1))
+            inputs.append(layer.w_uk.new_zeros(tokens, sum(widths)).split(widths, dim=-1))
         for query, rows in inputs:
             layer(query, rows, positions, batch, out)
 
