@@ -89,11 +89,12 @@ def _refuse_on_gpus(vllm_config: VllmConfig) -> None:
             f"--kv-cache-dtype {cache_dtype}: on GPUs the cache has the model's dtype; leave the "
             "option out"
         )
-    if _is_coded(vllm_config):
-        raise UnsupportedEngineError(
-            "coded rows are not served on GPUs in this release; give --kv-cache-dtype bfloat16"
-        )
     if option_of(model.hf_config) == "vllm":
+        if _is_coded(vllm_config):
+            raise UnsupportedEngineError(
+                f"{OPTION} vllm: vLLM's own layer does not read coded rows; leave the option out, "
+                "or give --kv-cache-dtype bfloat16 for a cache that is not coded"
+            )
         refuse_other_sizes(model.hf_config)
 
 

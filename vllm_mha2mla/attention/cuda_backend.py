@@ -17,6 +17,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
 from vllm_mha2mla.attention.up_projection import UpProjection
+from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels.cuda.batch import CudaBatch
 from vllm_mha2mla.kernels.cuda.choose import option_of
@@ -126,7 +127,9 @@ class CudaLatentBackend(LatentAttentionBackend):
         return CudaLatentMetadataBuilder
 
 
-def cuda_kernel(up: UpProjection, widths: LatentWidths, vllm_config: VllmConfig) -> CudaKernel:
+def cuda_kernel(
+    up: UpProjection, widths: LatentWidths, vllm_config: VllmConfig, coded: CodedRow | None
+) -> CudaKernel:
     """The kernels of one layer on this rank."""
     model = vllm_config.model_config
     return CudaKernel(
@@ -135,4 +138,5 @@ def cuda_kernel(up: UpProjection, widths: LatentWidths, vllm_config: VllmConfig)
         model.dtype,
         option_of(model.hf_config),
         Limits(vllm_config.scheduler_config.max_num_batched_tokens, model.max_model_len),
+        None if coded is None else coded.code,
     )

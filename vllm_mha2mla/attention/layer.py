@@ -78,7 +78,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
             from vllm_mha2mla.attention.cuda_backend import CudaLatentBackend, cuda_kernel
 
             self.backend = CudaLatentBackend
-            self.gpu = cuda_kernel(up, widths, vllm_config)
+            self.gpu = cuda_kernel(up, widths, vllm_config, coded)
             self.row, self.make_step = self.gpu.row, self.gpu.layer
         layers = vllm_config.compilation_config.static_forward_context
         if prefix in layers:
