@@ -262,8 +262,8 @@ def _converted_layers(
         if streams is not None:
             converter.measure(layer, index, streams.original)
         tensors = converter.convert(layer, index, widths)
-        tensors = converter.coded(layer, index, tensors, streams)
         _check_finite(index, tensors)
+        tensors = converter.coded(layer, index, tensors, streams)
         if streams is not None and streams.refit is not None:
             tensors |= converter.refit(layer, index, widths, tensors, token_weights, streams)
             _check_finite(index, tensors)

@@ -8,6 +8,9 @@ from torch import Tensor
 from conversion.coding.gradients import KeyValueGradients
 from conversion.coding.row_statistics import RowStatistics
 
+# The least variance of a column, in parts of the columns' mean power: it comes of float32 products.
+LEAST = 1e-6
+
 
 @dataclass(frozen=True)
 class RowMaps:
@@ -80,4 +83,7 @@ def row_statistics(
     mu = W @ mean if bias is None else W @ mean + bias.double()
     columns = torch.arange(len(metric), device=W.device)
     kept = torch.cat((columns[: len(W) - rope], columns[len(columns) - rope :]))
-    return RowStatistics(metric[kept][:, kept], (W @ covariance @ W.T).float(), mu.float(), rope)
+    C = W @ covariance @ W.T
+    # Two tokens may be all the text there is: nothing varies then, up to rounding.
+    C.diagonal().add_(LEAST * (C.diagonal() + mu.square()).mean())
+    return RowStatistics(metric[kept][:, kept], C.float(), mu.float(), rope)

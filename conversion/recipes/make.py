@@ -9,6 +9,8 @@ from conversion.recipes.recipe import Recipe
 from conversion.runtime.typed_yaml import read_yaml, validated
 
 BUDGET = {"cache_fraction", "kv_lora_rank", "rope_dim"}
+# Keys of rows that are not coded.
+PLAIN_ROWS = {"spread", "split", "target"}
 
 
 def make_recipe(file: Path | None, **options: Any) -> Recipe:
@@ -32,6 +34,9 @@ def make_recipe(file: Path | None, **options: Any) -> Recipe:
     # Exact widths and a split for all layers exclude the file's spread.
     if given.keys() & {"kv_lora_rank", "split"}:
         values.pop("spread", None)
+    # Coded rows exclude what a file says of plain ones.
+    if str(given.get("bits", "16")) != "16":
+        values = {key: value for key, value in values.items() if key not in PLAIN_ROWS}
     return validated(Recipe, values | given, None)
 
 

@@ -61,7 +61,7 @@ class Recipe(BaseModel):
         ge=0,
     )
     bits: Bits = Field(
-        "16",
+        "auto",
         description="Bits of a cached number. 16: rows as the engine computes them. 8 and 4: coded "
         "rows, all in so many bits. auto: coded rows for calibrated, where every eight columns "
         "have 1, 2, 3, 4, 6 or 8 bits, chosen together with the widths; 16 for the published "

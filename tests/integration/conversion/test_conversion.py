@@ -17,6 +17,7 @@ from conversion.source import open_source
 from tests.support.convert import convert_tiny, windows
 from tests.support.divergence import divergence
 from tests.support.tiny import TEXT, VARIANTS, save_tiny, tiny_llama, tiny_tokenizer
+from vllm_mha2mla.config import CONSTANTS
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_refit_follows_the_original_more_closely(tmp_path):
     "recipe",
     [
         {"kv_lora_rank": 12, "rope_dim": 4},
-        {"cache_fraction": 0.3},
+        {"cache_fraction": 0.3, "bits": 16},
         {"cache_fraction": 0.3, "method": "mha2mla", "refit": True},
     ],
 )
@@ -215,8 +216,7 @@ def test_output_dtype(tmp_path, caplog, stored, requested, written):
         export(open_source(str(source)), tmp_path / "plain", requested, False, Progress())
     for out in ("out", "plain"):
         for name, tensor in load_file(tmp_path / out / "model.safetensors").items():
-            frequencies = name.endswith("rope_inv_freq")
-            assert tensor.dtype == (torch.float32 if frequencies else written)
+            assert tensor.dtype == (torch.float32 if name.endswith(CONSTANTS) else written)
         assert AutoConfig.from_pretrained(tmp_path / out).dtype == written
     # Of the conversion and of the export.
     chosen = requested is None and stored is torch.float32

@@ -17,7 +17,7 @@ from vllm_mha2mla.config import latent_widths
 def test_a_spread_budget_is_used_to_the_last_number(tmp_path, rotary):
     source = save_tiny(tmp_path / "source", num_hidden_layers=4)
     # 64 numbers per token and layer; a fraction that does not divide them.
-    model = convert_tiny(source, tmp_path / "out", cache_fraction=0.41, rotary=rotary)
+    model = convert_tiny(source, tmp_path / "out", cache_fraction=0.41, bits=16, rotary=rotary)
     layer_widths = latent_widths(model.config)
     assert sum(widths.width for widths in layer_widths) == 4 * int(64 * 0.41)
     assert len(set(layer_widths)) > 1
@@ -32,7 +32,7 @@ def test_the_layer_that_matters_gets_the_cache(tmp_path):
     with torch.no_grad():
         original.model.layers[1].self_attn.o_proj.weight.mul_(1e-3)
     original.save_pretrained(source)
-    spread = convert_tiny(source, tmp_path / "spread", cache_fraction=0.4, refit=False)
+    spread = convert_tiny(source, tmp_path / "spread", cache_fraction=0.4, bits=16, refit=False)
     first, second = latent_widths(spread.config)
     assert first.width > 2 * second.width
     uniform = convert_tiny(

@@ -31,8 +31,8 @@ def test_a_refit_keeps_what_texts_begin_with(tmp_path):
     source = save_tiny(tmp_path / "source")
     original = LlamaForCausalLM.from_pretrained(source).eval()
     recipe = {
-        "cache_fraction": 0.3, "refit": True, "refit_tokens": 512, "calibration_tokens": 512,
-        "ridge": 50,
+        "cache_fraction": 0.3, "bits": 16, "refit": True, "refit_tokens": 512,
+        "calibration_tokens": 512, "ridge": 50,
     }  # fmt: skip
     texts = windows().unique()[:, None]  # [tokens, 1]
     found = {}

@@ -24,12 +24,12 @@ def test_the_widths_are_the_best_candidate_on_text_held_out(tmp_path, monkeypatc
     losses, layer_widths = {}, {}
     for power in (1.0, 4.0):
         monkeypatch.setattr(spread, "POWERS", (power,))
-        model = single(tmp_path, tmp_path / f"{power}", cache_fraction=0.15, refit=False)
+        model = single(tmp_path, tmp_path / f"{power}", cache_fraction=0.15, bits=16, refit=False)
         layer_widths[power] = latent_widths(model.config)
         losses[power] = divergence(original, model, held_out)
     assert layer_widths[1.0] != layer_widths[4.0]
     monkeypatch.setattr(spread, "POWERS", tuple(losses))
-    chosen = single(tmp_path, tmp_path / "chosen", cache_fraction=0.15, refit=False)
+    chosen = single(tmp_path, tmp_path / "chosen", cache_fraction=0.15, bits=16, refit=False)
     assert latent_widths(chosen.config) == layer_widths[min(losses, key=losses.__getitem__)]
     figures = chosen.config.mha2mla["figures"]
     # Both models' products are rounded to bfloat16 where the processor has it.

@@ -110,12 +110,22 @@ def test_a_bad_file_is_named(tmp_path, content, message):
 
 def test_options_that_fix_widths_win_over_a_file_that_spreads(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("cache_fraction: 0.5\nspread: true\n")
+    path.write_text("cache_fraction: 0.5\nbits: 16\nspread: true\n")
     assert cache_widths(make_recipe(path, kv_lora_rank=80, rope_dim=40), 3, 64) == LatentWidths(
         80, 40
     )
     assert not make_recipe(path, split="fixed").spreads
     assert make_recipe(path).spreads
+
+
+def test_an_option_for_coded_rows_wins_over_a_file_of_plain_ones(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("cache_fraction: 0.5\nspread: false\ntarget: cuda\nsplit: fixed\n")
+    assert make_recipe(path).row_bits is None
+    assert make_recipe(path, bits="8").row_bits == (8,)
+    assert make_recipe(path, bits="auto").row_bits == BITS
+    assert make_recipe(path, bits="16").target == "cuda"
+    assert make_recipe(Path("mla576"), bits="4").row_bits == (4,)
 
 
 def test_an_options_mistake_is_not_the_files():
