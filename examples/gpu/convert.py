@@ -38,13 +38,13 @@ def conversions(machine: Machine) -> dict[str, Any]:
     def llama() -> dict[str, Any]:
         models.write_config(large, shape)
         isolated(machine.log("large-weights"), 300, {}, _write_source, large, machine.device)
-        figures = _timed(machine, "large-convert", str(large), {"cache_fraction": 0.5})
+        figures = _timed(machine, "large-convert", str(large), {"cache_fraction": 0.5, "bits": 16})
         figures["seconds_per_layer"] = figures["seconds"] / machine.converted_layers
         return figures
 
     cases = {f"{machine.converted_layers} layers of {machine.large_name}": llama}
     if machine.on_gpu and find_spec(DEMO_PACKAGE):
-        recipe = {"cache_fraction": 0.3125}
+        recipe = {"cache_fraction": 0.3125, "bits": 16}
         cases["SmolLM2-135M at 31.25 %"] = lambda: _timed(machine, "demo-convert", DEMO, recipe)
     return machine.each(cases, lambda name: cases[name]())
 

@@ -25,7 +25,7 @@ def converted(name: str, cache_fraction: str) -> Path:
     out = FOLDER / _code() / name
     command = [
         str(Path(sys.executable).with_name("mha2mla")),
-        *("convert", DEMO, str(out), "--cache-fraction", cache_fraction),
+        *("convert", DEMO, str(out), "--cache-fraction", cache_fraction, "--bits", "16"),
         *("--calibration-tokens", TOKENS, "--held-out-tokens", TOKENS, "--dtype", "float32"),
     ]
     with out.with_suffix(".lock").open("w") as lock:

@@ -215,7 +215,7 @@ def test_a_bfloat16_checkpoint_in_shards_stays_one(models, tmp_path, mha2mla):
     options = ["--cache-fraction", "0.3", "--no-refit", "--dtype", "bfloat16"]
     calibration = ["--calibration", str(models / "text.txt")]
     assert mha2mla("convert", source, converted, *options, *calibration).returncode == 0
-    asked = arguments(models, tmp_path / "healed", tokens=8 * WINDOW)
+    asked = arguments(models, tmp_path / "healed", "--keep", "end", tokens=8 * WINDOW)
     asked[1] = str(converted)
     assert mha2mla(*asked).returncode == 0
     names = sorted(path.name for path in converted.glob("*.safetensors"))
