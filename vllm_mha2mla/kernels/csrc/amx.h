@@ -16,8 +16,13 @@
 
 #if defined(__AMX_INT8__) && defined(__AVX512VBMI__)
 
+// Units whose columns one step of a sum takes.
+constexpr int64_t UNITS_OF_STEP = TILE_WIDTH / UNIT;
 // The largest number that two signed bytes hold.
 constexpr float FIFTEEN_BITS = 127 * 256 + 127;
+
+// For members, which `static` would make functions without an object.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 // Tiles 0 to 3 are results, 4 and 5 first operands, 6 and 7 second operands.
 INLINE void configure_tiles(int64_t rows) {
@@ -147,37 +152,43 @@ struct AmxTile {
     }
   }
 
-  // Keys of 32 rows from the step's row 32 `pair` on, as two tiles of B for every step of the sum.
-  void decode_keys(int64_t pair) {
-    const int64_t units = k.latent_units + k.rotary_units;
-    int64_t before = 0;
-    for (int64_t u = 0; u < units; u++) {
-      const int64_t bits = k.unit_bits[u], part = u < k.latent_units ? 0 : k.latent_units;
-      const int64_t step = (part ? latent_steps : 0) + (u - part) / 8;
-      char* to = b.keys + step * 2 * TILE_BYTES + (u - part) % 8 * 2 * TILE_WIDTH;
-      for (int64_t i = 0; i < 2; i++, to += TILE_BYTES) {
-        const char* const* group = b.groups + pair * 4 + i * 2;
-        key_unit(group[0] + before, group[1] + before, bits, *b.levels, to);
-      }
-      before += GROUP_ROWS * bits;
+  // Where the keys of 32 rows are decoded to: every other 32 to the same place.
+  char* keys_of(int64_t pair) const { return b.keys + pair % 2 * steps() * 2 * TILE_BYTES; }
+
+  // Keys of 32 rows, from the step's row 32 `pair` on, for one step of the sum: two tiles of B.
+  ALWAYS_INLINE void decode_step(int64_t pair, int64_t step) {
+    const bool rotary = step >= latent_steps;
+    const int64_t part = rotary ? k.latent_units : 0, end = part + (rotary ? k.rotary_units : k.latent_units);
+    const int64_t first = part + (step - (rotary ? latent_steps : 0)) * UNITS_OF_STEP;
+    const int64_t last = first + UNITS_OF_STEP < end ? first + UNITS_OF_STEP : end;
+    const char* const* const group = b.groups + pair * 4;
+    char* to = keys_of(pair) + step * 2 * TILE_BYTES;
+    for (int64_t u = first; u < last; u++, to += 2 * TILE_WIDTH) {
+      const int64_t bits = k.unit_bits[u], at = b.offsets[u];
+      key_unit(group[0] + at, group[1] + at, bits, *b.levels, to);
+      key_unit(group[2] + at, group[3] + at, bits, *b.levels, to + TILE_BYTES);
     }
   }
 
-  // Sums over some steps for 32 rows; high and low parts of two tiles.
-  INLINE void multiply_keys(const char* query, const char* keys, int64_t steps, int32_t* to) {
+  // Sums over steps [begin, end) for 32 rows: high and low parts of two tiles. The keys of `next`,
+  // if it is not negative, are decoded meanwhile, because AMX is a unit of its own.
+  ALWAYS_INLINE void multiply_keys(const char* query, int64_t pair, int64_t begin, int64_t end,
+                            int64_t next, int32_t* to) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t s = 0; s < steps; s++) {
-      _tile_loadd(4, query + s * 2 * TILE_BYTES, TILE_WIDTH);
-      _tile_loadd(6, keys + s * 2 * TILE_BYTES, TILE_WIDTH);
+    for (int64_t s = begin; s < end; s++) {
+      const char *a = query + s * 2 * TILE_BYTES, *keys = keys_of(pair) + s * 2 * TILE_BYTES;
+      _tile_loadd(4, a, TILE_WIDTH);
+      _tile_loadd(6, keys, TILE_WIDTH);
       _tile_dpbssd(0, 4, 6);
-      _tile_loadd(5, query + s * 2 * TILE_BYTES + TILE_BYTES, TILE_WIDTH);
+      _tile_loadd(5, a + TILE_BYTES, TILE_WIDTH);
       _tile_dpbssd(1, 5, 6);
-      _tile_loadd(7, keys + s * 2 * TILE_BYTES + TILE_BYTES, TILE_WIDTH);
+      _tile_loadd(7, keys + TILE_BYTES, TILE_WIDTH);
       _tile_dpbssd(2, 4, 7);
       _tile_dpbssd(3, 5, 7);
+      if (next >= 0) decode_step(next, s);
     }
     _tile_stored(0, to, TILE_WIDTH);
     _tile_stored(1, to + 256, TILE_WIDTH);
@@ -207,15 +218,14 @@ struct AmxTile {
     return (vf)_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(x, 8), y));
   }
 
-  // Scores of 32 rows of the step, as exponents of two.
-  void score(int64_t pair) {
-    decode_keys(pair);
+  // Scores of 32 rows of the step, as exponents of two; decodes the next 32 if there are.
+  void score(int64_t pair, bool more) {
     for (int64_t i = 0; i < high; i++) {
       const char* query = b.query + i * steps() * 2 * TILE_BYTES;
-      multiply_keys(query, b.keys, latent_steps, b.sums);
+      const int64_t next = more && i == 0 ? pair + 1 : -1;
+      multiply_keys(query, pair, 0, latent_steps, next, b.sums);
       if (rope) {
-        multiply_keys(query + latent_steps * 2 * TILE_BYTES,
-                      b.keys + latent_steps * 2 * TILE_BYTES, rotary_steps, b.sums + 1024);
+        multiply_keys(query, pair, latent_steps, steps(), next, b.sums + 1024);
         multiply_mean(i, pair);
       }
       const int64_t left = p.rows - i * TILE_HEIGHT, rows = left < TILE_HEIGHT ? left : TILE_HEIGHT;
@@ -267,40 +277,47 @@ struct AmxTile {
     }
   }
 
-  // Adds the step's values to b.out, 16 columns at a time.
+  // Values of 16 columns of the step's first groups, as tiles of B.
+  ALWAYS_INLINE void decode_values(int64_t panel, int64_t groups) {
+    const int64_t u = 2 * panel, bits = k.unit_bits[u], at = b.offsets[u];
+    const bool both = u + 1 < k.latent_units;
+    const int64_t next = both ? k.unit_bits[u + 1] : 0;
+    char* to = values_of(panel);
+    for (int64_t g = 0; g < groups; g++, to += 2 * TILE_WIDTH) {
+      const char* unit = b.groups[g] + at;
+      value_units(unit, bits, both ? unit + GROUP_ROWS * bits : nullptr, next, *b.levels, to);
+    }
+  }
+  char* values_of(int64_t panel) const { return b.values + panel % 2 * 2 * TILE_BYTES; }
+
+  // Adds the step's values to b.out, a panel of 16 columns at a time; the next panel is decoded
+  // while AMX multiplies.
   void add_values(int64_t count, bool first) {
-    const int64_t sums = tiles_of(count, TILE_WIDTH), groups = sums * 8, stride = p.s.out_stride;
-    int64_t before = 0;
-    for (int64_t u = 0; u < k.latent_units; u += 2) {
-      const int64_t bits = k.unit_bits[u], has = u + 1 < k.latent_units, next = has ? k.unit_bits[u + 1] : 0;
-      char* const values = b.values + u / 2 % 2 * 2 * TILE_BYTES;
-      for (int64_t g = 0; g < groups; g++) {
-        const char* unit = b.groups[g] + before;
-        value_units(unit, bits, has ? unit + GROUP_ROWS * bits : nullptr, next, *b.levels,
-                    values + g * 2 * TILE_WIDTH);
-      }
-      before += GROUP_ROWS * (bits + next);
+    const int64_t sums = tiles_of(count, TILE_WIDTH), stride = p.s.out_stride;
+    const int64_t panels = p.s.widths.value_panels;
+    decode_values(0, sums * 8);
+    for (int64_t panel = 0; panel < panels; panel++)
       for (int64_t i = 0; i < high; i++) {
         const char* weights = b.weights + i * (AMX_ROWS / TILE_WIDTH) * 2 * TILE_BYTES;
         _tile_zero(0);
         _tile_zero(1);
         for (int64_t s = 0; s < sums; s++) {
           _tile_loadd(4, weights + s * 2 * TILE_BYTES, TILE_WIDTH);
-          _tile_loadd(5, weights + s * 2 * TILE_BYTES + TILE_BYTES, TILE_WIDTH);
-          _tile_loadd(6, values + s * TILE_BYTES, TILE_WIDTH);
+          _tile_loadd(6, values_of(panel) + s * TILE_BYTES, TILE_WIDTH);
           _tile_dpbssd(0, 4, 6);
+          _tile_loadd(5, weights + s * 2 * TILE_BYTES + TILE_BYTES, TILE_WIDTH);
           _tile_dpbssd(1, 5, 6);
         }
+        if (i == 0 && panel + 1 < panels) decode_values(panel + 1, sums * 8);
         _tile_stored(0, b.sums, TILE_WIDTH);
         _tile_stored(1, b.sums + 256, TILE_WIDTH);
         const int64_t left = p.rows - i * TILE_HEIGHT, rows = left < TILE_HEIGHT ? left : TILE_HEIGHT;
         for (int64_t m = 0; m < rows; m++) {
           const int64_t row = i * TILE_HEIGHT + m;
-          float* const out = p.b.out + row * stride + u / 2 * LANES;
+          float* const out = p.b.out + row * stride + panel * LANES;
           store(out, load(out) * p.b.carry[row] + joined(b.sums + m * LANES) * unit(2)[row]);
         }
       }
-    }
     for (int64_t m = 0; first && m < p.rows; m++)
       for (int64_t j = 0; j < rank; j++) p.b.out[m * stride + j] += unit(3)[m] * k.first_row[j];
   }
@@ -312,6 +329,11 @@ static void attend_amx(const Progress& p, const AmxBuffers& b) {
   const bf16* const query = (const bf16*)p.b.query;
   const int64_t stride = p.s.widths.key_steps * 2;
   repeat_levels(x.k.books, *b.levels);
+  int64_t offset = 0;
+  for (int64_t u = 0; u < x.k.latent_units + x.k.rotary_units; u++) {
+    b.offsets[u] = offset;
+    offset += GROUP_ROWS * x.k.unit_bits[u];
+  }
   configure_tiles(p.rows < TILE_HEIGHT ? p.rows : TILE_HEIGHT);
   x.take_queries(query, stride, t.begin);
   for (int64_t begin = t.begin; begin < t.end; begin += AMX_ROWS) {
@@ -320,7 +342,9 @@ static void attend_amx(const Progress& p, const AmxBuffers& b) {
     if (begin > t.begin) x.turn_back();
     if (x.rope) x.take_mean_queries();
     x.find_groups(begin, count);
-    for (int64_t pair = 0; pair * 32 < round_up(count, TILE_WIDTH); pair++) x.score(pair);
+    const int64_t pairs = round_up(count, TILE_WIDTH) / 32;
+    for (int64_t step = 0; step < x.steps(); step++) x.decode_step(0, step);
+    for (int64_t pair = 0; pair < pairs; pair++) x.score(pair, pair + 1 < pairs);
     if (first) x.score_first_row(query, stride);
     x.weigh(begin, count, first);
     x.add_values(count, first);

@@ -28,6 +28,7 @@ struct AmxBuffers {
   float *back;        // rotary queries, turned back to the step's first row  # [rows, rope]
   float *turn;        // cosines and sines of a position  # [2, rope]
   const char** groups;
+  int64_t* offsets;   // of units in a group, in bytes
   Levels* levels;
 };
 
@@ -43,7 +44,8 @@ static size_t lay_out_amx(const Coded& k, int64_t rows, char* base, AmxBuffers* 
   AmxBuffers b;
   b.query = take(high * steps * 2 * TILE_BYTES);
   b.mean_query = take(high * tiles_of(rope, 32) * TILE_BYTES);
-  b.keys = take(steps * 2 * TILE_BYTES);
+  b.keys = take(2 * steps * 2 * TILE_BYTES);
+  b.offsets = (int64_t*)take((k.latent_units + k.rotary_units) * sizeof(int64_t));
   b.values = take(2 * 2 * TILE_BYTES);
   b.weights = take(high * (AMX_ROWS / TILE_WIDTH) * 2 * TILE_BYTES);
   b.sums = (int32_t*)take(8 * TILE_BYTES);
