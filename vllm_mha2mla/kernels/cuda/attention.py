@@ -45,9 +45,9 @@ from vllm_mha2mla.kernels.cuda.tuning import (
     Tiles,
     choose_splits,
     choose_tiles,
+    coded_shared_memory,
     coded_tiles,
     gpu_of,
-    keeps_levels,
     resident,
 )
 
@@ -110,7 +110,7 @@ def attend(
     else:
         itemsize = query.element_size()
         tiles = tiles or coded_tiles(tables.pieces, pairs, gpu, itemsize)
-        shared = tiles.shared_memory(tables.pieces.row, itemsize)
+        shared = coded_shared_memory(tiles, tables.pieces, itemsize)
     tiles_per_request = triton.cdiv(pairs, tiles.queries)
     # A mixed batch would leave most of the tiles of its short requests empty.
     search = requests * tiles_per_request > tokens * heads // tiles.queries + requests
@@ -119,7 +119,7 @@ def attend(
     else:
         programs = requests * tiles_per_request
     if splits is None:
-        room = gpu.processors * resident(shared, gpu)
+        room = gpu.processors * resident(tiles, shared, gpu)
         splits = choose_splits(programs, triton.cdiv(max_seq_len, tiles.rows), room)
     partial, state = out, out
     if splits > 1:
@@ -183,8 +183,6 @@ def attend(
             tables.units,
             tables.levels,
             tables.pairs,
-            tables.levels,
-            tables.pairs,
             tables.first_row,
             tables.means,
             tables.turns,
@@ -197,7 +195,6 @@ def attend(
             PADDED_HALF=tables.pieces.half,
             WIDE=tables.wide,
             NARROW_ROTARY=tables.narrow_rotary,
-            KEEP=keeps_levels(tables.pieces, tiles),
             **options,
         )
     if splits > 1:

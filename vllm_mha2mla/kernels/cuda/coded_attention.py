@@ -53,8 +53,6 @@ def attend_coded(
     units,
     levels,
     pairs,
-    levels_again,  # the same tables: what is read from others is not kept in registers
-    pairs_again,
     first_row,
     means,
     turns,
@@ -80,7 +78,6 @@ def attend_coded(
     PADDED_HALF: tl.constexpr,
     WIDE: tl.constexpr,  # the first pieces, whose codes may have more than 4 bits
     NARROW_ROTARY: tl.constexpr,
-    KEEP: tl.constexpr,  # registers hold a tile's levels between the two products
     BLOCK_SIZE: tl.constexpr,
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
@@ -176,15 +173,12 @@ def attend_coded(
             k = (k.to(tl.float32) * b + m_second).to(query.dtype.element_ty)
             s = tl.dot(k, tl.trans(q_second), s, input_precision="ieee")
             s = s * (1 / a)[:, None]
-        kept = ()
+        rows = ()
         for i in tl.static_range(PIECES):
             words = load_units(cache, group, places[i][0])
             c = load_levels(words, places[i][1], levels, pairs, TILE, PIECE // 8, i >= WIDE)
             s = tl.dot(c, tl.trans(queries[i]), s, input_precision="ieee")
-            if KEEP:
-                kept = kept + (c,)
-            else:
-                kept = kept + (words,)
+            rows = rows + (c,)
 
         at = tile + position
         seen = ((at > 0) & (at < end))[:, None] & (at[:, None] < visible[None, :])
@@ -193,14 +187,8 @@ def attend_coded(
         weights = (p * a[:, None]).to(query.dtype.element_ty)
         summed = ()
         for i in tl.static_range(PIECES):
-            if KEEP:
-                c = kept[i]
-            else:
-                c = load_levels(
-                    *(kept[i], places[i][1], levels_again, pairs_again, TILE, PIECE // 8, i >= WIDE)
-                )
             acc = accumulators[i] * rescale[None, :]
-            summed = summed + (tl.dot(tl.trans(c), weights, acc, input_precision="ieee"),)
+            summed = summed + (tl.dot(tl.trans(rows[i]), weights, acc, input_precision="ieee"),)
         accumulators = summed
 
     if SPLIT:

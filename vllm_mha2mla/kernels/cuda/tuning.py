@@ -20,8 +20,6 @@ from vllm_mha2mla.kernels.cuda.rows import (
 
 # Latent columns times queries, the output of one program, that the registers of 4 warps hold.
 LARGEST_OUTPUT = 512 * 32
-# Bytes of levels and outputs that a thread's registers hold beside all else.
-LARGEST_KEPT = 160 * 4
 # What reductions between warps and alignment take of a program's shared memory, in bytes.
 SCRATCH = 2048
 
@@ -131,25 +129,31 @@ def coded_tiles(pieces: Pieces, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
         return Tiles(queries, SMALLEST, warps=4, stages=1)
     while queries > SMALLEST and pieces.latent * queries > 2 * LARGEST_OUTPUT:
         queries //= 2
-    warps = 4 if pieces.latent * queries <= LARGEST_OUTPUT else 8
-    for rows in (64, 32):
-        tiles = Tiles(queries, rows, warps, 1)
-        if tiles.shared_memory(pieces.row, itemsize) <= gpu.shared_memory:
-            return tiles
+    for count in range(queries.bit_length() - SMALLEST.bit_length() + 1):
+        fewer = queries >> count
+        warps = 4 if pieces.latent * fewer <= LARGEST_OUTPUT else 8
+        for rows in (64, 32):
+            tiles = Tiles(fewer, rows, warps, 1)
+            if coded_shared_memory(tiles, pieces, itemsize) <= gpu.shared_memory:
+                return tiles
     return Tiles(SMALLEST, SMALLEST, warps, 1)
 
 
-def keeps_levels(pieces: Pieces, tiles: Tiles) -> bool:
-    """Tell if registers hold a tile's levels between the two products, beside the outputs."""
-    outputs, levels = pieces.latent * tiles.queries * 4, pieces.latent * tiles.rows * 2
-    return outputs + levels <= tiles.warps * 32 * LARGEST_KEPT
+def coded_shared_memory(tiles: Tiles, pieces: Pieces, itemsize: int) -> int:
+    """Estimate the bytes of shared memory that a program takes: of a tile, two pieces at once."""
+    piece = max(pieces.width, pieces.half)
+    numbers = tiles.queries * (pieces.row + tiles.rows) + 2 * tiles.rows * piece
+    return numbers * itemsize + SCRATCH
 
 
-def resident(shared_memory: int, gpu: Gpu) -> int:
-    """Estimate the programs that a multiprocessor holds at once: by shared memory, at most two."""
+def resident(tiles: Tiles, shared_memory: int, gpu: Gpu) -> int:
+    """Estimate the programs that a multiprocessor holds at once.
+
+    Their registers hold two programs of 4 warps; their shared memory may hold fewer.
+    """
     reserved = 1024
     room = gpu.shared_memory + reserved
-    return max(1, min(2, room // (shared_memory + reserved)))
+    return max(1, min(8 // tiles.warps, room // (shared_memory + reserved)))
 
 
 def choose_splits(programs: int, most: int, room: int) -> int:
