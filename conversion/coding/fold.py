@@ -23,7 +23,9 @@ def folded(
 ) -> dict[str, Tensor]:
     """The same attention, with rows ``y = [z ; u]`` in place of ``[c ; k_rope]``.
 
-    X        u = F P (k - mu_k)      q_rope -> F^-1 P q_rope                   m = F P mu_k
+        z = S A (c - mu_c)      [W_UK; W_UV] -> [W_UK; W_UV] A^-1 S^-1
+                                b_O -> b_O + sum_h W_O[h] W_UV[g(h)] mu_c
+        u = F P (k - mu_k)      q_rope -> F^-1 P q_rope        m = F P mu_k
 
     - ``A`` is the basis of :func:`latent_basis`: components of unit variance, those of the same
       bits alike. ``mu`` is the rows' mean. What it adds to keys cancels in the softmax; what it

@@ -250,7 +250,9 @@ class LayerConverter:
         original, buffers = streams.original, streams.refit
         assert buffers is not None
         attention = self.latent_attention(index, widths, tensors)
-        refit = OutputRefit(tensors["o_proj.weight"], tensors["o_proj.bias"], self._recipe.ridge)
+        refit = OutputRefit(
+            tensors["o_proj.weight"], tensors["o_proj.bias"], self._recipe.refit_ridge
+        )
         # Rounding is far below what truncation loses, but not where nothing is truncated.
         full = 2 * self._config.num_key_value_heads * self._config.head_dim
         lossy = widths.width < full or self._codes is not None

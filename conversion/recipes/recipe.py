@@ -21,6 +21,9 @@ DEFAULT_FRACTION = 0.5
 REFIT_SHARE = 4
 # Tokens to hold out: the metric of coded rows has more numbers than a choice of widths.
 HELD_OUT, HELD_OUT_CODED = 2048, 8192
+# Pull of a refit. The less is lost, the less there is to repair, and the more of a fit is chance:
+# so much more of the bytes wants ten times the pull, for coded rows of mixed bits.
+RIDGE, RIDGE_FRACTION, RIDGE_DECADE, MOST_RIDGE = 400.0, 0.16, 0.107, 1e6
 Bits = Literal["auto", "16", "8", "4"]
 # All that coded rows may have (vllm_mha2mla.coding.codebooks, which imports torch).
 MIXED_BITS = (1, 2, 3, 4, 6, 8)
@@ -106,10 +109,10 @@ class Recipe(BaseModel):
         "Tokens of calibration text to refit on, at least calibration_tokens.",
         ge=2,
     )
-    ridge: float = Field(
-        400.0,
+    ridge: float | None = optional(
+        f"{RIDGE:g}; for coded rows of mixed bits above {RIDGE_FRACTION:.0%} of the bytes more",
+        "Pull of a refit towards the weights before it, as strong as so many tokens.",
         gt=0,
-        description="Pull of a refit towards the weights before it, as strong as so many tokens.",
     )
     weigh_tokens: bool = Field(
         True,
@@ -214,6 +217,17 @@ class Recipe(BaseModel):
         # A refit of what lost nothing would only add rounding.
         loses = self.cache_fraction != 1 or self.row_bits is not None
         return METHODS[self.method].refit and loses
+
+    @property
+    def refit_ridge(self) -> float:
+        """Pull of a refit, in tokens."""
+        if self.ridge is not None:
+            return self.ridge
+        if self.row_bits != MIXED_BITS:
+            return RIDGE
+        more = (self.cache_fraction or DEFAULT_FRACTION) - RIDGE_FRACTION
+        decades = float(max(0.0, more) / RIDGE_DECADE)
+        return min(MOST_RIDGE, RIDGE * 10**decades)
 
     @property
     def weighs_tokens(self) -> bool:

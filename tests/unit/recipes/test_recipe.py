@@ -59,6 +59,18 @@ def test_a_whole_cache_of_few_bits_loses_and_is_refitted():
     assert Recipe(cache_fraction=1, bits=4).refits
 
 
+def test_the_less_is_lost_the_stronger_a_refit_is_pulled_to_what_was():
+    few, some, many, most = (
+        Recipe(bits="auto", cache_fraction=fraction).refit_ridge
+        for fraction in (0.05, 0.16, 0.267, 0.9)
+    )
+    assert few == some == 400
+    assert many == pytest.approx(4000)
+    assert most == 1e6
+    assert Recipe(bits=16, cache_fraction=0.5).refit_ridge == 400
+    assert Recipe(bits="auto", cache_fraction=0.5, ridge=7).refit_ridge == 7
+
+
 def test_options_win_over_the_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("cache_fraction: 0.5\nkey_weight: 0.7\n")

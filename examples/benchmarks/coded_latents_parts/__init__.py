@@ -1,1 +1,0 @@
-"""The parts of ``coded_latents.py``."""
