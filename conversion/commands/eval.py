@@ -20,6 +20,7 @@ from conversion.commands.options import (
     split_list,
     with_default,
 )
+from conversion.runtime.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from conversion.evaluation import ChatFigures, Comparison, Entry
@@ -76,6 +77,13 @@ def eval_command(
         ),
     ] = None,
     baseline_kv_cache_dtype: QuantisedCaches = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(DTYPES),
+            help="Data type that all models run in; bfloat16 is faster, and blurs small losses.",
+        ),
+    ] = "float32",
     device: Annotated[
         str, typer.Option(help="Device that the models run on: cpu, cuda, ...")
     ] = "cpu",
@@ -111,6 +119,7 @@ def eval_command(
         chat=chat,
         chat_tokens=chat_tokens,
         limit=limit,
+        dtype=dtype,
         kv_cache_dtypes=split_list(baseline_kv_cache_dtype),
     )
     progress = Progress(Console(stderr=True))
@@ -155,7 +164,8 @@ def _summary(entries: Sequence["Entry"]) -> Table:
     if figures is not None:
         for name in ("perplexity", "ratio", "excess loss"):
             table.add_column(name)
-        table.caption = f"Perplexity over {figures.windows} x {figures.window} tokens, in float32."
+        sizes = f"{figures.windows} x {figures.window} tokens"
+        table.caption = f"Perplexity over {sizes}, in {entries[0].dtype}."
         rows[0] += [f"{figures.baseline:.3f}", "1", "0"]
         for row, entry in zip(rows[1:], entries, strict=True):
             assert entry.perplexity is not None
@@ -190,7 +200,7 @@ def _positions(index: int, entries: Sequence["Entry"]) -> Table:
         table.add_row(
             _label(entry), *(f"{bucket.converted:.3f}" for bucket in entry.positions[index].buckets)
         )
-    table.caption = f"{first.windows} windows of {first.window} tokens, in float32."
+    table.caption = f"{first.windows} windows of {first.window} tokens, in {entries[0].dtype}."
     return table
 
 

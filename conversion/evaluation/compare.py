@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from conversion.checkpoint.cache_size import CacheFigures, cache_figures, number_bytes
 from conversion.checkpoint.loading import load_converted, read_converted_config, source_model
 from conversion.errors import SourceError
@@ -25,6 +23,7 @@ from conversion.evaluation.quantised_cache import (
 from conversion.evaluation.results import RIVAL, Comparison, Entry
 from conversion.evaluation.retrieval import retrieval_figures
 from conversion.evaluation.tasks import task_figures
+from conversion.runtime.dtypes import dtype_named
 from conversion.runtime.memory_errors import memory_errors
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
@@ -49,8 +48,8 @@ class _Originals:
 class Comparer:
     """Measures checkpoints beside their original, which is measured once, before the first of them.
 
-    All checkpoints are conversions of that original and share its tokenizer. Models run in
-    float32, and only one is in memory at a time.
+    All checkpoints are conversions of that original and share its tokenizer. Only one model is in
+    memory at a time.
 
     Args:
         baseline: the original, as the converter takes it.
@@ -66,6 +65,7 @@ class Comparer:
         self._measurement = measurement
         self._progress = progress
         self._device = device
+        self._dtype = dtype_named(measurement.dtype)
 
     def measure(self, checkpoint: Path, name: str | None = None) -> Entry:
         """Measure one checkpoint beside the original.
@@ -87,13 +87,14 @@ class Comparer:
         FolderCheckpoint(checkpoint)
         inputs, originals = self._inputs, self._originals
         with memory_errors(WAY_OUT):
-            model = load_converted(checkpoint, torch.float32)[0].to(self._device)
+            model = load_converted(checkpoint, self._dtype)[0].to(self._device)
             converted = measure_model(model, inputs, self._progress, CONVERTED, originals.chat)
         return _entry(
             Entry(
                 name=name or checkpoint.resolve().name,
                 method=_method(read_provenance(config).recipe),
                 cache=cache_figures(config),
+                dtype=self._measurement.dtype,
             ),
             inputs,
             originals,
@@ -120,6 +121,7 @@ class Comparer:
                     method=RIVAL,
                     cache=self._rival_cache(name, itemsize),
                     kv_cache_dtype=name,
+                    dtype=self._measurement.dtype,
                 ),
                 inputs,
                 originals,
@@ -142,7 +144,7 @@ class Comparer:
         kinds = chosen_kinds(self._measurement.kv_cache_dtypes, source.config)
         quantised = {}
         with memory_errors(WAY_OUT):
-            model = source_model(source, torch.float32).to(self._device)
+            model = source_model(source, self._dtype).to(self._device)
             plain = measure_model(model, inputs, self._progress, ORIGINAL)
             if inputs.chat is not None:
                 chat = chat_reference(

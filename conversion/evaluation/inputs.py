@@ -40,6 +40,7 @@ class Measurement:
         chat_tokens: largest number of tokens of an answer to these.
         limit: largest number of documents per task, questions per file and long windows per text;
             ``None``: all.
+        dtype: dtype that the models run in, a name of ``conversion.runtime.dtypes``.
         kv_cache_dtypes: quantised caches of vLLM that the original is measured in too.
     """
 
@@ -52,6 +53,7 @@ class Measurement:
     chat: Path | None = None
     chat_tokens: int = 160
     limit: int | None = None
+    dtype: str = "float32"
     kv_cache_dtypes: tuple[str, ...] = ()
 
 

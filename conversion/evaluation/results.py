@@ -108,6 +108,7 @@ class Entry(BaseModel):
         default=None,
         description="Of a rival, vLLM's name of its cache; null for a converted checkpoint.",
     )
+    dtype: str = Field(default="float32", description="The dtype that all models ran in.")
     perplexity: PerplexityFigures | None = None
     tasks: list[TaskFigures] = []
     positions: list[PositionFigures] = []

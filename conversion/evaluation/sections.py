@@ -65,7 +65,7 @@ def _summary(entries: Sequence[Entry], kind: str) -> Section:
         for entry in measured
         if entry.perplexity
     )
-    text += f" Perplexity over {', '.join(sizes)}, in float32."
+    text += f" Perplexity over {', '.join(sizes)}, in {entries[0].dtype}."
     text += " Excess loss is the logarithm of the ratio, nats per token."
     plot = Plot(
         "perplexity",
@@ -124,9 +124,8 @@ def _accuracy(entries: Sequence[Entry], kind: str) -> list[Section]:
     if bars:
         chart = image(accuracies(bars, colours(entries)), kind)
         plots.append(Plot("accuracy", "Accuracy with standard errors", chart))
-    text = "Each figure has its own standard error. Models run in float32. " + " ".join(
-        dict.fromkeys(skipped)
-    )
+    running = f"Models run in {entries[0].dtype}. "
+    text = "Each figure has its own standard error. " + running + " ".join(dict.fromkeys(skipped))
     table = Table(["", "metric", "documents", "original", *names], rows)
     return [Section("Tasks and retrieval", text.strip(), [table], plots)]
 
@@ -186,7 +185,7 @@ def _positions(entries: Sequence[Entry], kind: str) -> list[Section]:
         result.append(
             Section(
                 f"Perplexity by position: {text}",
-                f"{windows} windows of {window} tokens, in float32.",
+                f"{windows} windows of {window} tokens, in {entries[0].dtype}.",
                 [Table(["position", "tokens", "original", *converted], rows)],
                 [plot],
             )

@@ -44,6 +44,7 @@ def _add_token(monkeypatch):
             "--baseline-kv-cache-dtype int2: not simulated; choose from fp8, ",
         ),
         (("--text", "{strange}"), "beyond the vocabulary of 256"),
+        (("--text", "{text}", "--dtype", "int8"), "--dtype int8: choose one of float32, "),
         (("--text", "{text}", "--report", "out.pdf"), "out.pdf: give a name that ends in .html"),
         (("--text", "{text}", "--report", "nowhere/out.md"), "no folder nowhere"),
         (("--text", "{text}", "--json", "nowhere/out.json"), "no folder nowhere"),
@@ -155,3 +156,13 @@ def test_files_that_may_not_be_written_are_found_first(tmp_path, folder, evaluat
     monkeypatch.setattr("conversion.evaluation.compare.source_model", None)
     line = wrong(evaluate, "--text", folder / "text.txt", "--json", tmp_path / "figures.json")
     assert "may not be written" in line
+
+
+def test_another_dtype_is_said_and_changes_figures_a_little(folder, evaluate, figures):
+    text = ("--text", folder / "text.txt", "--window", 200, "--windows", 1)
+    exact, rough = figures(*text), figures(*text, "--dtype", "bfloat16")
+    assert (exact.dtype, rough.dtype) == ("float32", "bfloat16")
+    assert rough.perplexity.baseline != exact.perplexity.baseline
+    # 8 bits of mantissa, and logits up to about 20.
+    assert rough.perplexity.baseline == pytest.approx(exact.perplexity.baseline, rel=0.1)
+    assert "in bfloat16." in evaluate(*text, "--dtype", "bfloat16")[1]
