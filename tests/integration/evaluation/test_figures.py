@@ -173,10 +173,11 @@ def test_rivals_are_the_original_with_a_rounded_cache(tmp_path, folder, models, 
         assert bucket.converted == pytest.approx(float(expected), rel=1e-4)
         assert f"{rival.perplexity.ratio:.4f}" in printed
         assert f"original, {rival.kv_cache_dtype}" in report.read_text()
-    # Two heads of 16 in two layers: the last kind leaves both exact, in the checkpoint's float32.
-    assert [rival.cache.bytes_per_token for rival in found.rivals] == [160, 96, 512]
-    assert {rival.cache.baseline_bytes_per_token for rival in found.rivals} == {512}
-    assert found.cache.baseline_bytes_per_token == 512
+    # Two heads of 16 in two layers: the last kind leaves both exact, in the 16 bits that coded rows
+    # are beside.
+    assert [rival.cache.bytes_per_token for rival in found.rivals] == [160, 96, 256]
+    assert {rival.cache.baseline_bytes_per_token for rival in found.rivals} == {256}
+    assert found.cache.baseline_bytes_per_token == 256
     eight, four, exact = (rival.perplexity for rival in found.rivals)
     assert abs(four.excess_loss) > abs(eight.excess_loss) > 0
     assert exact.converted == exact.baseline
