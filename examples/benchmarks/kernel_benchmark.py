@@ -1,6 +1,7 @@
 """Time the latent attention kernel against this machine's limits and against vLLM's own kernel.
 
-vLLM's kernel computes grouped-query attention on the original's shapes.
+vLLM's kernel computes grouped-query attention on the original's shapes. With ``--row-bits`` the
+same kernel is timed on coded rows too, beside the uncoded ones of ``--rank`` and ``--rope``.
 
 Every call works on another layer's cache, as in a model, so the data that is timed comes from
 memory and not from the processor's caches. Kernels take turns, and the fastest of several rounds
@@ -25,7 +26,10 @@ import torch
 from torch import Tensor
 
 from conversion.runtime.numbers import ceil_div
+from vllm_mha2mla.coding.row_code import CodedRow, RowCode
+from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import build, cpu
+from vllm_mha2mla.kernels.coded_structures import CodedLayer
 
 PEAKS = Path(__file__).with_name("kernel_peaks.cpp")
 BLOCK = 128
@@ -131,6 +135,38 @@ def latent_calls(
     return [functools.partial(call, one.clone()) for _ in range(layers)]
 
 
+def row_code(description: str) -> RowCode:
+    """Parse the units of a row: ``6*3,4*28/4*6``, latent units and those of a rotary half."""
+    parts = []
+    for part in description.split("/"):
+        counts = [group.split("*") for group in part.split(",") if group]
+        parts.append([int(bits) for bits, count in counts for _ in range(int(count))])
+    latent, rotary = parts
+    return RowCode(LatentWidths(8 * len(latent), 16 * len(rotary)), (*latent, *rotary, *rotary))
+
+
+def coded_calls(
+    shape: Shape, code: RowCode, batch: Batch, layers: int, isa: str | None
+) -> list[Callable[[], None]]:
+    """Prepare the same calls on coded rows."""
+    kernel = cpu.CpuKernel(build.library(), isa)
+    table, starts, lengths = batch.tables()
+    rank, rope = code.widths.kv_lora_rank, code.widths.qk_rope_head_dim
+    query = torch.randn(batch.tokens, shape.heads, rank + rope).to(shape.dtype)
+    out = query.new_empty(batch.tokens, shape.heads, rank)
+    one = torch.randint(256, (table.numel(), BLOCK, code.row_bytes)).to(torch.uint8)
+    # Scales of size 1: those of a group's eight rows are its last bytes.
+    one.view(-1, 8 * code.row_bytes)[:, -16:] = 128
+    row = CodedRow(code, torch.randn(rope), torch.randn(rank + rope))
+    layer = CodedLayer(row, torch.logspace(0, -4, rope // 2))
+    scale = shape.head_dim**-0.5 / 4
+
+    def call(cache: Tensor) -> None:
+        kernel.latent_attention(query, cache, table, starts, lengths, scale, out, layer)
+
+    return [functools.partial(call, one.clone()) for _ in range(layers)]
+
+
 def grouped_calls(shape: Shape, batch: Batch, layers: int) -> list[Callable[[], None]]:
     """Prepare the same calls of vLLM's kernel."""
     from vllm import _custom_ops as ops
@@ -194,6 +230,8 @@ def measure(shape: Shape, batch: Batch, peaks: Peaks, arguments: Any) -> str:
     held = batch.requests * batch.context * row_bytes
     layers = max(1, min(LAYERS, LARGEST_BYTES // held // 2, ceil_div(COLD_BYTES, held) * 4))
     kernels = [latent_calls(shape, batch, layers, arguments.isa)]
+    if arguments.row_bits:
+        kernels.append(coded_calls(shape, arguments.row_bits, batch, layers, arguments.isa))
     if arguments.vllm:
         kernels.append(grouped_calls(shape, batch, layers))
     best = [float("inf")] * len(kernels)
@@ -212,8 +250,10 @@ def measure(shape: Shape, batch: Batch, peaks: Peaks, arguments: Any) -> str:
         f"{read / best[0] / 1e9:7.1f}",
         f"{limit / best[0]:7.0%} {'memory' if memory > arithmetic else 'arithmetic':>11}",
     ]
+    if arguments.row_bits:
+        cells.append(f"{best[1] * 1e6:11.1f} {best[0] / best[1]:10.2f}")
     if arguments.vllm:
-        cells.append(f"{best[1] * 1e6:11.1f} {best[1] / best[0]:8.2f}")
+        cells.append(f"{best[-1] * 1e6:11.1f} {best[-1] / best[0]:8.2f}")
     return " ".join(cells)
 
 
@@ -226,6 +266,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="vLLM's worker on 2 cores has one")
     parser.add_argument("--isa", help="instead of the best this CPU has")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument(
+        "--row-bits",
+        type=row_code,
+        help="coded rows: BITS*UNITS of the latent and of a rotary half, as in 6*3,4*28/4*6",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.1, help="of one round at least")
     parser.add_argument("--no-vllm", dest="vllm", action="store_false")
@@ -250,6 +295,9 @@ def main() -> None:
         f"{peaks.multiply / 1e9:.0f} G multiplications/s\n"
     )
     header = "context batch   new   ours (us)    GB/s of limit    bound by"
+    if arguments.row_bits:
+        print(f"coded rows: {arguments.row_bits.widths}, {arguments.row_bits.row_bytes} bytes\n")
+        header += "  coded (us) ours/coded"
     print(header + ("   vLLM (us) vLLM/ours" if arguments.vllm else ""))
     for new in arguments.prefill:
         print(measure(shape, Batch(1, new, new), peaks, arguments), flush=True)
