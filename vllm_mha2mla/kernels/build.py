@@ -31,8 +31,8 @@ FLAGS = (
 )
 AVX2 = ("-mavx2", "-mbmi2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-AVX512BF16 = (*AVX512, "-mavx512bf16")
-AMX = (*AVX512BF16, "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+AVX512BF16 = (*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni")
+AMX = (*AVX512BF16, "-mamx-tile", "-mamx-int8")
 WIDE = "-mprefer-vector-width=512"
 X86_VARIANTS = {
     "avx2": AVX2,

@@ -15,6 +15,11 @@ from vllm_mha2mla.rope import apply_rotary, rotary_angles
 TURNS = 128
 """Positions for which the rotary mean is turned beforehand, as in ``csrc/kernel.h``."""
 
+TABLE_ROWS = 512
+"""Positions for which angles' cosines and sines are tabulated."""
+
+CHUNK = 64  # columns that an integer product sums over
+
 PADDING = 16  # numbers that a kernel may read behind a table, as it reads whole vectors
 
 
@@ -23,6 +28,7 @@ class Codebook(Structure):
 
     _fields_ = [
         ("levels", c_int8 * 256),
+        ("second_levels", c_int8 * 64),
         ("borders", c_float * 256),
         ("inverse_gain2", c_float),
     ]
@@ -35,8 +41,10 @@ class Coded(Structure):
         ("unit_bits", c_void_p),
         ("latent_units", c_int64),
         ("rotary_units", c_int64),
-        *((name, c_void_p) for name in ("books", "scales", "inv_freq", "turned_mean", "first_row")),
-        ("mean_tiles", c_void_p),
+        *(
+            (name, c_void_p)
+            for name in ("books", "scales", "inv_freq", "turned_mean", "first_row", "turns")
+        ),
     ]
 
 
@@ -59,7 +67,7 @@ class CodedLayer:
             inv_freq.float().contiguous(),
             torch.nn.functional.pad(turned.flatten(), (0, PADDING)),
             coded.first_row.float().contiguous(),
-            _as_tiles(turned),
+            _turns(inv_freq),
         )
         unit_bits, *others = (tensor.data_ptr() for tensor in self.tensors)
         latent_units = len(code.latent_units)
@@ -70,23 +78,29 @@ class CodedLayer:
         )
 
 
-def _as_tiles(turned: Tensor) -> Tensor:
-    """The turned mean as ``csrc/amx.h`` multiplies it: pairs of columns of 16 positions a tile.
-
-    [TURNS, rope] -> bfloat16 [rope / 32, TURNS / 16, 16 pairs, 16 positions, 2]
-    """
-    padded = torch.nn.functional.pad(turned, (0, -turned.shape[1] % 32))
-    tiles = padded.view(TURNS // 16, 16, padded.shape[1] // 32, 16, 2)
-    return tiles.permute(2, 0, 3, 1, 4).to(torch.bfloat16).contiguous()
-
-
 @functools.cache
 def _codebooks() -> "ctypes.Array[Codebook]":
     """Every codebook, by its bits."""
     books = (Codebook * (max(BITS) + 1))()
     for bits in BITS:
         book = codebook(bits)
-        books[bits].levels[: 2**bits] = book.levels.int().tolist()
+        levels = book.levels.int().tolist()
+        books[bits].levels[:] = levels * (256 // len(levels))
+        index = range(64)
+        books[bits].second_levels[:] = [levels[(i >> bits) % len(levels)] for i in index]
         books[bits].borders[: 2**bits - 1] = book.borders.tolist()
         books[bits].inverse_gain2 = book.gain**-2
     return books
+
+
+def _turns(inv_freq: Tensor) -> Tensor:
+    """``128 + 127 [cos ; sin]`` of ``r theta_j``, in the order of ``csrc/kernel.h``  # uint8"""
+    halves = rotary_angles(torch.arange(TABLE_ROWS), inv_freq)  # [TABLE_ROWS, rope/2] each
+    table = (127 * torch.cat(halves, dim=1)).round().to(torch.int16) + 128  # [TABLE_ROWS, rope]
+    padded = torch.nn.functional.pad(table.to(torch.uint8), (0, -table.shape[1] % CHUNK))
+    # [panels, 16 rows, chunks, 16 quads, 4] -> [panels, chunks, quads, rows, 4]
+    return (
+        padded.view(TABLE_ROWS // 16, 16, padded.shape[1] // CHUNK, 16, 4)
+        .permute(0, 2, 3, 1, 4)
+        .contiguous()
+    )

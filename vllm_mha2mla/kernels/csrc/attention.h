@@ -7,9 +7,11 @@
 
 #include <float.h>
 
-#include "amx_buffers.h"
 #include "decode.h"
 #include "direct.h"
+
+// Coded rows per step of the online softmax where they are multiplied as integers.
+constexpr int64_t CODED_STEP = 128;
 
 // Scratch memory of one worker, and what one tile's result is made of.
 struct TileBuffers {
@@ -17,12 +19,12 @@ struct TileBuffers {
   char* gathered;
   const char** lines;
   Decoding decoding;  // of a coded cache
-  char* amx;          // of a coded cache, for `amx.h`
 };
 
 struct Shape {
   Widths widths;
   int64_t heads, out_stride;  // floats from one row of `out` to the next
+  int64_t step_rows;          // contexts are split at multiples of it
 };
 
 template <bool DOT>
@@ -35,6 +37,7 @@ static Shape shape_of(const Attention& a) {
   s.widths.value_panels = (a.rank + LANES - 1) / LANES;
   s.widths.value_panel = steps_of<DOT>(BLOCK_ROWS) * LANES;
   s.out_stride = s.widths.value_panels * LANES;
+  s.step_rows = DOT && a.cache.coded ? CODED_STEP : BLOCK_ROWS;
   return s;
 }
 
@@ -54,7 +57,7 @@ static size_t lay_out(const Shape& s, int64_t rows, const Coded* coded, char* ba
   b.spread = (float*)take(HAS_DOT ? spread_rows * query_dwords(s.widths.width) * 4 : 0);
   b.keys = (float*)take(BLOCK_ROWS * s.widths.key_steps * 4);
   b.values = (float*)take(s.widths.value_panels * s.widths.value_panel * 4);
-  b.scores = (float*)take(rows * BLOCK_ROWS * 4);
+  b.scores = (float*)take(rows * s.step_rows * 4);
   b.out = (float*)take(rows * s.out_stride * 4);
   b.sums = (float*)take(rows * LANES * 4);
   b.maxima = (float*)take(rows * 4);
@@ -69,11 +72,7 @@ static size_t lay_out(const Shape& s, int64_t rows, const Coded* coded, char* ba
     b.decoding.mean = (float*)take(width * 4);
     b.decoding.cos = (float*)take(width * 4);
     b.decoding.sin = (float*)take(width * 4);
-    b.decoding.rows = (bf16*)take(GROUP_ROWS * s.widths.width * 2);
   }
-#if defined(__AMX_INT8__) && defined(__AVX512VBMI__)
-  if (coded) b.amx = take(lay_out_amx(*coded, rows, nullptr, nullptr));
-#endif
   if (buffers) *buffers = b;
   return used;
 }
@@ -197,10 +196,10 @@ static void pack_rows(const Shape& s, const Panels<T>& panels, const TileBuffers
 
 // Finds the groups of rows [begin, begin + count), filled up with zeros to a multiple of MULTIPLE
 // rows; `begin` is a multiple of GROUP_ROWS. Rows that are not stored in pairs are paired in
-// `gathered`, those of a coded cache decoded before.
+// `gathered`.
 template <int64_t MULTIPLE>
 INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_t count,
-                        const TileBuffers& b) {
+                        char* gathered) {
   const Cache& cache = a.cache;
   const int32_t* blocks = a.batch.block_table + t.request * a.batch.table_stride;
   const bool paired = is_paired(cache);
@@ -209,11 +208,10 @@ INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_
   int64_t block = row / block_size, offset = row % block_size;
   Groups groups;
   groups.count = 0;
-  if (cache.coded) turn_to(*cache.coded, begin, b.decoding);
   for (int64_t first = 0; first < round_up(count, MULTIPLE); first += GROUP_ROWS) {
     const int64_t left = count - first;
     const int64_t rows = left < 0 ? 0 : left < GROUP_ROWS ? left : GROUP_ROWS;
-    char* const own = b.gathered + first * pairs_of(cache.width) * 4;
+    char* const own = gathered + first * pairs_of(cache.width) * 4;
     groups.at[groups.count++] = own;
     if (paired && rows) {
       const char* group = group_at(cache, blocks[block], offset);
@@ -223,10 +221,7 @@ INLINE Groups groups_of(const Attention& a, const Tile& t, int64_t begin, int64_
       if (offset == cache.block_size) block++, offset = 0;
     } else {
       const bf16* each[GROUP_ROWS] = {};
-      if (cache.coded) decode_rows(a, t, begin, first, rows, b.decoding, b.decoding.rows);
-      for (int64_t i = 0; i < rows; i++)
-        each[i] = cache.coded ? b.decoding.rows + i * cache.width
-                              : row_of<bf16>(a, t, begin + first + i);
+      for (int64_t i = 0; i < rows; i++) each[i] = row_of<bf16>(a, t, begin + first + i);
       pair_rows(each, cache.width, own);
     }
   }
@@ -322,7 +317,7 @@ struct Progress {
 
 // Turns the scores of cache rows [begin, begin + count) into probabilities. Returns true if the
 // maximum of any row has grown.
-template <bool DOT>
+template <bool DOT, int64_t STRIDE = BLOCK_ROWS>
 static bool softmax(const Progress& p, int64_t begin, int64_t count) {
   const int64_t columns = round_up(count, DOT ? 2 * LANES : LANES);
   bool grown = false;
@@ -331,7 +326,7 @@ static bool softmax(const Progress& p, int64_t begin, int64_t count) {
     const int64_t seen = p.visible + query - begin;
     const int64_t shown = seen < 0 ? 0 : seen < count ? seen : count;
     for (const int64_t last = m + p.s.heads; m < last; m++) {
-      float* row = p.b.scores + m * BLOCK_ROWS;
+      float* row = p.b.scores + m * STRIDE;
       for (int64_t i = shown; i < columns; i++) row[i] = -__builtin_inff();
       float *const maximum = p.b.maxima + m, *const sums = p.b.sums + m * LANES;
       // With a constant number of columns, the compiler unrolls all loops.
@@ -355,7 +350,7 @@ static void attend_packed(const Progress& p) {
     const int64_t panels = (count + LANES - 1) / LANES;
 #if defined(__AVX512BF16__)
     if constexpr (DOT)
-      pack_panels(p.s, groups_of<LANES>(p.a, t, begin, count, p.b), p.b);
+      pack_panels(p.s, groups_of<LANES>(p.a, t, begin, count, p.b.gathered), p.b);
 #endif
     if constexpr (!DOT) pack_rows(p.s, panels_of<T>(p.a, t, begin, count, p.b), p.b);
     gemm<DOT, false>({p.b.query, w.key_steps, p.b.keys, w.key_steps * LANES, w.key_steps},
@@ -381,8 +376,7 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
   for (int64_t i = 0; i < parts; i++)
     spread_query(b.query + first[i] * steps, first[i + 1] - first[i], steps,
                  b.spread + first[i] * spread);
-  // The first part brings the rows into L1; the others have nothing to prefetch. Coded rows have
-  // fewer lines than the products ask for.
+  // The first part brings the rows into L1; the others have nothing to prefetch.
   Ahead none = {};
   stop(none);
   // Tiles computed by `attend_packed` have not moved it on.
@@ -390,12 +384,12 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
   catch_up(ahead);
   for (int64_t begin = t.begin; begin < t.end; begin += DIRECT_ROWS) {
     const int64_t count = t.end - begin < DIRECT_ROWS ? t.end - begin : DIRECT_ROWS;
-    const Groups groups = groups_of<GROUP_ROWS>(p.a, t, begin, count, b);
+    const Groups groups = groups_of<GROUP_ROWS>(p.a, t, begin, count, b.gathered);
     ahead.lead -= bytes_of(p.a.cache, count);
     for (int64_t i = 0; i < parts; i++)
       DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].scores(
           b.spread + first[i] * spread, groups, steps, b.scores + first[i] * BLOCK_ROWS,
-          p.to_exponents, i || p.a.cache.coded ? none : ahead);
+          p.to_exponents, i ? none : ahead);
     catch_up(ahead);
     const bool grown = softmax<true>(p, begin, count);
     for (int64_t m = 0; grown && m < p.rows; m++) {
@@ -405,7 +399,7 @@ static void attend_directly(const Progress& p, Ahead& ahead) {
     for (int64_t i = 0; i < parts; i++)
       DIRECT_PRODUCTS[first[i + 1] - first[i] - 1].values(
           b.scores + first[i] * BLOCK_ROWS, groups, steps, b.out + first[i] * stride, units,
-          i || p.a.cache.coded ? none : ahead);
+          i ? none : ahead);
   }
 }
 

@@ -8,7 +8,6 @@
 struct Decoding {
   int8_t* levels;  // [width]
   float *row, *mean, *cos, *sin;  // [width], [rope], [rope/2] twice
-  bf16* rows;      // [GROUP_ROWS, width]
 };
 
 // The levels of a row's columns.

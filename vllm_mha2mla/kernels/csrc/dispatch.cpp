@@ -101,7 +101,10 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
 // The kernel gives its large registers to a process that asks for them.
 bool may_use_tiles() {
 #if defined(__linux__)
@@ -114,8 +117,8 @@ bool may_use_tiles() {
 bool has_amx() {
   unsigned a, b, c, d;
   if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool vbmi = c >> 1 & 1, bf16 = d >> 22 & 1, tiles = d >> 24 & 1, int8 = d >> 25 & 1;
-  return vbmi && bf16 && tiles && int8 && may_use_tiles();
+  const bool tiles = d >> 24 & 1, int8 = d >> 25 & 1;
+  return tiles && int8 && may_use_tiles();
 }
 }  // namespace
 #endif

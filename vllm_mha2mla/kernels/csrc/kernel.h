@@ -8,9 +8,10 @@ enum DType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, CODED = 3 };
 
 // Levels that numbers of so many bits are rounded to; `vllm_mha2mla/coding` says what all this is.
 struct Codebook {
-  int8_t levels[256];   // rising; a code is an index into them
-  float borders[256];   // between neighbouring levels, relative to the row's scale
-  float inverse_gain2;  // one over the square of the gain
+  int8_t levels[256];        // rising; a code is an index into them; repeated after the last
+  int8_t second_levels[64];  // of the second code in an index of two, the first in its low bits
+  float borders[256];        // between neighbouring levels, relative to the row's scale
+  float inverse_gain2;       // one over the square of the gain
 };
 
 // A layer's coded rows: bytes in the order of `coding/packing.py`.
@@ -22,9 +23,11 @@ struct Coded {
   const float* inv_freq;     // [rope/2]
   const float* turned_mean;  // [TURNS, rope]: the mean of rotary columns, turned to each position
   const float* first_row;    // [rank + rope]
-  const void* mean_tiles;    // turned_mean as tiles of B, bfloat16  # [rope/32, TURNS/16, 16, 16, 2]
+  // 128 + 127 cos, and sin, of r theta_j for r < TABLE_ROWS, in the order of keys in `levels.h`:
+  // [TABLE_ROWS / 16][chunks of 64 columns][16 quads of columns][16 rows][4]
+  const uint8_t* turns;
 };
-constexpr int64_t TURNS = 128;
+constexpr int64_t TURNS = 128, TABLE_ROWS = 512;
 
 struct Cache {  // [blocks, block_size, width]; a coded one: bytes [blocks, block_size, row_stride]
   void* data;

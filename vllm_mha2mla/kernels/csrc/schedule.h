@@ -38,7 +38,7 @@ static Plan plan(const Attention& a, const S& s, int64_t piece_cost, Tile* tiles
       pieces = pieces < longest ? pieces : longest;
       pieces = pieces > 1 ? pieces : 1;
       const int64_t piece_floats = rows * (s.out_stride + 2);
-      const int64_t step = round_up((end + pieces - 1) / pieces, BLOCK_ROWS);
+      const int64_t step = round_up((end + pieces - 1) / pieces, s.step_rows);
       pieces = (end + step - 1) / step;
       if (pieces > 1) {
         if (merges) merges[p.merges] = {first, queries, p.partial_floats, pieces, piece_floats};
@@ -92,9 +92,10 @@ static void run_tile(void* context, int64_t task, int worker) {
   const Shape& s = job.shape;
   const Tile& t = job.tiles[task];
   TileBuffers b;
-  lay_out<T>(s, job.largest, a.cache.coded, job.workers + worker * job.worker_bytes, &b);
+  char* const scratch = job.workers + worker * job.worker_bytes;
+  const size_t used = lay_out<T>(s, job.largest, a.cache.coded, scratch, &b);
   Ahead own = ahead_of(a.cache, a.batch, &t, &t + 1);
-  attend_tile<T, DOT>(a, s, t, job.ahead ? *job.ahead : own, b);
+  attend_tile<T, DOT>(a, s, t, job.ahead ? *job.ahead : own, b, scratch + used);
   const int64_t rows = t.queries * s.heads;
   for (int64_t m = 0; m < rows; m++) {
     const float sum = horizontal_sum(load(b.sums + m * LANES));
@@ -151,7 +152,7 @@ static int attend_as(const Attention& a) {
   job.attention = &a;
   job.shape = s;
   job.largest = p.largest;
-  job.worker_bytes = lay_out<T>(s, p.largest, a.cache.coded, nullptr, nullptr);
+  job.worker_bytes = worker_bytes<T, DOT>(a, s, p.largest);
   const size_t tile_bytes = round_up(p.tiles * sizeof(Tile), 64);
   const size_t merge_bytes = round_up(p.merges * sizeof(Merge), 64);
   const size_t partial_bytes = round_up(p.partial_floats * 4, 64);

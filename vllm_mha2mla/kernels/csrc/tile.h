@@ -1,12 +1,13 @@
 // Attention of one tile of queries, by the way that suits cache, queries and instruction set.
 #pragma once
 
-#include "amx.h"
+#include "attend_codes.h"
 
 // Attends one tile; b.out, b.sums and b.maxima hold the result.
+// `codes`: scratch for coded rows.
 template <class T, bool DOT>
 static void attend_tile(const Attention& a, const Shape& s, const Tile& t, Ahead& ahead,
-                        const TileBuffers& b) {
+                        const TileBuffers& b, char* codes) {
   const int64_t rows = t.queries * s.heads, length = a.batch.seq_lens[t.request];
   take_queries<DOT>(a, s, t, b.query);
   memset(b.out, 0, rows * s.out_stride * 4);
@@ -17,13 +18,7 @@ static void attend_tile(const Attention& a, const Shape& s, const Tile& t, Ahead
                       (float)(a.scale * 1.4426950408889634)};
 #if defined(__AVX512BF16__)
   if constexpr (DOT) {
-#if defined(__AMX_INT8__) && defined(__AVX512VBMI__)
-    if (a.cache.coded) {
-      AmxBuffers amx;
-      lay_out_amx(*a.cache.coded, rows, b.amx, &amx);
-      return attend_amx(p, amx);
-    }
-#endif
+    if (a.cache.coded) return attend_codes(p, codes);
     if (rows <= direct_limit(s.widths.width)) {
       attend_directly(p, ahead);
     } else {
@@ -36,6 +31,16 @@ static void attend_tile(const Attention& a, const Shape& s, const Tile& t, Ahead
   }
 #endif
   attend_packed<T, false>(p);
+}
+
+// Bytes of one worker's scratch for tiles of up to `rows` rows of A; coded rows' begins at `codes`.
+template <class T, bool DOT>
+static size_t worker_bytes(const Attention& a, const Shape& s, int64_t rows) {
+  size_t bytes = lay_out<T>(s, rows, a.cache.coded, nullptr, nullptr);
+#if defined(__AVX512BF16__)
+  if (DOT && a.cache.coded) bytes += lay_out_coded(*a.cache.coded, rows, nullptr, nullptr);
+#endif
+  return bytes;
 }
 
 template <class O>

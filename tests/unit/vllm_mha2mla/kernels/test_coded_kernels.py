@@ -107,7 +107,7 @@ class Coded:
 
 
 @each_kernel
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     code=codes(),
     batch=batches(),
@@ -127,7 +127,7 @@ def test_attention_over_coded_rows(kernel, code, batch, block_size, heads, dtype
 
 
 @each_kernel
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     code=codes(),
     batch=batches(),
