@@ -30,6 +30,7 @@ WIDTHS: dict[str, models.Widths] = {
     "192+64": ((192, 64),),
     "512+64": ((512, 64),),
     "odd": ((85, 38),),
+    "coded": ((192, 64), (512, 64), (40, 0), (296, 32)),
 }
 CONVERTED = "converted"
 # Behind the @, how attention is computed; without it the plugin chooses.
@@ -132,7 +133,8 @@ def _model(machine: Machine, name: str) -> dict[str, Any]:
 def _random(machine: Machine, name: str) -> Path:
     folder = machine.folder / name.partition("@")[0]
     if not (folder / "model.safetensors").is_file():
-        models.write_config(folder, machine.small, WIDTHS[folder.name])
+        coded = folder.name == "coded"
+        models.write_config(folder, machine.small, WIDTHS[folder.name], coded)
         isolated(machine.log(f"{folder.name}-weights"), 300, {}, models.write_weights, folder)
     return folder
 

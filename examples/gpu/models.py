@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import vllm_mha2mla  # noqa: F401  (teaches transformers the converted architecture)
-from vllm_mha2mla.config import FORMAT_VERSION, ROPE_INV_FREQ
+from vllm_mha2mla.config import CONSTANTS, FORMAT_VERSION, ROPE_INV_FREQ
 
 Widths = Sequence[tuple[int, int]]
 """(kv_lora_rank, qk_rope_head_dim) of every layer."""
@@ -73,13 +73,26 @@ def parameters(shape: dict[str, int]) -> int:
     return shape["num_hidden_layers"] * layer + 2 * shape["vocab_size"] * hidden
 
 
-def write_config(folder: Path, shape: dict[str, int], widths: Widths | None = None) -> Path:
+def row_bits(rank: int, rope: int) -> list[int]:
+    """Give the bits of every 8 columns of a coded row: 6 to 2, most of them 3."""
+    units = rank // 8
+    wide, middle = -(-units // 12), units // 4
+    narrow = (units - wide - middle) // 3
+    latent = [6] * wide + [4] * middle + [3] * (units - wide - middle - narrow) + [2] * narrow
+    half = [4] * (rope // 32) + [3] * (rope // 16 - rope // 32)
+    return latent + half + half
+
+
+def write_config(
+    folder: Path, shape: dict[str, int], widths: Widths | None = None, coded: bool = False
+) -> Path:
     """Write the ``config.json`` of a Llama, or of its conversion to these widths.
 
     Args:
         folder: made if it does not exist.
         shape: of the original.
         widths: of every layer; a single one is that of all layers.
+        coded: rows of the cache are coded.
     """
     config: dict[str, Any] = COMMON | shape
     if widths is None:
@@ -102,6 +115,9 @@ def write_config(folder: Path, shape: dict[str, int], widths: Widths | None = No
         }
         if len(widths) > 1:
             config |= {"kv_lora_rank_per_layer": ranks, "qk_rope_head_dim_per_layer": ropes}
+        if coded:
+            each = [row_bits(*width) for width in widths]
+            config["row_bits_per_layer"] = each if len(widths) > 1 else each * layers
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
     return folder
@@ -128,6 +144,8 @@ def _weight(name: str, shape: torch.Size, drawn: torch.Generator, device: str) -
     if name.endswith(ROPE_INV_FREQ):
         pairs = torch.arange(shape[0], dtype=torch.float32, device=device)
         return 10000.0 ** -(pairs / max(1, len(pairs)))
+    if name.endswith(CONSTANTS):
+        return torch.randn(shape, generator=drawn, device=device)
     if len(shape) == 1:
         fill = 0.0 if name.endswith("bias") else 1.0
         return torch.full(shape, fill, dtype=torch.bfloat16)

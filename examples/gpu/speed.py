@@ -15,8 +15,13 @@ WIDTHS: dict[str, models.Widths | None] = {
     "192+64": ((192, 64),),
     "512+64": ((512, 64),),
     "512+64@vllm": ((512, 64),),
+    "coded": ((1024, 192),),
 }
-TINY_WIDTHS: dict[str, models.Widths | None] = {ORIGINAL: None, "192+64": ((24, 8),)}
+TINY_WIDTHS: dict[str, models.Widths | None] = {
+    ORIGINAL: None,
+    "192+64": ((24, 8),),
+    "coded": ((24, 16),),
+}
 NAMES = tuple(WIDTHS)
 LOADS = "64x512+256,16x16384+256,32x4096+256@8"
 QUICK_LOADS = "64x512+64,8x16384+32"
@@ -53,7 +58,8 @@ def engines(machine: Machine, names: Sequence[str], loads: list[dict[str, int]])
     longest = max((load["input"] + load["output"] for load in loads), default=256)
 
     def engine(name: str) -> Any:
-        folder = models.write_config(machine.folder / f"speed-{name}", shape, widths[name])
+        folder = machine.folder / f"speed-{name}"
+        models.write_config(folder, shape, widths[name], name == "coded")
         settings = {
             "model": str(folder),
             "load_format": "dummy",

@@ -26,7 +26,8 @@ def printed(folder):
     return run_checked(
         [
             sys.executable, SCRIPT, "--quick", "--parts", "versions,exact,engine", "--exact", "odd",
-            "--json", str(folder / "report.json"), "--logs", str(folder / "logs"),
+            "--models", "original,192+64", "--json", str(folder / "report.json"),
+            "--logs", str(folder / "logs"),
         ],
         WITHOUT_GPU,
     )  # fmt: skip

@@ -12,13 +12,23 @@ from typing import Any
 import torch
 
 from gpu_kernels_parts.calls import latent_calls
-from gpu_kernels_parts.checks import attention_error, check_cases
+from gpu_kernels_parts.checks import DECODE, MIXED, attention_error, check_cases
+from gpu_kernels_parts.coded import SHAPES as CODED_SHAPES
+from gpu_kernels_parts.coded import attention_error as coded_error
+from gpu_kernels_parts.coded import bytes_error
 from gpu_kernels_parts.loads import MODELS, Batch
 from gpu_kernels_parts.sweep import SHAPES, WORKS, candidates
 
 
-def small_calls(sweeping: bool) -> Iterator[Callable[[], Any]]:
+def small_calls(sweeping: bool, coded: bool) -> Iterator[Callable[[], Any]]:
     """Give a small call of every own kernel that is going to be timed or checked."""
+    if not sweeping:
+        for (heads, rank, rope), block_size in itertools.product(CODED_SHAPES, (64, 16)):
+            requests, splits = (DECODE, 3) if block_size == 64 else (MIXED, 1)
+            yield functools.partial(coded_error, heads, rank, rope, requests, splits, block_size)
+            yield functools.partial(bytes_error, heads, rank, rope)
+    if coded:
+        return
     if sweeping:
         for (heads, rank, rope), (*_, new) in itertools.product(SHAPES, WORKS):
             for tiles in candidates(heads, rank, rope, new):
@@ -38,20 +48,20 @@ def _first(*arguments: Any) -> None:
     torch.cuda.synchronize()
 
 
-def compile_some(index: int, count: int, sweeping: bool) -> None:
+def compile_some(index: int, count: int, sweeping: bool, coded: bool) -> None:
     """Compile every ``count``-th kernel; Triton keeps them on disk. Failures show up later."""
-    for call in itertools.islice(small_calls(sweeping), index, None, count):
+    for call in itertools.islice(small_calls(sweeping, coded), index, None, count):
         with contextlib.suppress(Exception):
             call()
 
 
-def compile_all(sweeping: bool, limit: float = 60) -> None:
+def compile_all(sweeping: bool, coded: bool, limit: float = 60) -> None:
     """Compile kernels in several processes; after ``limit`` seconds, leave the rest for later."""
     count = max(1, min(4, (os.cpu_count() or 4) // 4))
     print(f"compiling kernels in {count} processes, {limit:.0f} s at most", flush=True)
     end = time.monotonic() + limit
     with multiprocessing.get_context("spawn").Pool(count) as pool:  # it ends with its processes
-        parts = [pool.apply_async(compile_some, (i, count, sweeping)) for i in range(count)]
+        parts = [pool.apply_async(compile_some, (i, count, sweeping, coded)) for i in range(count)]
         for part in parts:
             with contextlib.suppress(multiprocessing.TimeoutError):
                 part.get(max(0, end - time.monotonic()))
