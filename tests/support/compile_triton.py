@@ -61,7 +61,7 @@ def compile_coded(gpu, rank, rope, queries):
         "QUERIES": tiles.queries, "TILE": tiles.rows, "SPLIT": True, "WITH_LSE": False,
     }  # fmt: skip
     return compile_kernel(
-        attend_coded, gpu, "*u8", constants, tiles, coded_shared_memory(tiles, pieces, 2)
+        attend_coded, gpu, "*u8", constants, tiles, coded_shared_memory(tiles, pieces, gpu, 2)
     )
 
 

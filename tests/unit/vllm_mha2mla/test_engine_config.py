@@ -57,6 +57,11 @@ def settings(option=None, cache_dtype="auto", context_parallel=1, block_size=128
         ),
         ("cuda", {"cache_dtype": "fp8"}, "--kv-cache-dtype fp8: the checkpoint itself says"),
         ("cuda", {"cache_dtype": "float16"}, "on GPUs the cache has the model's dtype"),
+        (
+            "cuda",
+            {"option": "vllm"} | CODED,
+            "mha2mla_attention vllm: vLLM's own layer does not read coded rows",
+        ),
         ("cuda", {"context_parallel": 2}, "--decode-context-parallel-size"),
         ("cuda", {"option": "fast"}, "'fast': choose one of auto"),
         ("cuda", {"option": "vllm", "kv_lora_rank": 192}, "vLLM's MLA layer serves 512"),

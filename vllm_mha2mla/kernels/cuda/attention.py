@@ -110,7 +110,7 @@ def attend(
     else:
         itemsize = query.element_size()
         tiles = tiles or coded_tiles(tables.pieces, pairs, gpu, itemsize)
-        shared = coded_shared_memory(tiles, tables.pieces, itemsize)
+        shared = coded_shared_memory(tiles, tables.pieces, gpu, itemsize)
     tiles_per_request = triton.cdiv(pairs, tiles.queries)
     # A mixed batch would leave most of the tiles of its short requests empty.
     search = requests * tiles_per_request > tokens * heads // tiles.queries + requests

@@ -134,15 +134,19 @@ def coded_tiles(pieces: Pieces, queries: int, gpu: Gpu, itemsize: int) -> Tiles:
         warps = 4 if pieces.latent * fewer <= LARGEST_OUTPUT else 8
         for rows in (64, 32):
             tiles = Tiles(fewer, rows, warps, 1)
-            if coded_shared_memory(tiles, pieces, itemsize) <= gpu.shared_memory:
+            if coded_shared_memory(tiles, pieces, gpu, itemsize) <= gpu.shared_memory:
                 return tiles
     return Tiles(SMALLEST, SMALLEST, warps, 1)
 
 
-def coded_shared_memory(tiles: Tiles, pieces: Pieces, itemsize: int) -> int:
-    """Estimate the bytes of shared memory that a program takes: of a tile, two pieces at once."""
+def coded_shared_memory(tiles: Tiles, pieces: Pieces, gpu: Gpu, itemsize: int) -> int:
+    """Estimate the bytes of shared memory that a program takes.
+
+    On Hopper Triton keeps a tile in registers between the products, elsewhere in shared memory.
+    """
     piece = max(pieces.width, pieces.half)
-    numbers = tiles.queries * (pieces.row + tiles.rows) + 2 * tiles.rows * piece
+    width = 2 * piece if gpu.capability[0] == 9 else pieces.latent + piece
+    numbers = tiles.queries * (pieces.row + tiles.rows) + tiles.rows * width
     return numbers * itemsize + SCRATCH
 
 
