@@ -123,10 +123,12 @@ def _queries(x: Tensor, heads: int, columns: Tensor, F: Tensor) -> Tensor:
 
     # [heads * (nope + rope), ...]
     """
-    by_head = x.double().unflatten(0, (heads, -1))
-    nope, rope = by_head.split((by_head.shape[1] - len(F), len(F)), dim=1)
-    scaled = rope[:, columns] / F.view(-1, *[1] * (x.dim() - 1))
-    return torch.cat((nope, scaled), dim=1).flatten(0, 1)
+    # In float32 and no more copies: they are the largest tensor of a layer.
+    by_head = x.float().clone().unflatten(0, (heads, -1))
+    rotary = by_head[:, by_head.shape[1] - len(F) :]
+    rotary.copy_(rotary[:, columns] / F.float().view(-1, *[1] * (x.dim() - 1)))
+    changed: Tensor = by_head.flatten(0, 1)
+    return changed
 
 
 def _rotation(size: int) -> Tensor:
