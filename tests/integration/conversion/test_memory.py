@@ -10,6 +10,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from conversion.allocation import choose as choices
+from conversion.allocation import coded
 from conversion.layers import converter as layer
 from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import REFIT_SHARE
@@ -103,7 +104,8 @@ def test_the_bound_is_broken_when_layers_stay(source, tmp_path):
     assert peak(source, tmp_path / "out", keep=True) > bound
 
 
-def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("bits", ["16", "auto"])
+def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch, bits):
     # At Llama-3-8B's shape the query of one candidate takes 370 MiB, the whole layer 832.
     queries: list[StorageWeakRef] = []
     going = layer.balanced
@@ -118,14 +120,16 @@ def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(layer, "balanced", watched)
     source = save_tiny(tmp_path / "source")
-    convert_tiny(source, tmp_path / "out", cache_fraction=0.5, spread=True)
-    assert len(queries) > 20
+    convert_tiny(source, tmp_path / "out", cache_fraction=0.5, bits=bits)
+    assert len(queries) >= 20
 
 
-def test_mlps_are_gone_while_candidates_are_weighed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("bits", "weighing"), [("16", choices), ("auto", coded)])
+def test_mlps_are_gone_while_candidates_are_weighed(tmp_path, monkeypatch, bits, weighing):
     # Five sixths of a layer of Llama-3-8B's shape.
-    load, costs = SourceLayers.load, choices.layer_costs
+    load, costs = SourceLayers.load, weighing.layer_costs
     mlps: list[StorageWeakRef] = []
+    weighed = []
 
     def watched_load(layers, index):
         loaded = load(layers, index)
@@ -134,10 +138,12 @@ def test_mlps_are_gone_while_candidates_are_weighed(tmp_path, monkeypatch):
 
     def watched_costs(*arguments):
         assert all(mlp.expired() for mlp in mlps)
+        weighed.append(arguments)
         return costs(*arguments)
 
     monkeypatch.setattr(SourceLayers, "load", watched_load)
-    monkeypatch.setattr(choices, "layer_costs", watched_costs)
+    monkeypatch.setattr(weighing, "layer_costs", watched_costs)
     source = save_tiny(tmp_path / "source")
-    convert_tiny(source, tmp_path / "out", cache_fraction=0.5, spread=True)
+    convert_tiny(source, tmp_path / "out", cache_fraction=0.5, bits=bits)
     assert mlps
+    assert weighed
