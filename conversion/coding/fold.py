@@ -89,7 +89,7 @@ def latent_basis(statistics: RowStatistics, code: RowCode) -> tuple[Tensor, Tens
     last each is divided by its standard deviation.
     """
     lam, to_basis, from_basis = statistics.latent_spectrum(SHRINKAGE, RIDGE)
-    of_column = torch.tensor(code.latent_units, device=lam.device).repeat_interleave(UNIT)  # [rank]
+    of_column = torch.tensor(code.latent_units).repeat_interleave(UNIT)  # [rank]
     variance = torch.empty_like(lam)
     for b in set(code.latent_units):
         (of_class,) = (of_column == b).nonzero(as_tuple=True)
@@ -104,8 +104,8 @@ def latent_basis(statistics: RowStatistics, code: RowCode) -> tuple[Tensor, Tens
 
 def _gains(units: tuple[int, ...], device: torch.device) -> Tensor:
     """The standard deviation that each column is given  # [len(units) * UNIT], float64"""
-    of_units = torch.tensor([codebook(b).gain for b in units], dtype=torch.float64, device=device)
-    return of_units.repeat_interleave(UNIT)
+    of_units = torch.tensor([codebook(b).gain for b in units], dtype=torch.float64)
+    return of_units.repeat_interleave(UNIT).to(device)
 
 
 def _output(tensors: dict[str, Tensor], heads: int, latent: Tensor) -> Tensor:
