@@ -22,4 +22,4 @@ def poor_models(tmp_path_factory):
 @pytest.fixture(scope="session")
 def good_models(tmp_path_factory):
     """An original, its conversion by our method, and a text."""
-    return make(tmp_path_factory.mktemp("good"), cache_fraction=0.5, refit=False)
+    return make(tmp_path_factory.mktemp("good"), cache_fraction=0.5, bits=16, refit=False)
