@@ -90,7 +90,10 @@ Scratch::~Scratch() {
 
 extern const Variant variant_portable;
 #ifdef WITH_X86
-extern const Variant variant_avx2, variant_avx512, variant_avx512bf16, variant_amx;
+// Weak, as an older compiler builds no variant whose flags it does not know.
+#define WEAK __attribute__((weak))
+extern const Variant variant_avx2 WEAK, variant_avx512 WEAK, variant_avx512bf16 WEAK,
+    variant_amx WEAK;
 
 namespace {
 bool has_avx2() {
@@ -132,10 +135,10 @@ const Variant* mha2mla_variant(int index) {
   int count = 0;
 #ifdef WITH_X86
   __builtin_cpu_init();
-  if (has_amx()) found[count++] = &variant_amx;
-  if (has_avx512bf16()) found[count++] = &variant_avx512bf16;
-  if (has_avx512()) found[count++] = &variant_avx512;
-  if (has_avx2()) found[count++] = &variant_avx2;
+  if (&variant_amx && has_amx()) found[count++] = &variant_amx;
+  if (&variant_avx512bf16 && has_avx512bf16()) found[count++] = &variant_avx512bf16;
+  if (&variant_avx512 && has_avx512()) found[count++] = &variant_avx512;
+  if (&variant_avx2 && has_avx2()) found[count++] = &variant_avx2;
 #endif
   found[count++] = &variant_portable;
   return index < count ? found[index] : nullptr;

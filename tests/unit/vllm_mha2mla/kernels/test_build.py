@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -125,6 +126,20 @@ def test_without_a_compiler_pytorch_serves(monkeypatch, caplog, fresh_factory):
         assert fresh_factory() is ReferenceLayer
     (record,) = caplog.records
     assert "CXX=/nowhere/c++ is not there; name another compiler" in record.getMessage()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one build")
+def test_compiler_that_does_not_know_an_instruction_set(compiler, caplog):
+    real = build.compiler()
+    refuse = 'case "$*" in *-mamx-int8*) echo "error: no such flag" >&2; exit 1;; esac'
+    compiler(f'{refuse}; exec {real} "$@"')
+    with caplog.at_level(logging.WARNING):
+        library = build.library(("-O0",))
+    assert "without amx" in caplog.text
+    found = cpu.supported(library)
+    assert "portable" in found
+    assert "amx" not in found
 
 
 def test_compiler_that_fails(compiler, fresh_factory):
