@@ -9,7 +9,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
 from vllm_mha2mla.attention.native_config import refuse_other_sizes, register_convertor
-from vllm_mha2mla.coding.row_code import UNIT, row_codes
+from vllm_mha2mla.coding.row_code import UNIT, row_codes, served_codes
 from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.cpu_cache import choose_cache_size
 from vllm_mha2mla.errors import UnsupportedEngineError
@@ -41,8 +41,8 @@ class LatentModelConfig(VerifyAndUpdateConfig):
 
 
 def _is_coded(vllm_config: VllmConfig) -> bool:
-    coded = row_codes(vllm_config.model_config.hf_config) is not None
-    return coded and vllm_config.cache_config.cache_dtype == "auto"
+    config, cache = vllm_config.model_config.hf_config, vllm_config.cache_config
+    return served_codes(config, cache.cache_dtype) is not None
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:

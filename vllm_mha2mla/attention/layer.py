@@ -21,11 +21,6 @@ from vllm_mha2mla.kernels import LayerStep, layer_factory
 ON_CPU = current_platform.is_cpu()
 
 
-def serves_coded(cache_config: CacheConfig | None) -> bool:
-    """Tell if rows are stored as the checkpoint says, coded where it says so."""
-    return cache_config is None or cache_config.cache_dtype == "auto"
-
-
 class LatentCacheAttention(nn.Module, AttentionLayerBase):
     """Owns one layer's share of the paged cache, ``[blocks, block_size, row]``.
 

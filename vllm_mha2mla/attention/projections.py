@@ -15,9 +15,9 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
 from vllm_mha2mla.attention.joined import join, may_be_joined
-from vllm_mha2mla.attention.layer import ON_CPU, LatentCacheAttention, serves_coded
+from vllm_mha2mla.attention.layer import ON_CPU, LatentCacheAttention
 from vllm_mha2mla.attention.up_projection import UpProjection
-from vllm_mha2mla.coding.row_code import CodedRow, row_codes
+from vllm_mha2mla.coding.row_code import CodedRow, row_codes, served_codes
 from vllm_mha2mla.config import latent_widths, up_projection_groups
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.kernels.cuda.choose import option_of
@@ -114,7 +114,8 @@ class LatentSelfAttention(nn.Module):
             coded = CodedRow(code, self.rotary_mean, self.first_row)
         # Rows are stored as they are where the user asks for it: vectors that a coded row is
         # relative to are a part of these.
-        self.uncoded = coded is not None and not serves_coded(cache_config)
+        cache_dtype = cache_config.cache_dtype if cache_config else "auto"
+        self.uncoded = coded is not None and served_codes(config, cache_dtype) is None
         sizes = (num_heads, up_projection_groups(config), self.nope, self.v, self.rank)
         self.kv_b_proj: nn.Module
         self.attn: nn.Module

@@ -118,3 +118,14 @@ def row_codes(config: LatentConfig) -> list[RowCode] | None:
     return [
         RowCode(of_layer, tuple(bits)) for of_layer, bits in zip(widths, per_layer, strict=True)
     ]
+
+
+def served_codes(config: LatentConfig, cache_dtype: str) -> list[RowCode] | None:
+    """The code of every layer's rows as an engine stores them; ``None`` where it stores numbers.
+
+    Args:
+        config: of the checkpoint.
+        cache_dtype: vLLM's ``--kv-cache-dtype``; all but ``auto`` ask for numbers.
+    """
+    codes = row_codes(config)
+    return codes if cache_dtype == "auto" else None
