@@ -18,6 +18,7 @@ from conversion.allocation.coded_widths import width_grid as coded_width_grid
 from conversion.allocation.per_layer import LayerCosts, spread_over_layers, width_grid
 from conversion.allocation.sensitivity import AttentionGradients, layer_costs
 from conversion.allocation.uniform import split_candidates
+from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
 from conversion.layers.token_weights import TokenWeights, equal_weights, fit_token_weights
@@ -70,8 +71,7 @@ def choose(
         offload: folder for activations; ``None``: memory.
         progress: told about every layer.
     """
-    source = converter.layers.source
-    config = source.config
+    config = converter.layers.source.config
     layers, heads, head_dim = (
         config.num_hidden_layers,
         config.num_key_value_heads,
@@ -85,11 +85,7 @@ def choose(
     if exact and not swept:
         return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
     held_out = _held_out(windows)
-    measured = exact or all(index in converter.store for index in range(layers))
-    text = None
-    if not measured:
-        device = converter.layers.device
-        text = embedded_text(source, windows.measured, None, offload, device).original
+    text = None if exact else _text_to_measure(converter, windows, offload)
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
     if recipe.kv_lora_rank is None:
         allowed = mean_width(recipe, heads, head_dim)
@@ -133,15 +129,12 @@ def _choose_coded(
     offload: Path | None,
     progress: Progress,
 ) -> Choices:
-    source = converter.layers.source
-    config, layers = source.config, source.config.num_hidden_layers
+    config = converter.layers.source.config
+    layers = config.num_hidden_layers
     shape = config.num_key_value_heads, config.head_dim
     coded = CodedChoices(recipe, converter, coded_width_grid(recipe, *shape, config.hidden_size))
     token_weights = [equal_weights(config.hidden_size)] * layers
-    text = None
-    if not all(index in converter.store for index in range(layers)):
-        device = converter.layers.device
-        text = embedded_text(source, windows.measured, None, offload, device).original
+    text = _text_to_measure(converter, windows, offload)
 
     def visit(index: int, layer: Any, found: AttentionGradients) -> None:
         coded.visit(index, layer, found)
@@ -151,6 +144,16 @@ def _choose_coded(
     backward_sweep(converter, text, _held_out(windows), offload, progress, visit)
     codes = [one.code for one in coded.plan(byte_budget(recipe, *shape, layers))]
     return Choices([code.widths for code in codes], {}, token_weights, codes)
+
+
+def _text_to_measure(
+    converter: LayerConverter, windows: Windows, offload: Path | None
+) -> Activations | None:
+    """The embedded calibration text; ``None`` if the store has the statistics of all layers."""
+    source, device = converter.layers.source, converter.layers.device
+    if all(index in converter.store for index in range(source.config.num_hidden_layers)):
+        return None
+    return embedded_text(source, windows.measured, None, offload, device).original
 
 
 class _OfGradients:
