@@ -13,7 +13,7 @@ from conversion.text.documents import builtin_text
 from tests.support import conversion_cache
 from tests.support.engine import DEMO, PROMPT_LENGTHS, Greedy, greedy
 from tests.support.tiny_converted import save_tiny_converted
-from tests.support.tiny_engine import LENGTHS, NEW_TOKENS
+from tests.support.tiny_engine import LENGTHS, NEW_TOKENS, random_prompts
 
 TEXT_CHARACTERS = 20_000  # enough for all prompts
 # Past the headline the text begins with.
@@ -105,8 +105,7 @@ def tiny_model(tiny_checkpoint) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(256, (length,), generator=generator).tolist() for length in LENGTHS]
+    return random_prompts(LENGTHS)
 
 
 @pytest.fixture(scope="session")

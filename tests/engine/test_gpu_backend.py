@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from conversion.checkpoint.loading import load_converted
-from tests.support.engine import assert_same_greedy, greedy, greedy_sampling, run_gpu_backend
+from tests.support.engine import assert_same_greedy, greedy
 from tests.support.tiny_converted import save_tiny_converted
+from tests.support.tiny_engine import random_prompts, tiny_gpu_run
 
 WIDTHS = [(24, 16), (8, 8), (40, 0)]
 LENGTHS = (1, 17, 40, 100)
@@ -19,27 +20,14 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts():
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(256, (length,), generator=generator).tolist() for length in LENGTHS]
+    return random_prompts(LENGTHS)
 
 
 @pytest.fixture(scope="module")
 def run(checkpoint, prompts):
-    step = {"prompts": prompts, "sampling": greedy_sampling(NEW_TOKENS)}
-    settings = {
-        "model": str(checkpoint),
-        "dtype": "float32",
-        "skip_tokenizer_init": True,
-        "max_model_len": 256,
-        "enforce_eager": True,
-        "block_size": 16,
-        "kv_cache_memory_bytes": 1 << 20,
-        # The longest prompt comes in chunks, beside others that decode.
-        "max_num_batched_tokens": 48,
-        "max_num_seqs": 4,
-        "enable_chunked_prefill": True,
-    }
-    return run_gpu_backend({"llm": settings, "steps": [step, step]})
+    # The longest prompt comes in chunks, beside others that decode.
+    sizes = {"max_model_len": 256, "kv_cache_memory_bytes": 1 << 20}
+    return tiny_gpu_run(checkpoint, prompts, NEW_TOKENS, max_num_batched_tokens=48, **sizes)
 
 
 @pytest.mark.parametrize("step", [0, 1], ids=["new", "cached"])
