@@ -1,7 +1,6 @@
 """Held-out text through the source, and gradients of its predictions back down."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,7 @@ def backward_sweep(
     gradients = _at_the_end(source_layers, hidden)
 
     def down(index: int, layer: Any) -> None:
-        attend = partial(source_layers.attend, layer)
-        found = attention_gradients(source.family, layer, attend, before.pop(), gradients)
+        found = attention_gradients(source_layers, layer, before.pop(), gradients)
         # Five sixths of Llama-3-8B's layer, and done with: candidates take as much.
         source.family.drop_mlp(layer)
         visit(index, layer, found)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
+from conversion.families.around import swapped_attention
 from conversion.layers.converter import LayerConverter
 from conversion.layers.held_out_loss import stream_divergences
 from conversion.runtime.progress import Progress
@@ -46,7 +47,6 @@ def held_out_divergences(
     converted = [original.copy(offload) for _ in candidates]
 
     def push(index: int, layer: Any) -> None:
-        attention = source.family.attention(layer)
         if text is not None:
             converter.measure(layer, index, text)
             source_layers.push(layer, text, rounded=True)
@@ -54,10 +54,9 @@ def held_out_divergences(
         for layer_widths, hidden in zip(candidates, converted, strict=True):
             # One at a time: together they can be larger than the layer.
             ((_, candidate),) = converter.candidates(layer, index, [layer_widths[index]])
-            source.family.set_attention(layer, candidate)
-            del candidate
-            source_layers.push(layer, hidden)
-            source.family.set_attention(layer, attention)
+            with swapped_attention(source.family, layer, candidate):
+                del candidate
+                source_layers.push(layer, hidden)
 
     for _ in source_layers.for_each_layer(push, "Choosing widths", progress):
         pass

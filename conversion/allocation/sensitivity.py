@@ -1,6 +1,6 @@
 """The loss of each layer at some cache widths, in nats of the model's predictions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conversion.calibration.activations import batches
-from conversion.families import Family
+from conversion.layers.original import SourceLayers
 from conversion.runtime.precision import bfloat16_products
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
@@ -74,9 +74,9 @@ class AttentionGradients:
 
     Attributes:
         inputs: what the attention reads, normed  # each [tokens, hidden]
-        outputs: what it adds  # each [tokens, hidden]
-        streams: the stream with that added  # each [tokens, hidden]
-        gradients: at ``streams``, for each set of labels  # each [tokens, hidden]
+        outputs: of the attention  # each [tokens, hidden]
+        streams: the stream with that added (``SourceLayers.stream``)  # each [tokens, hidden]
+        gradients: at ``outputs``, for each set of labels  # each [tokens, hidden]
     """
 
     inputs: list[Tensor]
@@ -86,38 +86,34 @@ class AttentionGradients:
 
 
 def attention_gradients(
-    family: Family,
+    layers: SourceLayers,
     layer: Any,
-    attend: Callable[[Tensor], Tensor],
     windows: Iterable[Tensor],
     gradients: list[list[Tensor]],
 ) -> AttentionGradients:
     """Carry gradients down past one layer.
 
     Args:
-        family: the source's.
-        layer: its decoder layer, float32.
-        attend: its attention block, norm included
-            # [texts, tokens, hidden] -> [texts, tokens, hidden]
+        layers: the source's.
+        layer: as ``layers`` loads it.
         windows: the source's hidden states before the layer  # each [tokens, hidden]
         gradients: per window and label set, at the layer's output; replaced by those at its input.
     """
     result = AttentionGradients([], [], [], [])
-    device = next(layer.parameters()).device
     for window, states in enumerate(windows):
-        x = states.to(device)
+        x = states.to(layers.device)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            middle = leaf + attend(leaf[None])[0]
-            output = family.past_mlp(layer, middle)
+            attended = layers.attend(layer, leaf[None])[0]
+            output = layers.past_attention(layer, leaf[None], attended[None])[0]
         at_attention = []
         for sample, g in enumerate(gradients[window]):
-            here, below = torch.autograd.grad(output, (middle, leaf), g, retain_graph=True)
+            here, below = torch.autograd.grad(output, (attended, leaf), g, retain_graph=True)
             at_attention.append(here)
             gradients[window][sample] = below
-        result.inputs.append(family.attention_input(layer, leaf).detach())
-        result.outputs.append((middle - x).detach())
-        result.streams.append(middle.detach())
+        result.inputs.append(layers.normed(layer, x[None])[0])
+        result.outputs.append(attended.detach())
+        result.streams.append(layers.stream(x, attended.detach()))
         result.gradients.append(at_attention)
     return result
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from conversion.families.attention import AttentionWeights
 
@@ -67,10 +67,8 @@ class Family:
         names: its modules.
         attention_weights: the projections of a source's attention module, split by head, from
             the module, the source's config and its rotary embedding.
-        attention_input: the normed hidden states that a layer's attention reads, from the layer
-            and its input  # [..., hidden] -> [..., hidden]
-        past_mlp: the output of a layer, from the layer and its input with the attention's output
-            added  # [..., hidden] -> [..., hidden]
+        residual_factor: by which the attention's output is multiplied before it is added to the
+            stream, from the source's config; ``None`` where a norm stands between the two.
         unsupported_reason: why a config of the family cannot be converted; ``None`` if it can.
         gguf: names in GGUF files; ``None``: its GGUF files are not read.
     """
@@ -83,9 +81,8 @@ class Family:
     rotary_embedding: Callable[[Any], Any]
     names: ModuleNames
     attention_weights: Callable[[Any, Any, Any], AttentionWeights]
-    attention_input: Callable[[Any, Tensor], Tensor]
-    past_mlp: Callable[[Any, Tensor], Tensor]
     unsupported_reason: Callable[[Any], str | None]
+    residual_factor: Callable[[Any], float | None] = lambda config: 1.0
     gguf: GgufNames | None = None
 
     @property

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
@@ -29,16 +28,6 @@ def _attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWei
     )
 
 
-def _attention_input(layer: Any, x: Tensor) -> Tensor:
-    normed: Tensor = layer.input_layernorm(x)
-    return normed
-
-
-def _past_mlp(layer: Any, x: Tensor) -> Tensor:
-    output: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
-    return output
-
-
 LLAMA = Family(
     model_type="llama",
     config_class=LlamaMLAConfig,
@@ -56,8 +45,6 @@ LLAMA = Family(
         mlp="mlp",
     ),
     attention_weights=_attention_weights,
-    attention_input=_attention_input,
-    past_mlp=_past_mlp,
     unsupported_reason=_unsupported_reason,
     gguf=GgufNames(
         architecture="llama",

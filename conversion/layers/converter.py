@@ -269,21 +269,32 @@ class LayerConverter:
             normed = self.layers.normed(layer, y)
             with bfloat16_products(self.layers.device.type, lossy):
                 head_outputs = self.layers.head_outputs(attention, normed).float()
-                x = x + self.layers.attend(layer, x)
-                original[batch] = self.layers.past_mlp(layer, x)
-            buffers.heads[batch] = head_outputs
+                attended = self.layers.attend(layer, x)
+                pushed = self.layers.past_attention(layer, x, attended)
             share = SINK_WEIGHT * text / buffers.sinks if alone else 1
-            x, y, head_outputs = (states.flatten(0, 1) for states in (x, y, head_outputs))
-            refit.add(head_outputs, x - y, share * token_weights(x))
+            stream = self.layers.stream(x, attended).flatten(0, 1)
+            target = self._target(x, y, attended).flatten(0, 1)
+            refit.add(head_outputs.flatten(0, 1), target, share * token_weights(stream))
+            # After the sums, because x can be a view of these.
+            original[batch], buffers.heads[batch] = pushed, head_outputs
         solution = refit.solve()
         weight, bias = solution["o_proj.weight"], solution["o_proj.bias"]
         for batch in batches(len(original), self.layers.at_once):
             y = buffers.converted[batch].to(self.layers.device)
             head_outputs = buffers.heads[batch].to(self.layers.device)
             with bfloat16_products(self.layers.device.type, lossy):
-                pushed = self.layers.past_mlp(layer, y + head_outputs @ weight.T + bias)
-            buffers.converted[batch] = pushed
+                attended = head_outputs @ weight.T + bias
+                buffers.converted[batch] = self.layers.past_attention(layer, y, attended)
         return solution
+
+    def _target(self, original: Tensor, converted: Tensor, attended: Tensor) -> Tensor:
+        """Outputs that the converted attention should have; all  # [texts, tokens, hidden]
+
+        The original's, and what brings the converted stream back to the original's. Behind a norm
+        nothing can be added for that.
+        """
+        factor = self.layers.family.residual_factor(self.layers.config)
+        return attended if factor is None else attended + (original - converted) / factor
 
 
 def _row_maps(

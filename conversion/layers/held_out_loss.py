@@ -9,6 +9,7 @@ from torch import Tensor
 
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
+from conversion.families.around import swapped_attention
 from conversion.layers.divergence import mean_divergences
 from conversion.layers.original import OutputProjection, SourceLayers, final_norm
 from vllm_mha2mla.hf.attention import LatentAttention
@@ -39,12 +40,9 @@ class HeldOutLoss:
             layer: the source's; has its own attention again when this returns.
             attention: what it becomes.
         """
-        family = self._layers.family
-        own = family.attention(layer)
         self._layers.push(layer, self._original, rounded=True)
-        family.set_attention(layer, attention)
-        self._layers.push(layer, self._converted, rounded=True)
-        family.set_attention(layer, own)
+        with swapped_attention(self._layers.family, layer, attention):
+            self._layers.push(layer, self._converted, rounded=True)
 
     @torch.no_grad()
     def divergence(self) -> float:

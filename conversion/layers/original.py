@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conversion.calibration.activations import Activations, batches
 from conversion.families import AttentionWeights
+from conversion.families.around import attention_input, past_attention
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from conversion.runtime.device import place_to_keep
 from conversion.runtime.memory import keep_freed_memory, trim_memory
@@ -111,30 +112,29 @@ class SourceLayers:
         for batch in batches(len(hidden), self.at_once):
             x = hidden[batch].to(self.device)
             with bfloat16_products(self.device.type, rounded):
-                hidden[batch] = self.past_mlp(layer, x + self.attend(layer, x))
+                hidden[batch] = self.run(layer, x)
+
+    def run(self, layer: Any, x: Tensor) -> Tensor:
+        """Texts moved past a layer  # [texts, tokens, hidden] -> [texts, tokens, hidden]"""
+        output: Tensor = layer(x, **self._places(x))
+        return output
 
     def attention_weights(self, layer: Any) -> AttentionWeights:
-        """The projections of a layer's attention, split by head."""
+        """The maps of a layer's attention, split by head."""
         attention = self.family.attention(layer)
         return self.family.attention_weights(attention, self.config, self.rotary)
 
     def normed(self, layer: Any, x: Tensor) -> Tensor:
-        """The normed input of a layer's attention  # [..., hidden]"""
-        return self.family.attention_input(layer, x)
+        """The hidden states that a layer's attention reads  # [texts, tokens, hidden]"""
+        return attention_input(self.family, layer, self.run, x)
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
-        """The attention output that a layer adds to texts.
+        """The output of a layer's attention on texts.
 
         [texts, tokens, hidden] -> [texts, tokens, hidden]
         """
-        tokens = x.shape[1]
-        cos, sin = self._angles
-        output: Tensor = self.family.attention(layer)(
-            self.normed(layer, x),
-            position_embeddings=(cos[:, :tokens], sin[:, :tokens]),
-            position_ids=self._positions[:, :tokens],
-            attention_mask=None,
-        )[0]
+        normed = self.normed(layer, x)
+        output: Tensor = self.family.attention(layer)(normed, **self._places(x))[0]
         return output
 
     def head_outputs(self, attention: LatentAttention, normed: Tensor) -> Tensor:
@@ -145,9 +145,33 @@ class SourceLayers:
         positions = self._positions[:, : normed.shape[1]]
         return attention.attend(normed, position_ids=positions)[0]
 
-    def past_mlp(self, layer: Any, x: Tensor) -> Tensor:
-        """The stream after attention, moved past the rest of the layer  # [..., hidden]"""
-        return self.family.past_mlp(layer, x)
+    def past_attention(self, layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+        """The output of a layer, given its attention's.
+
+        Args:
+            layer: as ``load`` returns it.
+            x: before the layer  # [texts, tokens, hidden]
+            attended: the output of an attention  # [texts, tokens, hidden]
+        """
+        return past_attention(self.family, layer, self.run, x, attended)
+
+    def stream(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream with the attention's output added  # [..., hidden]
+
+        Where a norm stands between the two, the stream before it.
+        """
+        factor = self.family.residual_factor(self.config)
+        return x if factor is None else x + factor * attended
+
+    def _places(self, x: Tensor) -> dict[str, Any]:
+        """What a layer needs to know of the positions of texts  # [texts, tokens, hidden]"""
+        tokens = x.shape[1]
+        cos, sin = self._angles
+        return {
+            "position_embeddings": (cos[:, :tokens], sin[:, :tokens]),
+            "position_ids": self._positions[:, :tokens],
+            "attention_mask": None,
+        }
 
 
 def _layer_bytes(source: SourceCheckpoint) -> int:

@@ -5,7 +5,8 @@ import torch
 from conversion.allocation import sensitivity
 from conversion.allocation.per_layer import width_grid
 from conversion.allocation.sensitivity import attention_gradients, label_gradients, layer_costs
-from conversion.families.llama import LLAMA
+from conversion.layers.original import SourceLayers
+from conversion.source.open import open_source
 from tests.support.tiny import tiny_llama
 from vllm_mha2mla.config import LatentWidths
 
@@ -26,13 +27,15 @@ class Perturbed(torch.nn.Module):
 
 
 @torch.no_grad()
-def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
+def test_cost_is_the_divergence_of_a_small_error(monkeypatch, tmp_path) -> None:
     # Labels are drawn: with 64 sets of 2 x 96 the estimate scatters by about 3 %, and the second
     # order leaves out the rest of a divergence of about 0.01 nats; 20 % covers both. The reference
     # runs the whole model with the error in place.
     monkeypatch.setattr(sensitivity, "SAMPLES", 64)
     model = tiny_llama("gqa", num_hidden_layers=3)
     model.config._attn_implementation = "sdpa"
+    model.save_pretrained(tmp_path)
+    layers = SourceLayers(open_source(str(tmp_path)), TOKENS, torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 256, (2, TOKENS), generator=generator)
     angles = model.model.rotary_emb(torch.zeros(1), torch.arange(TOKENS)[None])
@@ -50,14 +53,9 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch) -> None:
     for index in (2, 1, 0):
         layer = model.model.layers[index]
         original = layer.self_attn
-
-        def attend(x, layer=layer, original=original):
-            normed = layer.input_layernorm(x)
-            return original(normed, position_embeddings=angles, attention_mask=None)[0]
-
         error = torch.randn(64, 64, generator=generator) * 0.004
         converted = Perturbed(original, angles, error)
-        found = attention_gradients(LLAMA, layer, attend, states[index], gradients)
+        found = attention_gradients(layers, layer, states[index], gradients)
         costs = layer_costs(found, [(widths, converted)])
 
         hook = original.register_forward_hook(
