@@ -116,8 +116,8 @@ def convert(
     check_output(out, options.overwrite, source.name)
     dtype = written_dtype(source, options.dtype)
     config = source.config
-    widths = _possible_widths(recipe, config)
-    q_lora_rank = query_rank(recipe, config.hidden_size)
+    widths = _possible_widths(recipe, source)
+    q_lora_rank = query_rank(recipe, config.hidden_size, source.family.qk_norm)
     windows = calibration_text(source, recipe)
     to_refine = None
     if recipe.refine_steps:
@@ -212,16 +212,17 @@ def calibration_text(source: SourceCheckpoint, recipe: Recipe) -> Windows:
     return windows
 
 
-def _possible_widths(recipe: Recipe, config: Any) -> LatentWidths:
+def _possible_widths(recipe: Recipe, source: SourceCheckpoint) -> LatentWidths:
     """Widths that a layer may have, before any are chosen.
 
     Raises:
         RecipeError: the recipe does not fit the source.
     """
+    config = source.config
     shape = config.num_key_value_heads, config.head_dim
     if recipe.row_bits is None:
         return cache_widths(recipe, *shape)
-    grid = width_grid(recipe, *shape, config.hidden_size)
+    grid = width_grid(recipe, *shape, source.family.input_width(config))
     return LatentWidths(grid.ranks(grid.ropes[0])[0], grid.ropes[0])
 
 
@@ -264,14 +265,16 @@ def _converted_layers(
         tensors = converter.convert(layer, index, widths)
         _check_finite(index, tensors)
         tensors = converter.coded(layer, index, tensors, streams)
+        stored = converter.stored(layer, tensors)
         if streams is not None and streams.refit is not None:
-            tensors |= converter.refit(layer, index, widths, tensors, token_weights, streams)
-            _check_finite(index, tensors)
+            solution = converter.refit(layer, index, widths, tensors, token_weights, streams)
+            _check_finite(index, solution)
+            tensors, stored = tensors | solution, stored | solution
         elif streams is not None:
             converter.layers.push(layer, streams.original, rounded=True)
         if loss is not None:
-            loss.push(layer, converter.latent_attention(index, widths, tensors))
-        return tensors
+            loss.push(layer, converter.latent_attention(layer, index, widths, tensors))
+        return stored
 
     return converter.layers.for_each_layer(convert_layer, "Converting layers", progress)
 

@@ -132,7 +132,8 @@ def _choose_coded(
     config = converter.layers.source.config
     layers = config.num_hidden_layers
     shape = config.num_key_value_heads, config.head_dim
-    coded = CodedChoices(recipe, converter, coded_width_grid(recipe, *shape, config.hidden_size))
+    hidden = converter.layers.family.input_width(config)
+    coded = CodedChoices(recipe, converter, coded_width_grid(recipe, *shape, hidden))
     token_weights = [equal_weights(config.hidden_size)] * layers
     text = _text_to_measure(converter, windows, offload)
 

@@ -52,7 +52,8 @@ class CodedChoices:
         """
         layers = self._converter.layers
         weights = layers.attention_weights(layer)
-        gradients = key_value_gradients(weights, found.inputs, found.gradients)
+        inputs = [layers.inputs(layer, normed) for normed in found.inputs]
+        gradients = key_value_gradients(weights, inputs, found.gradients)
         measured = AttentionGradients(
             found.inputs[:WINDOWS],
             found.outputs[:WINDOWS],

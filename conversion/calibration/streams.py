@@ -74,8 +74,9 @@ def embedded_text(
         )
     used, rows = ids.unique(return_inverse=True)  # rows: [windows, tokens]
     table, rows = _embedding_rows(source, used).to(original.place), rows.to(original.place)
+    factor = source.family.embedding_factor(source.config)
     for window in range(windows):
-        x = table[rows[window]].float()  # [tokens, hidden]
+        x = table[rows[window]].float() * factor  # [tokens, hidden]
         original[window] = x
         if refit is not None:
             refit.converted[window] = x

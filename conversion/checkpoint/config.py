@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from conversion.families.attention import score_scale
 from conversion.source import SourceCheckpoint
 from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths, Provenance
@@ -39,8 +40,8 @@ def converted_config(
     for key in NOT_THE_SOURCES:
         values.pop(key, None)
     rope = values.get("rope_parameters") or {}
-    scaling = _rope_attention_scaling(source)
     head_dim = source.config.head_dim
+    attention, rotary = _attention(source), source.family.rotary_embedding(source.config)
     ranks = [widths.kv_lora_rank for widths in layer_widths]
     ropes = [widths.qk_rope_head_dim for widths in layer_widths]
     differ = len(set(layer_widths)) > 1
@@ -57,7 +58,8 @@ def converted_config(
             "kv_b_proj_groups": source.config.num_key_value_heads,
             "qk_nope_head_dim": head_dim,
             "v_head_dim": head_dim,
-            "attention_scale": head_dim**-0.5 * scaling**2,
+            "attention_bias": source.family.projections(attention, source.config).biased,
+            "attention_scale": score_scale(attention, rotary, head_dim),
             "mha2mla": provenance.model_dump(mode="json"),
         }
     )
@@ -66,5 +68,7 @@ def converted_config(
     return config
 
 
-def _rope_attention_scaling(source: SourceCheckpoint) -> float:
-    return float(source.family.rotary_embedding(source.config).attention_scaling)
+def _attention(source: SourceCheckpoint) -> Any:
+    """The attention of the source's first layer, without weights."""
+    with torch.device("meta"):
+        return source.family.attention(source.family.decoder_layer(source.config, 0))

@@ -1,19 +1,28 @@
 """The attention of one source layer as the strategies see it, whatever its family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from conversion.families.qk_norm import normed_maps
+from conversion.families.turned_pairs import head_order, inverse_frequencies
+
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """The source's attention weights of one layer, split by head; float32."""
+    """The linear maps of one layer's attention, split by head; float32.
 
-    query: Tensor  # [heads, d, hidden]
-    key: Tensor  # [kv_heads, d, hidden]
-    value: Tensor  # [kv_heads, d, hidden]
+    They act on the hidden states that the attention reads or, where queries and keys are normed, on
+    ``[q^ ; k^ ; v]`` (``qk_norm``): both are ``inputs`` here. RoPE turns the pairs ``(x[f],
+    x[f + d/2])`` of every head, some of them by nothing (``turned_pairs``).
+    """
+
+    query: Tensor  # [heads, d, inputs]
+    key: Tensor  # [kv_heads, d, inputs]
+    value: Tensor  # [kv_heads, d, inputs]
     output: Tensor  # [heads, hidden, d]
     query_bias: Tensor  # [heads, d]
     key_bias: Tensor  # [kv_heads, d]
@@ -28,44 +37,109 @@ class AttentionWeights:
         return int(self.query.shape[0] // self.key.shape[0])
 
 
+Map = tuple[Tensor, Tensor | None]
+"""Weight and bias of a linear layer  # [out, in], [out]"""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The four projections of an attention, as stored.
+
+    Attributes:
+        query: # [heads * d, hidden]
+        key: # [kv_heads * d, hidden]
+        value: # [kv_heads * d, hidden]
+        output: # [hidden, heads * d]
+    """
+
+    query: Map
+    key: Map
+    value: Map
+    output: Map
+
+    @property
+    def biased(self) -> bool:
+        """Tell whether queries, keys or values have a bias."""
+        return any(bias is not None for _, bias in (self.query, self.key, self.value))
+
+
+def separate_projections(attention: Any, config: Any) -> Projections:
+    """The projections of an attention with a linear layer for each."""
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return Projections(*((layer.weight, layer.bias) for layer in layers))
+
+
+ReadsProjections = Callable[[Any, Any], Projections]
+"""Reads an attention module's projections, given the source's config too."""
+
+
 @torch.no_grad()
-def split_by_head(
-    query: Any, key: Any, value: Any, output: Any, config: Any, rotary: Any
+def attention_weights(
+    attention: Any, config: Any, rotary: Any, projections: Projections, interleaved: bool
 ) -> AttentionWeights:
-    """Split the four projections of an attention block by head.
+    """Split the projections of an attention by head.
 
     Args:
-        query: linear layer  # [heads * d, hidden]
-        key: linear layer  # [kv_heads * d, hidden]
-        value: linear layer  # [kv_heads * d, hidden]
-        output: linear layer  # [hidden, heads * d]
+        attention: the source's module; tells how it scales scores and whether it norms queries.
         config: the source's config.
         rotary: its rotary embedding, for frequencies and their scaling.
+        projections: of the attention.
+        interleaved: whether RoPE turns neighbours ``(x[2f], x[2f + 1])``.
     """
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    scaling = float(rotary.attention_scaling)
 
-    def split(linear: Any, count: int) -> tuple[Tensor, Tensor]:
-        weight = linear.weight.float().view(count, d, -1)
-        bias = linear.bias
+    def split(projection: Map, count: int) -> tuple[Tensor, Tensor]:
+        weight, bias = projection
+        weight = weight.float().view(count, d, -1)
         return weight, weight.new_zeros(count, d) if bias is None else bias.float().view(count, d)
 
-    query_weight, query_bias = split(query, heads)
-    key_weight, key_bias = split(key, kv_heads)
-    value_weight, value_bias = split(value, kv_heads)
-    output_weight, output_bias = output.weight.float(), output.bias
+    if has_qk_norm(attention):
+        query, key, value = normed_maps(heads, kv_heads, d, projections.query[0].device)
+        zero = query.new_zeros(heads, d)
+        maps = [(query, zero), (key, zero[:kv_heads]), (value, zero[:kv_heads])]
+    else:
+        maps = [
+            split(projections.query, heads),
+            split(projections.key, kv_heads),
+            split(projections.value, kv_heads),
+        ]
+    order, turned = head_order(rotary, d, interleaved)
+    # YaRN multiplies cosine and sine, of queries and of keys: a factor of what turns.
+    stretch = float(rotary.attention_scaling)
+    factors = torch.ones(d)
+    if turned < d:
+        factors.view(2, d // 2)[:, : turned // 2] = stretch
+    (query, query_bias), (key, key_bias), (value, value_bias) = maps
+    factors = factors.to(query.device)
+    output, output_bias = projections.output
+    output = output.float()
     return AttentionWeights(
-        query=query_weight,
-        query_bias=query_bias,
-        key=key_weight,
-        key_bias=key_bias,
-        value=value_weight,
+        query=query[:, order] * factors[:, None],
+        query_bias=query_bias[:, order] * factors,
+        key=key[:, order] * factors[:, None],
+        key_bias=key_bias[:, order] * factors,
+        value=value,
         value_bias=value_bias,
-        output=output_weight.view(-1, heads, d).transpose(0, 1),
-        output_bias=output_weight.new_zeros(len(output_weight))
-        if output_bias is None
-        else output_bias.float(),
-        inv_freq=rotary.inv_freq.float(),
-        # YaRN multiplies cosine and sine, of queries and of keys.
-        scale=d**-0.5 * scaling**2,
+        output=output.view(-1, heads, d).transpose(0, 1),
+        output_bias=output.new_zeros(len(output)) if output_bias is None else output_bias.float(),
+        inv_freq=inverse_frequencies(attention, rotary, d),
+        scale=score_scale(attention, rotary, d),
     )
+
+
+def has_qk_norm(attention: Any) -> bool:
+    """Tell whether an attention module norms queries and keys."""
+    return getattr(attention, "q_norm", None) is not None
+
+
+def score_scale(attention: Any, rotary: Any, d: int) -> float:
+    """The factor of the scores of ``AttentionWeights``.
+
+    Args:
+        attention: the source's module.
+        rotary: its rotary embedding; YaRN multiplies cosine and sine, of queries and of keys. Where
+            only some of a head's dimensions turn, the maps have that factor.
+        d: of a head.
+    """
+    whole = 2 * len(rotary.inv_freq) == d
+    return float(attention.scaling) * (float(rotary.attention_scaling) ** 2 if whole else 1.0)

@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from conversion.families.attention import AttentionWeights
+from conversion.families.attention import (
+    AttentionWeights,
+    Projections,
+    ReadsProjections,
+    attention_weights,
+    separate_projections,
+)
+from conversion.families.limits import changes_with_length
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,18 @@ class GgufNames:
     interleaved: Mapping[str, str]
 
 
+LIKE_LLAMA = ModuleNames(
+    embedding="model.embed_tokens",
+    head="lm_head",
+    norm="model.norm",
+    rotary="model.rotary_emb",
+    layers="model.layers",
+    attention="self_attn",
+    mlp="mlp",
+)
+"""The names that nearly every family of transformers has."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A source architecture whose attention the converter understands.
@@ -64,12 +83,15 @@ class Family:
         converted_causal_lm: the converted transformers model; vLLM's architecture has its name.
         decoder_layer: makes a decoder layer of the source, from its config and the layer's index.
         rotary_embedding: makes a rotary embedding, from a source's config or a converted one's.
+        unsupported_reason: why a config of the family cannot be converted; ``None`` if it can.
         names: its modules.
-        attention_weights: the projections of a source's attention module, split by head, from
-            the module, the source's config and its rotary embedding.
+        projections: reads the four projections of a source's attention module.
+        interleaved: whether RoPE turns neighbours ``(x[2f], x[2f + 1])``.
+        qk_norm: whether queries and keys are normed before RoPE.
+        embedding_factor: of the token embeddings, from the source's config.
         residual_factor: by which the attention's output is multiplied before it is added to the
             stream, from the source's config; ``None`` where a norm stands between the two.
-        unsupported_reason: why a config of the family cannot be converted; ``None`` if it can.
+        logits_factor: of the head's products, from the source's config.
         gguf: names in GGUF files; ``None``: its GGUF files are not read.
     """
 
@@ -79,11 +101,26 @@ class Family:
     converted_causal_lm: type[Any]
     decoder_layer: Callable[[Any, int], Any]
     rotary_embedding: Callable[[Any], Any]
-    names: ModuleNames
-    attention_weights: Callable[[Any, Any, Any], AttentionWeights]
-    unsupported_reason: Callable[[Any], str | None]
+    unsupported_reason: Callable[[Any], str | None] = changes_with_length
+    names: ModuleNames = LIKE_LLAMA
+    projections: ReadsProjections = separate_projections
+    interleaved: bool = False
+    qk_norm: bool = False
+    embedding_factor: Callable[[Any], float] = lambda config: 1.0
     residual_factor: Callable[[Any], float | None] = lambda config: 1.0
+    logits_factor: Callable[[Any], float] = lambda config: 1.0
     gguf: GgufNames | None = None
+
+    def attention_weights(self, attention: Any, config: Any, rotary: Any) -> AttentionWeights:
+        """The maps of a source's attention module, split by head; float32."""
+        read: Projections = self.projections(attention, config)
+        return attention_weights(attention, config, rotary, read, self.interleaved)
+
+    def input_width(self, config: Any) -> int:
+        """The numbers that keys and values are linear maps of, which bound a latent's rank."""
+        if self.qk_norm:
+            return int(2 * config.num_key_value_heads * config.head_dim)
+        return int(config.hidden_size)
 
     @property
     def embedding(self) -> str:

@@ -5,27 +5,15 @@ from typing import Any
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from conversion.families.attention import AttentionWeights, split_by_head
-from conversion.families.family import Family, GgufNames, ModuleNames
+from conversion.families.family import Family, GgufNames
+from conversion.families.limits import changes_with_length
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
-
-# These frequencies do not change with the length of the input, so they can be stored.
-STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
 
 
 def _unsupported_reason(config: Any) -> str | None:
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope not in STATIC_ROPE_TYPES:
-        return f"rope_type {rope!r} changes with the input's length"
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act!r} is not what vLLM's Llama computes (silu)"
-    return None
-
-
-def _attention_weights(attention: Any, config: Any, rotary: Any) -> AttentionWeights:
-    return split_by_head(
-        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, config, rotary
-    )
+    return changes_with_length(config)
 
 
 LLAMA = Family(
@@ -35,16 +23,6 @@ LLAMA = Family(
     converted_causal_lm=LlamaMLAForCausalLM,
     decoder_layer=LlamaDecoderLayer,
     rotary_embedding=LlamaRotaryEmbedding,
-    names=ModuleNames(
-        embedding="model.embed_tokens",
-        head="lm_head",
-        norm="model.norm",
-        rotary="model.rotary_emb",
-        layers="model.layers",
-        attention="self_attn",
-        mlp="mlp",
-    ),
-    attention_weights=_attention_weights,
     unsupported_reason=_unsupported_reason,
     gguf=GgufNames(
         architecture="llama",

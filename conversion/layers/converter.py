@@ -15,6 +15,7 @@ from conversion.coding.fold import folded
 from conversion.coding.row_maps import RowMaps, row_statistics
 from conversion.errors import StatisticsError
 from conversion.families import AttentionWeights
+from conversion.families.qk_norm import SOURCES, with_normed_inputs
 from conversion.latent.factors import LatentFactors, latent_target
 from conversion.layers.assemble import assemble
 from conversion.layers.balance import balanced, column_factors
@@ -82,9 +83,13 @@ class LayerConverter:
         if index in self.store:
             return
         windows = islice(hidden, self._measured)
-        inputs = (self.layers.normed(layer, x.to(self.layers.device)) for x in windows)
+        inputs = (self._inputs(layer, x[None])[0] for x in windows)
         weights = self.layers.attention_weights(layer)
         self.store.put(index, layer_statistics(weights, inputs))
+
+    def _inputs(self, layer: Any, x: Tensor) -> Tensor:
+        """The inputs of the attention's maps  # [texts, tokens, hidden] -> [..., inputs]"""
+        return self.layers.inputs(layer, self.layers.normed(layer, x.to(self.layers.device)))
 
     def load(self, index: int) -> LayerStatistics:
         """A layer's statistics from the store, on the device.
@@ -143,7 +148,7 @@ class LayerConverter:
         first = statistics.first_inputs.mean(0)
         if streams is not None and streams.refit is not None and streams.refit.sinks:
             alone = streams.refit.converted[slice(-streams.refit.sinks, None)]
-            first = self.layers.normed(layer, alone.to(self.layers.device)).mean((0, 1))
+            first = self._inputs(layer, alone).mean((0, 1))
         return folded(tensors, rows, code, self._config.num_attention_heads, first)
 
     def candidates(
@@ -169,19 +174,40 @@ class LayerConverter:
     ) -> Iterator[tuple[LatentWidths, LatentAttention, RowMaps]]:
         """The same, with the maps around each one's rows."""
         for widths, tensors, maps in self._attentions(layer, index, layer_widths):
-            attention = self.latent_attention(index, widths, tensors)
+            attention = self.latent_attention(layer, index, widths, tensors)
             del tensors
             yield widths, attention, maps
             del attention, maps
 
+    def stored(self, layer: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Converted tensors as a checkpoint stores them, with those of the source that stay.
+
+        Args:
+            layer: as ``layers`` loads it.
+            tensors: as ``convert`` or ``coded`` makes them.
+        """
+        if not self.layers.family.qk_norm:
+            return tensors
+        heads, kv_heads = self._config.num_attention_heads, self._config.num_key_value_heads
+        own = self.layers.family.attention(layer).state_dict()
+        kept = {name: x for name, x in own.items() if name.startswith(SOURCES)}
+        return with_normed_inputs(tensors, heads, kv_heads) | kept
+
     def latent_attention(
-        self, index: int, widths: LatentWidths, tensors: dict[str, Tensor]
+        self, layer: Any, index: int, widths: LatentWidths, tensors: dict[str, Tensor]
     ) -> LatentAttention:
-        """The converted attention as a module, on the device."""
+        """The converted attention as a module, on the device.
+
+        Args:
+            layer: as ``layers`` loads it.
+            index: which layer it is.
+            widths: its cache widths.
+            tensors: as ``convert`` or ``coded`` makes them.
+        """
         with torch.device("meta"):
             code = None if self._codes is None else self._codes[index]
             attention = LatentAttention(self._converted_config, index, widths, code)
-        attention.load_state_dict(tensors, assign=True)
+        attention.load_state_dict(self.stored(layer, tensors), assign=True)
         return attention
 
     def _attentions(
@@ -194,7 +220,8 @@ class LayerConverter:
         weights = self.layers.attention_weights(layer)
         statistics = self.load(index)
         for widths, selection, factors in self._factors(weights, statistics, layer_widths):
-            tensors = assemble(weights, statistics, selection, factors, self._config.attention_bias)
+            bias = self._converted_config.attention_bias and not self.layers.family.qk_norm
+            tensors = assemble(weights, statistics, selection, factors, bias)
             heads = self._config.num_attention_heads
             columns = column_factors(tensors, heads, widths)
             tensors = balanced(tensors, heads, widths)
@@ -249,7 +276,7 @@ class LayerConverter:
         """
         original, buffers = streams.original, streams.refit
         assert buffers is not None
-        attention = self.latent_attention(index, widths, tensors)
+        attention = self.latent_attention(layer, index, widths, tensors)
         refit = OutputRefit(
             tensors["o_proj.weight"], tensors["o_proj.bias"], self._recipe.refit_ridge
         )

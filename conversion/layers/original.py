@@ -12,6 +12,7 @@ from torch import Tensor
 from conversion.calibration.activations import Activations, batches
 from conversion.families import AttentionWeights
 from conversion.families.around import attention_input, past_attention
+from conversion.families.qk_norm import normed_inputs
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from conversion.runtime.device import place_to_keep
 from conversion.runtime.memory import keep_freed_memory, trim_memory
@@ -128,6 +129,11 @@ class SourceLayers:
         """The hidden states that a layer's attention reads  # [texts, tokens, hidden]"""
         return attention_input(self.family, layer, self.run, x)
 
+    def inputs(self, layer: Any, normed: Tensor) -> Tensor:
+        """The inputs of the maps of ``attention_weights``  # [..., hidden] -> [..., inputs]"""
+        attention = self.family.attention(layer)
+        return normed_inputs(attention, normed) if self.family.qk_norm else normed
+
     def attend(self, layer: Any, x: Tensor) -> Tensor:
         """The output of a layer's attention on texts.
 
@@ -164,7 +170,7 @@ class SourceLayers:
         return x if factor is None else x + factor * attended
 
     def _places(self, x: Tensor) -> dict[str, Any]:
-        """What a layer needs to know of the positions of texts  # [texts, tokens, hidden]"""
+        """Arguments that tell a layer the positions of texts  # [texts, tokens, hidden]"""
         tokens = x.shape[1]
         cos, sin = self._angles
         return {
@@ -205,12 +211,14 @@ class OutputProjection:
         name = source.family.embedding if tied else source.family.head
         info = source.tensors[name]
         self._pieces = partial(source.pieces, name, device)
+        self._factor = source.family.logits_factor(source.config)
         self._kept: list[Tensor] | None = None
         if place_to_keep(prod(info.shape) * info.dtype.itemsize, device).type != "cpu":
             self._kept = list(self._pieces())
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self._pieces() if self._kept is None else iter(self._kept)
+        pieces = self._pieces() if self._kept is None else iter(self._kept)
+        return pieces if self._factor == 1 else (rows * self._factor for rows in pieces)
 
 
 def final_norm(source: SourceCheckpoint, device: torch.device) -> Any:

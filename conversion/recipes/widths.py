@@ -51,12 +51,17 @@ def mean_width(recipe: Recipe, kv_heads: int, head_dim: int) -> int:
     return int(2 * kv_heads * head_dim * fraction + 1e-9)
 
 
-def query_rank(recipe: Recipe, hidden: int) -> int | None:
+def query_rank(recipe: Recipe, hidden: int, qk_norm: bool = False) -> int | None:
     """Width of the query latent of a source of this hidden size; ``None`` without a latent.
 
     Raises:
-        RecipeError: more than the layer's input holds.
+        RecipeError: more than the layer's input holds, or queries are normed.
     """
+    if recipe.q_lora_rank is not None and qk_norm:
+        raise RecipeError(
+            f"q_lora_rank {recipe.q_lora_rank}: this model norms its queries, which no product of "
+            "two matrices does; leave q_lora_rank out"
+        )
     if recipe.q_lora_rank is not None and recipe.q_lora_rank > hidden:
         raise RecipeError(
             f"q_lora_rank {recipe.q_lora_rank} is more than the source's hidden size {hidden}; "

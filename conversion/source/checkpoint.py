@@ -33,6 +33,14 @@ class TensorInfo:
     shard: str
 
 
+def with_head_dim(config: Any) -> Any:
+    """A config that has ``head_dim``, as transformers takes it where it is not given."""
+    heads = getattr(config, "num_attention_heads", None)
+    if getattr(config, "head_dim", None) is None and heads:
+        config.head_dim = config.hidden_size // heads
+    return config
+
+
 class SourceCheckpoint(ABC):
     """A decoder checkpoint, read one tensor at a time.
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from conversion.errors import SourceError, first_line
-from conversion.source.checkpoint import ALL_ROWS, IGNORED_SUFFIXES, SourceCheckpoint, TensorInfo
+from conversion.source.checkpoint import (
+    ALL_ROWS,
+    IGNORED_SUFFIXES,
+    SourceCheckpoint,
+    TensorInfo,
+    with_head_dim,
+)
 from conversion.source.kinds import check_has_config, no_safetensors
 
 SINGLE = "model.safetensors"
@@ -149,7 +155,7 @@ def read_config(folder: Path, name: str) -> Any:
     """
     check_has_config(folder, name)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return with_head_dim(AutoConfig.from_pretrained(folder))
     except (ValueError, OSError, KeyError) as error:
         raise SourceError(
             f"{name}: config.json cannot be read ({first_line(error)}); give a decoder model "

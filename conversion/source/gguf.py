@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES
-from conversion.source.checkpoint import ALL_ROWS, SourceCheckpoint, TensorInfo
+from conversion.source.checkpoint import ALL_ROWS, SourceCheckpoint, TensorInfo, with_head_dim
 from conversion.source.folder import FINGERPRINT_BYTES, SINGLE
 
 
@@ -42,7 +42,8 @@ class GgufCheckpoint(SourceCheckpoint):
                 "convert from the model's Hugging Face folder"
             )
         self._names = known[architecture]
-        self.config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        self.config = with_head_dim(config)
         self._stored = {self._rename(t.name): t for t in self._reader.tensors}
         self.tensors = {
             name: TensorInfo(tuple(int(n) for n in reversed(t.shape)), torch.float32, SINGLE)

@@ -1,0 +1,56 @@
+"""Attention that a latent cache cannot serve exactly, whatever the family."""
+
+from typing import Any
+
+# These frequencies do not change with the length of the input, so they can be stored.
+STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
+
+
+def changes_with_length(config: Any) -> str | None:
+    """Say why a config's attention cannot be converted; ``None`` if it can.
+
+    Args:
+        config: a source's, of any family.
+    """
+    return (
+        rope_reason(config.rope_parameters or {})
+        or window_reason(config)
+        or _reason_of_keys(config)
+    )
+
+
+def rope_reason(parameters: dict[str, Any]) -> str | None:
+    """Say why rotary frequencies cannot be stored; ``None`` if they can.
+
+    Args:
+        parameters: ``rope_parameters`` of a config, one set for all layers.
+    """
+    kind = parameters.get("rope_type", "default")
+    if kind not in STATIC_ROPE_TYPES:
+        return f"rope_type {kind!r} changes with the input's length"
+    return None
+
+
+def window_reason(config: Any) -> str | None:
+    """Say which layers do not attend to everything before; ``None`` if all do.
+
+    A window as long as the longest context hides nothing.
+    """
+    window = getattr(config, "sliding_window", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    kinds = getattr(config, "layer_types", None)
+    others = sorted({kind for kind in kinds or () if kind != "full_attention"})
+    if others and others != ["sliding_attention"]:
+        return f"layers of {', '.join(others)} (layer_types) are not softmax attention"
+    unused = not getattr(config, "use_sliding_window", True)
+    slides = bool(others) if kinds is not None else window is not None and not unused
+    if slides and (window is None or longest is None or window < longest):
+        return f"its attention slides over a window of {window} tokens (sliding_window)"
+    return None
+
+
+def _reason_of_keys(config: Any) -> str | None:
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "clip_qkv"):
+        if getattr(config, key, None) is not None:
+            return f"{key} {getattr(config, key)} is not linear, and not served"
+    return None
