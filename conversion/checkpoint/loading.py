@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from conversion.errors import SourceError, first_line
+from conversion.errors import first_line
 from conversion.families import FAMILIES
 from conversion.source import SourceCheckpoint, open_source
 from vllm_mha2mla.errors import CheckpointError, MHA2MLAError
@@ -57,10 +57,13 @@ def source_model(checkpoint: SourceCheckpoint, dtype: torch.dtype) -> Any:
     """The whole source as a transformers model."""
     with torch.device("meta"):
         model = checkpoint.family.causal_lm(checkpoint.config)
-    state = {name: checkpoint.tensor(name).to(dtype) for name in checkpoint.tensors}
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    if unexpected or set(missing) - {checkpoint.family.head}:
-        raise SourceError(f"{checkpoint.name}: weights do not fit the config; download it again")
+    head = checkpoint.family.head
+    state = {
+        name: checkpoint.of_model(name, tuple(tensor.shape), dtype)
+        for name, tensor in model.state_dict().items()
+        if name != head or head in checkpoint.tensors
+    }
+    model.load_state_dict(state, strict=False, assign=True)
     # Buffers were made on the meta device: computed again, never stored.
     checkpoint.family.set_rotary(model, checkpoint.family.rotary_embedding(checkpoint.config))
     model.tie_weights()

@@ -13,6 +13,7 @@ from conversion.families.attention import (
     attention_weights,
     separate_projections,
 )
+from conversion.families.experts import ExpertNames, Part
 from conversion.families.limits import changes_with_length
 
 
@@ -92,6 +93,7 @@ class Family:
         residual_factor: by which the attention's output is multiplied before it is added to the
             stream, from the source's config; ``None`` where a norm stands between the two.
         logits_factor: of the head's products, from the source's config.
+        experts: names of a mixture's tensors; ``None`` for a family without experts.
         gguf: names in GGUF files; ``None``: its GGUF files are not read.
     """
 
@@ -109,6 +111,7 @@ class Family:
     embedding_factor: Callable[[Any], float] = lambda config: 1.0
     residual_factor: Callable[[Any], float | None] = lambda config: 1.0
     logits_factor: Callable[[Any], float] = lambda config: 1.0
+    experts: ExpertNames | None = None
     gguf: GgufNames | None = None
 
     def attention_weights(self, attention: Any, config: Any, rotary: Any) -> AttentionWeights:
@@ -121,6 +124,12 @@ class Family:
         if self.qk_norm:
             return int(2 * config.num_key_value_heads * config.head_dim)
         return int(config.hidden_size)
+
+    def stored_parts(self, name: str, shape: tuple[int, ...]) -> list[Part]:
+        """The stored tensors of which a tensor of the model consists (``experts``)."""
+        if self.experts is None:
+            return [(name, shape, ())]
+        return self.experts.stored_parts(name, shape)
 
     @property
     def embedding(self) -> str:

@@ -9,7 +9,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from conversion.errors import SourceError
 from conversion.families import family_of
 from conversion.healing.launch import world_size
 from conversion.source import SourceCheckpoint
@@ -57,13 +56,8 @@ def _load_weights(
     for name, parameter in module.named_parameters():
         if not parameter.is_meta:
             continue
-        tensor = checkpoint.tensor(prefix + name)
-        if tensor.shape != parameter.shape:
-            raise SourceError(
-                f"{checkpoint.name}: {prefix}{name} does not fit the config; download the model "
-                "again"
-            )
-        weights[name] = tensor.to(device, parameter.dtype)
+        shape = tuple(parameter.shape)
+        weights[name] = checkpoint.of_model(prefix + name, shape, parameter.dtype).to(device)
     module.load_state_dict(weights, strict=False, assign=True)
 
 

@@ -124,15 +124,47 @@ class SourceCheckpoint(ABC):
         for start in range(0, info.shape[0], step):
             yield self.tensor(name, slice(start, start + step), device)
 
+    def of_model(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU
+    ) -> Tensor:
+        """One tensor of the family's transformers model, put together from what is stored.
+
+        Args:
+            name: in the model.
+            shape: in the model.
+            dtype: of the result.
+            device: of the result.
+
+        Raises:
+            SourceError: it is missing, not finite, or of another shape.
+        """
+        parts = self.family.stored_parts(name, shape)
+        whole = None
+        for stored, stored_shape, place in parts:
+            tensor = self.tensor(stored, device=device)
+            if tensor.shape != stored_shape:
+                raise SourceError(
+                    f"{self.name}: {stored} has shape {list(tensor.shape)}, config.json promises "
+                    f"{list(stored_shape)}; the two do not belong together"
+                )
+            if not place:
+                return tensor.to(dtype)
+            if whole is None:
+                whole = torch.empty(shape, dtype=dtype, device=device)
+            whole[place] = tensor.to(dtype)
+        assert whole is not None
+        return whole
+
     def layer(
         self, index: int, dtype: torch.dtype, device: torch.device = CPU
     ) -> dict[str, Tensor]:
-        """All tensors of one decoder layer, named relative to it."""
+        """All tensors of one decoder layer of the family's model, named relative to it."""
         prefix = self.family.layer_prefix(index)
+        with torch.device("meta"):
+            layer = self.family.decoder_layer(self.config, index)
         return {
-            name.removeprefix(prefix): self.tensor(name, device=device).to(dtype)
-            for name in self.tensors
-            if name.startswith(prefix)
+            name: self.of_model(prefix + name, tuple(tensor.shape), dtype, device)
+            for name, tensor in layer.state_dict().items()
         }
 
     def check_tensors(self) -> None:
@@ -144,7 +176,11 @@ class SourceCheckpoint(ABC):
         with torch.device("meta"):
             model = self.family.causal_lm(self.config)
         head = self.family.head
-        expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        expected = {
+            stored: shape
+            for name, t in model.state_dict().items()
+            for stored, shape, _ in self.family.stored_parts(name, tuple(t.shape))
+        }
         missing = [n for n in expected if n not in self.tensors and n != head]
         if head not in self.tensors and not self.config.tie_word_embeddings:
             missing.append(head)
