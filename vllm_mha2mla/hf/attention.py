@@ -8,9 +8,10 @@ and their absorbed form, section 2.1.2):
 
 so the cache holds ``[c ; k_rope]`` and nothing else. ``W_UK`` and ``W_UV`` are stored once for all
 query heads of a KV head of the source (``kv_b_proj_groups``). With ``q_lora_rank``, queries come
-from a latent of their own (eqs. 37-38). Where this deviates from DeepSeek: no norm on the latents,
-a bias on ``o_proj`` (the centred values' mean), and rotary frequencies stored with the weights,
-because partial RoPE keeps a different set in every layer.
+from a latent of their own (eqs. 37-38); where the source norms queries and keys, see
+``normed_inputs``. Where this deviates from DeepSeek: no norm on the latents, a bias on ``o_proj``
+(the centred values' mean), and rotary frequencies stored with the weights, because partial RoPE
+keeps a different set in every layer.
 
 Where rows are coded (``vllm_mha2mla.coding``), the projection gives ``[z ; u]``, centred, and the
 cache holds what becomes of it, ``[z^ ; u^ + R_n m]``, with ``m`` the mean of the rotary columns.
@@ -27,6 +28,7 @@ from vllm_mha2mla.coding.rounding import rounded
 from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths, up_projection_groups
 from vllm_mha2mla.hf.eager import eager_attention
+from vllm_mha2mla.hf.normed_inputs import add_normed_inputs, normed_inputs
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 
@@ -58,16 +60,14 @@ class LatentAttention(nn.Module):
         self.num_key_value_groups = self.num_heads
 
         hidden = config.hidden_size
-        bias = config.attention_bias
-        queries = self.num_heads * (self.nope + self.rope)
-        self.q_rank: int | None = config.q_lora_rank
-        if self.q_rank is None:
-            self.q_proj = nn.Linear(hidden, queries, bias=bias)
-        else:
-            self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=False)
-            self.q_b_proj = nn.Linear(self.q_rank, queries, bias=bias)
         self.code = code
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, widths.width, bias=bias or code is not None)
+        self.q_rank: int | None = config.q_lora_rank
+        norms = config.query_key_norms()
+        self.normed = norms is not None
+        if norms is not None:
+            add_normed_inputs(self, config, widths, norms, bias=code is not None)
+        else:
+            self._add_inputs(hidden, widths, config.attention_bias)
         self.groups = up_projection_groups(config)
         self.kv_b_proj = nn.Linear(self.rank, self.groups * (self.nope + self.v), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v, hidden, bias=True)
@@ -81,6 +81,16 @@ class LatentAttention(nn.Module):
             self.first_row = nn.Parameter(
                 torch.zeros(widths.width, dtype=torch.float32), requires_grad=False
             )
+
+    def _add_inputs(self, hidden: int, widths: LatentWidths, bias: bool) -> None:
+        queries = self.num_heads * (self.nope + self.rope)
+        if self.q_rank is None:
+            self.q_proj = nn.Linear(hidden, queries, bias=bias)
+        else:
+            self.q_a_proj = nn.Linear(hidden, self.q_rank, bias=False)
+            self.q_b_proj = nn.Linear(self.q_rank, queries, bias=bias)
+        bias = bias or self.code is not None
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, widths.width, bias=bias)
 
     def forward(
         self,
@@ -115,9 +125,10 @@ class LatentAttention(nn.Module):
         """
         batch, tokens, _ = hidden_states.shape
         position_ids: Tensor = kwargs["position_ids"]
-        q = self._query(hidden_states).view(batch, tokens, self.num_heads, self.nope + self.rope)
+        q, rows = self.inputs(hidden_states)
+        q = q.view(batch, tokens, self.num_heads, self.nope + self.rope)
         q_nope, q_rope = q.split((self.nope, self.rope), dim=-1)  # [batch, tokens, heads, *]
-        c, k_rope = self.kv_a_proj_with_mqa(hidden_states).split((self.rank, self.rope), dim=-1)
+        c, k_rope = rows.split((self.rank, self.rope), dim=-1)
 
         cos, sin = rotary_angles(position_ids, self.rope_inv_freq.float())
         q_rope = apply_rotary(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
@@ -165,9 +176,19 @@ class LatentAttention(nn.Module):
         mean = apply_rotary(self.rotary_mean.float(), cos, sin)  # [batch, tokens, rope]
         return c, k_rope + mean.to(k_rope.dtype)
 
-    def _query(self, hidden_states: Tensor) -> Tensor:
+    def inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of every head and the rows to cache, neither turned nor coded.
+
+        Args:
+            hidden_states: normed input  # [batch, tokens, hidden]
+
+        Returns:
+            # [batch, tokens, heads * (nope + rope)], [batch, tokens, rank + rope]
+        """
+        if self.normed:
+            return normed_inputs(self, hidden_states)
         if self.q_rank is None:
-            query: Tensor = self.q_proj(hidden_states)
+            query = self.q_proj(hidden_states)
         else:
             query = self.q_b_proj(self.q_a_proj(hidden_states))
-        return query  # [batch, tokens, heads * (nope + rope)]
+        return query, self.kv_a_proj_with_mqa(hidden_states)
