@@ -1,6 +1,6 @@
 """The converter's knowledge of a family of decoder models: classes, names and limits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from conversion.families.attention import (
     separate_projections,
 )
 from conversion.families.experts import ExpertNames, Part
+from conversion.families.gguf_names import GgufNames
 from conversion.families.limits import changes_with_length
 
 
@@ -38,24 +39,6 @@ class ModuleNames:
     layers: str
     attention: str
     mlp: str
-
-
-@dataclass(frozen=True)
-class GgufNames:
-    """The names of a family's tensors in GGUF files.
-
-    Attributes:
-        architecture: ``general.architecture`` of the files.
-        model: GGUF module -> transformers module, for those outside the layers.
-        layer: the same within a layer.
-        interleaved: transformers modules within a layer whose rows llama.cpp reorders, so that
-            rotary pairs are neighbours, with the config key of their number of heads.
-    """
-
-    architecture: str
-    model: Mapping[str, str]
-    layer: Mapping[str, str]
-    interleaved: Mapping[str, str]
 
 
 LIKE_LLAMA = ModuleNames(
