@@ -69,12 +69,36 @@ class Tiny:
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+FULL = {"layer_types": ["full_attention"] * 2}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 1.5,
+    "residual_multiplier": 0.8,
+    "logits_scaling": 3.0,
+}
 FAMILIES = {
     tiny.name: tiny
     for tiny in (
         Tiny("Llama"),
         Tiny("Qwen2"),
+        Tiny("Mistral", {"sliding_window": None, "head_dim": 24}),
+        Tiny("Ministral", FULL | {"head_dim": 16}),
         Tiny("Qwen3", {"head_dim": 16, "attention_bias": True}),
+        Tiny("Phi3", {"partial_rotary_factor": 0.5, "sliding_window": None}),
+        Tiny("Granite", GRANITE | {"attention_bias": True}),
+        Tiny("Olmo2"),
+        Tiny("SmolLM3", {"no_rope_layers": [1, 0]}),
+        Tiny("Gemma", {"head_dim": 24}),
+        Tiny("Olmo3", FULL | {"rope_parameters": {"full_attention": YARN}}),
+        Tiny("Mixtral", {"num_local_experts": 4}),
         Tiny("Qwen3Moe", {"head_dim": 16, "moe_intermediate_size": 32} | EXPERTS),
+        Tiny("Olmoe", EXPERTS),
+        Tiny("Cohere", {"use_qk_norm": True, "logit_scale": 0.4}, interleaved=True),
     )
 }
