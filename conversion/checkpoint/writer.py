@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conversion.checkpoint.shards import ShardWriter
-from conversion.source.folder import INDEX, SINGLE
+from conversion.source.weight_files import INDEX, SINGLE
 
 
 class CheckpointWriter:

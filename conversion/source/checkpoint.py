@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from conversion.errors import SourceError
+from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES, Family
 from conversion.source.kinds import check_convertible
 
@@ -31,6 +32,13 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: torch.dtype
     shard: str
+
+
+# What transformers raises for a config that describes no model.
+CONFIG_ERRORS = (
+    *(ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError),
+    *(OSError, StrictDataclassError),
+)
 
 
 def with_head_dim(config: Any) -> Any:
@@ -173,8 +181,20 @@ class SourceCheckpoint(ABC):
         Raises:
             SourceError: a tensor is missing, unexpected, or of another shape.
         """
-        with torch.device("meta"):
-            model = self.family.causal_lm(self.config)
+        # A model of as many layers as a damaged config says could take hours to build.
+        if self.config.num_hidden_layers > len(self.tensors):
+            raise SourceError(
+                f"{self.name}: {len(self.tensors)} tensors for {self.config.num_hidden_layers} "
+                "layers; the config and the weights do not belong together"
+            )
+        try:
+            with torch.device("meta"):
+                model = self.family.causal_lm(self.config)
+        except CONFIG_ERRORS as error:
+            raise SourceError(
+                f"{self.name}: its config describes no model ({first_line(error)}); download the "
+                "model again"
+            ) from error
         head = self.family.head
         expected = {
             stored: shape

@@ -1,49 +1,29 @@
 """Hugging Face folders with safetensors, single or sharded."""
 
 import hashlib
-import json
-import shutil
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from conversion.errors import SourceError, first_line
-from conversion.source.checkpoint import (
-    ALL_ROWS,
-    IGNORED_SUFFIXES,
-    SourceCheckpoint,
-    TensorInfo,
-    with_head_dim,
-)
-from conversion.source.kinds import check_has_config, no_safetensors
+from conversion.families import FAMILIES
+from conversion.source.assets import copy_assets
+from conversion.source.checkpoint import ALL_ROWS, CONFIG_ERRORS, SourceCheckpoint, with_head_dim
+from conversion.source.kinds import check_has_config
+from conversion.source.stored import StoredTensors
+from conversion.source.weight_files import weight_files
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-# Replaced by the converter's own, or weights in formats it does not write.
-NOT_CARRIED_OVER = {"config.json", "README.md", INDEX}
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx"}
+logger = logging.getLogger(__name__)
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # How much of each shard's head and tail goes into the fingerprint.
 FINGERPRINT_BYTES = 1 << 20
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+# Of every transformers model that the converter knows: the decoder within the language model.
+DECODER = "model."
 
 
 class FolderCheckpoint(SourceCheckpoint):
@@ -57,60 +37,41 @@ class FolderCheckpoint(SourceCheckpoint):
         self.folder = folder
         self.name = name or str(folder)
         self.config = read_config(folder, self.name)
-        self.tensors = {}
-        for shard in _shard_names(folder, self.name):
-            self.tensors.update(self._list_shard(shard))
-        self._check_index()
-
-    def _open(self, shard: str) -> Any:
-        try:
-            return safe_open(self.folder / shard, framework="pt")
-        except FileNotFoundError as error:
-            raise SourceError(
-                f"{self.name}: shard {shard} is missing; download the model again"
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise SourceError(
-                f"{self.name}: shard {shard} is truncated or not safetensors ({error}); "
-                "download the model again"
-            ) from error
-
-    def _list_shard(self, shard: str) -> dict[str, TensorInfo]:
-        file = self._open(shard)
-        found = {}
-        for key in file.keys():  # noqa: SIM118, not a dict
-            if key.endswith(IGNORED_SUFFIXES):
-                continue
-            part = file.get_slice(key)
-            dtype = DTYPES.get(part.get_dtype())
-            if dtype is None:
-                raise SourceError(
-                    f"{self.name}: {key} in {shard} is stored as {part.get_dtype()}; convert "
-                    "from the unquantised model"
-                )
-            found[key] = TensorInfo(tuple(part.get_shape()), dtype, shard)
-        return found
-
-    def _check_index(self) -> None:
-        if not (self.folder / INDEX).exists():
-            return
-        promised = json.loads((self.folder / INDEX).read_text("utf-8"))["weight_map"]
-        for key, shard in promised.items():
-            if key not in self.tensors and not key.endswith(IGNORED_SUFFIXES):
-                raise SourceError(
-                    f"{self.name}: {INDEX} promises {key} in {shard}, which does not hold it; "
-                    "download the model again"
-                )
+        files, promised = weight_files(folder, self.config, self.name)
+        # The converted model's weights have the usual names.
+        vars(self.config).pop("transformers_weights", None)
+        self._stored = StoredTensors(folder, files, promised, self.name)
+        self._keys = own_names(self._stored.infos, self._head())
+        self.tensors = {own: self._stored.infos[key] for own, key in self._keys.items()}
+        self._untie()
 
     def read(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
-        """One tensor, or some of its rows, from its shard.
+        """One tensor, or some of its rows, from its shard."""
+        return self._stored.read(self._keys[name], rows)
 
-        The shard is mapped anew for every tensor: a mapping that stayed would keep all that was
-        ever read of it resident.
+    def _head(self) -> str | None:
+        family = FAMILIES.get(self.config.model_type)
+        return family.head if family else None
+
+    def _untie(self) -> None:
+        """Believe a stored head that is not the embedding, as transformers does.
+
+        vLLM would take the embedding. Here the config says from now on that they are two.
         """
-        shard = self._open(self.tensors[name].shard)
-        tensor: Tensor = shard.get_tensor(name) if rows == ALL_ROWS else shard.get_slice(name)[rows]
-        return tensor
+        family = FAMILIES.get(self.config.model_type)
+        if family is None or not self.config.tie_word_embeddings:
+            return
+        head, embedding = self.tensors.get(family.head), self.tensors.get(family.embedding)
+        if head is None or embedding is None or head.shape != embedding.shape:
+            return
+        pairs = zip(self.pieces(family.head), self.pieces(family.embedding), strict=False)
+        if head.dtype != embedding.dtype or not all(torch.equal(one, two) for one, two in pairs):
+            logger.info(
+                "%s holds a head of its own, although config.json ties it to the embedding; it is "
+                "used, as transformers does",
+                self.name,
+            )
+            self.config.tie_word_embeddings = False
 
     def fingerprint(self) -> str:
         """SHA-256 over config, shard sizes, and the head and tail of every shard."""
@@ -139,12 +100,30 @@ class FolderCheckpoint(SourceCheckpoint):
         return tokenizer
 
     def write_assets(self, folder: Path) -> None:
-        """Copy every file but weights, config and README, byte for byte."""
-        for path in sorted(self.folder.iterdir()):
-            if path.name in NOT_CARRIED_OVER or path.name.startswith("."):
-                continue
-            if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
-                shutil.copyfile(path, folder / path.name)
+        """Copy every file that belongs to the model and is not made anew, byte for byte."""
+        copy_assets(self.folder, folder)
+
+
+def own_names(keys: Any, head: str | None) -> dict[str, str]:
+    """Stored names by those of the language model.
+
+    A decoder that was saved alone has names without ``model.``; one that was saved within something
+    else has it twice. transformers loads both.
+
+    Args:
+        keys: the stored names.
+        head: name of the language-model head; ``None`` for a family that nobody knows.
+    """
+    if head is None:
+        return {key: key for key in keys}
+    whole = any(key.startswith(DECODER) for key in keys)
+
+    def own(key: str) -> str:
+        if key.startswith(DECODER * 2) or key == DECODER + head:
+            return key.removeprefix(DECODER)
+        return key if whole or key == head else DECODER + key
+
+    return {own(key): key for key in keys}
 
 
 def read_config(folder: Path, name: str) -> Any:
@@ -156,26 +135,8 @@ def read_config(folder: Path, name: str) -> Any:
     check_has_config(folder, name)
     try:
         return with_head_dim(AutoConfig.from_pretrained(folder))
-    except (ValueError, OSError, KeyError) as error:
+    except CONFIG_ERRORS as error:
         raise SourceError(
             f"{name}: config.json cannot be read ({first_line(error)}); give a decoder model "
             "that this transformers release knows"
         ) from error
-
-
-def _shard_names(folder: Path, name: str) -> list[str]:
-    if (folder / INDEX).is_file():
-        try:
-            weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-            shards = sorted(set(weight_map.values()))
-            # Outputs have shards of the same names: a path would be written wherever it leads.
-            if any(Path(shard).name != shard for shard in shards):
-                raise ValueError("a shard's name is a path")
-            return shards
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise SourceError(
-                f"{name}: {INDEX} is not a safetensors index; download the model again"
-            ) from error
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
-    raise no_safetensors(folder, name, f"{SINGLE} nor {INDEX}")

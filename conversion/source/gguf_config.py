@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from conversion.errors import SourceError, first_line
 from conversion.families import Family
+from conversion.source.checkpoint import CONFIG_ERRORS
 from conversion.source.gguf_rope import rope_parameters
 
 # Metadata, without the architecture -> config key.
@@ -73,7 +74,7 @@ def gguf_config(
         config = AutoConfig.for_model(family.model_type, **values)
     except KeyError as error:
         raise _refusal(name, f"{prefix}{error.args[0]} is missing") from error
-    except (ValueError, TypeError) as error:
+    except CONFIG_ERRORS as error:
         raise _refusal(name, first_line(error)) from error
     config.vocab_size = shapes.get(family.embedding, (0,))[0]
     # GGUF files leave the head out when it is the embedding.

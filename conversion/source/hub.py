@@ -1,6 +1,5 @@
 """Models of the Hugging Face hub: downloaded into its cache, without what the converter ignores."""
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -10,14 +9,15 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from conversion.errors import SourceError, first_line
-from conversion.source.folder import INDEX, SINGLE
+from conversion.source.assets import TEMPLATES
+from conversion.source.weight_files import INDEX, SINGLE, read_index
 
 logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Everything that is no weights: config, tokenizer, chat template, licence.
 ASSETS = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*"]
-# Folders of a repository hold the same model in other formats.
+# Other folders of a repository hold the same model in other formats.
 IGNORED = ["*/*", "pytorch_model*", "tf_model*", "flax_model*"]
 # Seconds until the hub must have answered. Without a limit, a lost connection takes minutes.
 TIMEOUT = 10
@@ -42,7 +42,8 @@ def hub_folder(name: str, check: Callable[[Path], None]) -> Path:
     unreachable = _why_unreachable(name)
     folder = _snapshot(name, unreachable, ASSETS)
     check(folder)
-    return _snapshot(name, unreachable, [*ASSETS, *_shards(folder)])
+    _snapshot(name, unreachable, [f"{TEMPLATES}/*.jinja"], ignored=[])
+    return _snapshot(name, unreachable, [*ASSETS, *_shards(folder, name)])
 
 
 def _why_unreachable(name: str) -> str | None:
@@ -58,12 +59,14 @@ def _why_unreachable(name: str) -> str | None:
     return None
 
 
-def _snapshot(name: str, unreachable: str | None, files: list[str]) -> Path:
+def _snapshot(
+    name: str, unreachable: str | None, files: list[str], ignored: list[str] = IGNORED
+) -> Path:
     try:
         folder = snapshot_download(
             name,
             allow_patterns=files,
-            ignore_patterns=IGNORED,
+            ignore_patterns=ignored,
             local_files_only=unreachable is not None,
             etag_timeout=TIMEOUT,
         )
@@ -80,13 +83,14 @@ def _snapshot(name: str, unreachable: str | None, files: list[str]) -> Path:
     return Path(folder)
 
 
-def _shards(folder: Path) -> list[str]:
+def _shards(folder: Path, name: str) -> list[str]:
     """The names of the weight files that a model's index names."""
     if not (folder / INDEX).is_file():
         return [SINGLE]
     try:
-        return sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
+        # Where there is one file beside them, opening the folder refuses both.
+        return [SINGLE, *sorted(set(read_index(folder / INDEX, name).values()))]
+    except SourceError:
         # Opening the folder says what is wrong with the index.
         return []
 

@@ -1,6 +1,7 @@
 """Folders that hold something else than a model to convert, and what to do with each."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,21 @@ def check_has_config(folder: Path, name: str) -> None:
     Raises:
         SourceError: an adapter, a folder of GGUF files, or no model at all.
     """
-    if (folder / "config.json").is_file():
-        return
+    whole = (folder / "config.json").is_file()
     if (folder / ADAPTER).is_file():
-        raise SourceError(
-            f"{name}: an adapter{_base(folder / ADAPTER)}, not a whole model; merge it first: "
-            f'python -c "from peft import AutoPeftModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('merged')\""
+        merging = (
+            "from peft import AutoPeftModelForCausalLM as M; "
+            f"M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
         )
+        what = "a model with an adapter beside it" if whole else "an adapter"
+        rest = ", which transformers would load too" if whole else ", not a whole model"
+        or_move = f"move {ADAPTER} away, or " if whole else ""
+        raise SourceError(
+            f"{name}: {what}{_base(folder / ADAPTER)}{rest}; {or_move}merge it first: "
+            f"python -c {shlex.quote(merging)}"
+        )
+    if whole:
+        return
     gguf = sorted(folder.glob("*.gguf"))
     if gguf:
         raise SourceError(f"{name}: no config.json; give the GGUF file itself: {gguf[0]}")
@@ -64,11 +72,15 @@ def no_safetensors(folder: Path, name: str, wanted: str) -> SourceError:
     if not any((folder / weights).is_file() for weights in TORCH_WEIGHTS):
         return SourceError(f"{name}: neither {wanted} found; only safetensors weights are read")
     made = f"{folder.name}-safetensors"
+    there = str(folder)
+    saving = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained({there!r}).save_pretrained({made!r}); "
+        f"T.from_pretrained({there!r}).save_pretrained({made!r})"
+    )
     return SourceError(
         f"{name}: only PyTorch .bin weights, which are not read; make safetensors of them, then "
-        f'convert {made}: python -c "from transformers import AutoModelForCausalLM as M, '
-        f"AutoTokenizer as T; M.from_pretrained('{folder}').save_pretrained('{made}'); "
-        f"T.from_pretrained('{folder}').save_pretrained('{made}')\""
+        f"convert {made}: python -c {shlex.quote(saving)}"
     )
 
 

@@ -46,6 +46,8 @@ def test_a_hub_model_is_downloaded_without_what_is_not_read(hub):
     (repository / "pytorch_model-00001-of-00001.bin").write_bytes(b"pickle")
     (repository / "pytorch_model.bin.index.json").write_text("{}")
     (repository / "consolidated.safetensors").write_bytes(b"the same once more")
+    (repository / "additional_chat_templates").mkdir()
+    (repository / "additional_chat_templates/rag.jinja").write_text("x")
     (repository / "original").mkdir()
     (repository / "original/params.json").write_text("{}")
     source = open_source(NAME)
@@ -57,6 +59,7 @@ def test_a_hub_model_is_downloaded_without_what_is_not_read(hub):
     }
     assert len(wanted) > 1
     assert hub.downloaded() == wanted | {
+        "additional_chat_templates/rag.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors.index.json",

@@ -75,7 +75,17 @@ def test_an_adapter(folder):
     assert "merge_and_unload" in line
 
 
-def test_torch_weights_become_safetensors_by_the_command_of_the_message(folder):
+def test_an_adapter_beside_a_model(folder):
+    adapter = {"base_model_name_or_path": "some-org/base", "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    line = refused(folder)
+    assert "a model with an adapter beside it of some-org/base" in line
+    assert "move adapter_config.json away, or merge it" in line
+
+
+@pytest.mark.parametrize("place", ["model", "it's my [bold] $model"])
+def test_torch_weights_become_safetensors_by_the_command_of_the_message(tmp_path, place):
+    folder = save_tiny(tmp_path / place)
     tensors = load_file(folder / "model.safetensors")
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -83,7 +93,7 @@ def test_torch_weights_become_safetensors_by_the_command_of_the_message(folder):
     assert "only PyTorch .bin weights" in line
     command = shlex.split(line[line.index("python -c") :])
     subprocess.run([sys.executable, *command[1:]], cwd=folder.parent, check=True, timeout=300)
-    source = open_source(str(folder.parent / "model-safetensors"))
+    source = open_source(str(folder.parent / f"{place}-safetensors"))
     for name, tensor in tensors.items():
         assert torch.equal(source.tensor(name), tensor)
     assert source.tokenizer().get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()

@@ -1,0 +1,27 @@
+"""The files beside the weights: everything that belongs to the model and is not made anew."""
+
+import shutil
+from pathlib import Path
+
+from conversion.source.weight_files import INDEX
+
+# Replaced by the converter's own, or weights in formats it does not write.
+NOT_CARRIED_OVER = {"config.json", "README.md", INDEX}
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx"}
+# Other weights of the same model have indexes too.
+INDEX_ENDING = ".index.json"
+# transformers reads a tokenizer's templates but the first from here.
+TEMPLATES = "additional_chat_templates"
+
+
+def copy_assets(source: Path, target: Path) -> None:
+    """Copy every file but weights, config and README, and the chat templates, byte for byte."""
+    for path in sorted(source.iterdir()):
+        if path.name in NOT_CARRIED_OVER or path.name.startswith("."):
+            continue
+        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(INDEX_ENDING)
+        if path.is_file() and not weights:
+            shutil.copyfile(path, target / path.name)
+    for path in sorted((source / TEMPLATES).glob("*.jinja")):
+        (target / TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(path, target / TEMPLATES / path.name)
