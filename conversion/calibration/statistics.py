@@ -47,17 +47,17 @@ class LayerStatistics:
         query_norm: ``E|u[h, f]|`` over tokens  # [heads, d/2]
         key_norm: ``E|z[g, f]|`` over tokens  # [kv_heads, d/2]
         rho: mean rotation ``E[exp(i theta_f D)]`` over each head's attention  # [heads, d/2]
-        input_mean: mean of the layer's normed input, weighted by attention received  # [hidden]
-        input_covariance: its covariance under the same weights  # [hidden, hidden]
-        token_moment: ``E[x x^T]`` of that input over tokens, not centred  # [hidden, hidden]
+        input_mean: mean of the attention's inputs, weighted by attention received  # [inputs]
+        input_covariance: their covariance under the same weights  # [inputs, inputs]
+        token_moment: ``E[x x^T]`` of the inputs over tokens, not centred  # [inputs, inputs]
         gamma: value variance each head's output sees, ``E sum_n a ||W_O (v_n - o)||^2``  # [heads]
         gradient_moment: ``E g g^T`` over tokens, ``g`` the gradient of ``sum_m r_m . o_m`` for
             standard normal ``r``: for unrotated keys of every query head, then for values of every
             KV head (``calibration.probes``); float32
             # [(heads + kv_heads) * d, (heads + kv_heads) * d]
         distance: ``E a[m, m - D]``, the attention of each distance  # [heads, tokens]
-        token_mean: mean of the normed input over tokens  # [hidden]
-        first_inputs: the normed input of each window's first token, float32  # [windows, hidden]
+        token_mean: mean of the inputs over tokens  # [inputs]
+        first_inputs: the inputs of each window's first token, float32  # [windows, inputs]
         rotated: keys as queries see them; ``None`` with so many KV heads that they would be larger
             than the layer.
     """
@@ -84,10 +84,10 @@ class LayerStatistics:
         return sum(x.nbytes for x in (*own, *rotated))
 
     def of_later_tokens(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of the normed input over tokens, each window's first one aside.
+        """Mean and covariance of the inputs over tokens, each window's first one aside.
 
         Returns:
-            # [hidden], [hidden, hidden]
+            # [inputs], [inputs, inputs]
         """
         first = self.first_inputs.double()
         windows, tokens = len(first), self.distance.shape[1]
@@ -116,8 +116,8 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
 
     Args:
         weights: the layer's attention.
-        inputs: its normed input, at least one window, all as long as the first; taken one after
-            the other, so that a generator needs memory for one  # each [tokens, hidden]
+        inputs: what its maps act on, at least one window, all as long as the first; taken one after
+            the other, so that a generator needs memory for one  # each [tokens, inputs]
     """
     remaining = iter(inputs)
     first = next(remaining)
@@ -141,7 +141,7 @@ class StatisticsSum:
 
     def __init__(self, weights: AttentionWeights, tokens: int) -> None:
         self._weights, self._tokens, self._windows, self._probed = weights, tokens, 0, 0
-        heads, d, hidden = weights.query.shape
+        heads, d, inputs = weights.query.shape
         kv_heads = weights.key.shape[0]
         device = weights.query.device
 
@@ -151,14 +151,14 @@ class StatisticsSum:
         self._query_moment = zeros(heads, d, d)
         self._query_norm, self._key_norm = zeros(heads, d // 2), zeros(kv_heads, d // 2)
         self._rho = zeros(heads, d // 2, dtype=torch.complex128)
-        self._first, self._second = zeros(hidden), zeros(hidden, hidden)
-        self._token_mean, self._token_moment = zeros(hidden), zeros(hidden, hidden)
+        self._first, self._second = zeros(inputs), zeros(inputs, inputs)
+        self._token_mean, self._token_moment = zeros(inputs), zeros(inputs, inputs)
         self._gamma, self._distance = zeros(heads), zeros(heads, tokens)
         self._first_inputs: list[Tensor] = []
         both = (heads + kv_heads) * d
         self._gradient_moment = zeros(both, both, dtype=torch.float32)
         self._generator = torch.Generator().manual_seed(PROBE_SEED)
-        small = are_small(heads, kv_heads, d, hidden)
+        small = are_small(heads, kv_heads, d, inputs)
         self._rotated = RotatedKeysSum(heads, kv_heads, d, device) if small else None
         angles = torch.arange(tokens, device=device)[:, None] * weights.inv_freq  # [tokens, d/2]
         self._cos, self._sin = angles.cos(), angles.sin()
@@ -167,7 +167,7 @@ class StatisticsSum:
         self._output_gram = weights.output.transpose(1, 2) @ weights.output
 
     def add(self, window: Tensor) -> None:
-        """Count one window  # [tokens, hidden]"""
+        """Count one window  # [tokens, inputs]"""
         weights, tokens = self._weights, self._tokens
         heads, kv_heads = len(weights.query), len(weights.key)
         x = window.float()
@@ -180,7 +180,8 @@ class StatisticsSum:
         k_rotated = apply_rotary(k, self._cos, self._sin)
         probe = None
         if self._windows % EVERY == 0:
-            probe = torch.randn(x.shape, generator=self._generator).to(x)
+            shape = len(x), self._weights.output.shape[1]
+            probe = torch.randn(shape, generator=self._generator).to(x)  # [tokens, hidden]
         self._windows += 1
         keys = None
         if probe is not None and self._rotated is not None:

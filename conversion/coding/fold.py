@@ -44,7 +44,7 @@ def folded(
         statistics: of its rows  # [rank + rope]
         code: of its rows.
         heads: query heads.
-        first: the layer's normed input at tokens that begin a text, their mean  # [hidden]
+        first: the inputs of the maps at tokens that begin a text, their mean  # [inputs]
 
     Returns:
         the tensors, float32, with a bias of the down-projection, ``rotary_mean  # [rope]`` and
@@ -60,7 +60,7 @@ def folded(
     F = (_gains(code.rotary_units[0], mean.device) * variance.rsqrt()).repeat(2)  # [rope]
     columns = torch.cat((order, order + rope // 2))  # P  # [rope]
 
-    down = tensors[f"{DOWN}.weight"].double()  # [rank + rope, hidden]
+    down = tensors[f"{DOWN}.weight"].double()  # [rank + rope, inputs]
     bias = tensors.get(f"{DOWN}.bias", down.new_zeros(())).double() - mean  # [rank + rope]
     up = tensors[f"{UP}.weight"].double()  # [kv_heads * (nope + v), rank]
     down = torch.cat((to_basis @ down[:rank], F[:, None] * down[rank:][columns]))

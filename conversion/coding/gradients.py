@@ -47,7 +47,7 @@ def key_value_gradients(
 
     Args:
         weights: the layer's attention.
-        inputs: its normed input on some texts  # each [tokens, hidden]
+        inputs: what its maps act on, of some texts  # each [tokens, inputs]
         gradients: of every text, ``dL`` at the attention's output for each set of labels
             # each [tokens, hidden]
     """

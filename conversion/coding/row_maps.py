@@ -20,7 +20,7 @@ class RowMaps:
     (P_h q_h) . R(n - m) u`` with the original's queries ``q_h``.
 
     Attributes:
-        down: # [rank + rope, hidden]
+        down: # [rank + rope, inputs]
         bias: ``None``: there is none  # [rank + rope]
         up: ``W_UK`` and ``W_UV`` of every KV head  # [kv_heads, 2 * d, rank]
         query_nope: ``N``  # [heads, d, d]
@@ -58,8 +58,8 @@ class RowMaps:
 
         Args:
             metric: of rows  # [rank + rope, rank + rope]
-            mean: of the layer's normed input  # [hidden]
-            covariance: of the same  # [hidden, hidden]
+            mean: of the inputs of the attention's maps  # [inputs]
+            covariance: of the same  # [inputs, inputs]
         """
         rope = self.query_rope.shape[1]
         return row_statistics(self.down, self.bias, rope, metric, mean, covariance)
@@ -71,13 +71,13 @@ def row_statistics(
     """The statistics of the rows ``W x + b``.
 
     Args:
-        down: ``W``  # [rank + rope, hidden]
+        down: ``W``  # [rank + rope, inputs]
         bias: ``b``; ``None``: there is none  # [rank + rope]
         rope: rotary columns, the last of a row.
         metric: of rows at least as wide, whose further latent columns are left out
             # [more + rope, more + rope]
-        mean: of ``x``, float64  # [hidden]
-        covariance: of the same  # [hidden, hidden]
+        mean: of ``x``, float64  # [inputs]
+        covariance: of the same  # [inputs, inputs]
     """
     W = down.double()
     mu = W @ mean if bias is None else W @ mean + bias.double()

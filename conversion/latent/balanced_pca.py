@@ -26,7 +26,7 @@ def balanced_pca(target: LatentTarget, rank: int) -> LatentFactors:
     ``layers.assemble`` accounts for them exactly.
     """
     alpha = balance(target)
-    W = torch.cat((target.key / alpha, target.value))  # [2 * kv_heads * d, hidden]
+    W = torch.cat((target.key / alpha, target.value))  # [2 * kv_heads * d, inputs]
     _, vectors = torch.linalg.eigh(W @ target.token_moment @ W.T)
     R = vectors[:, -rank:].flip(-1)
     key_up, value_up = R.chunk(2)

@@ -27,7 +27,7 @@ def calibrated(target: LatentTarget, rank: int) -> LatentFactors:
     the eigenvectors ``U_R`` of the smaller ``R C R^T``; the other eigenvalues are zero.
     """
     L = cholesky(target.metric, METRIC_FLOOR)
-    weighted = L.T @ torch.cat((target.key, target.value))  # L^T W  # [2 * kv_heads * d, hidden]
+    weighted = L.T @ torch.cat((target.key, target.value))  # L^T W  # [2 * kv_heads * d, inputs]
     U = _principal(weighted, with_floor(target.covariance, COVARIANCE_FLOOR), rank)
     up = torch.linalg.solve_triangular(L.T, U, upper=True)
     key_up, value_up = up.chunk(2)

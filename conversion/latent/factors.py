@@ -16,13 +16,13 @@ class LatentTarget:
     """The maps to approximate together, both from the layer's input; float64.
 
     Attributes:
-        key: keys left without rotation, all KV heads  # [kv_heads * d, hidden]
-        value: values, all KV heads  # [kv_heads * d, hidden]
+        key: keys left without rotation, all KV heads  # [kv_heads * d, inputs]
+        value: values, all KV heads  # [kv_heads * d, inputs]
         metric: ``M``, the cost of errors of keys and values together
             # [2 * kv_heads * d, 2 * kv_heads * d]
-        covariance: of the layer's input, weighted by attention received  # [hidden, hidden]
+        covariance: of the layer's input, weighted by attention received  # [inputs, inputs]
         token_moment: ``E[x x^T]`` of the layer's input, uncentred, every token alike; the
-            published methods use it  # [hidden, hidden]
+            published methods use it  # [inputs, inputs]
     """
 
     key: Tensor
@@ -37,7 +37,7 @@ class LatentFactors:
     """``key ~ key_up @ down`` and ``value ~ value_up @ down``; float64.
 
     Attributes:
-        down: input to latent  # [rank, hidden]
+        down: input to latent  # [rank, inputs]
         key_up: latent to keys  # [kv_heads * d, rank]
         value_up: latent to values  # [kv_heads * d, rank]
         centred: whether the values' mean error leaves through the output bias.

@@ -34,7 +34,8 @@ def assemble(
         factors: the low-rank maps of the rest.
         bias: whether the source's query and key projections have biases.
     """
-    heads, d, hidden = weights.query.shape
+    heads, d, inputs = weights.query.shape
+    hidden = weights.output.shape[1]
     kv_heads = weights.key.shape[0]
     key = weights.key.double().flatten(0, 1)
     query_map = torch.cat((selection.query_nope, selection.query_rope), dim=1)
@@ -43,7 +44,7 @@ def assemble(
     )  # [kv_heads, nope + v, rank]
 
     # The largest tensor of a converted layer: in float64 for some heads at a time only.
-    query = weights.query.new_empty(heads, query_map.shape[1], hidden)
+    query = weights.query.new_empty(heads, query_map.shape[1], inputs)
     for h in head_groups(heads, query.device):
         query[h] = (query_map[h] @ weights.query[h].double()).float()
 
@@ -56,7 +57,7 @@ def assemble(
         "hed,hd->e", weights.output.double(), per_head
     )
     tensors = {
-        "q_proj.weight": query.flatten(0, 1),  # [heads * (nope + rope), hidden]
+        "q_proj.weight": query.flatten(0, 1),  # [heads * (nope + rope), inputs]
         "kv_a_proj_with_mqa.weight": torch.cat((factors.down, selection.key_rope @ key)),
         "kv_b_proj.weight": up.flatten(0, 1),  # [kv_heads * (nope + v), rank]
         "o_proj.weight": weights.output.permute(1, 0, 2).reshape(hidden, heads * d),

@@ -29,7 +29,7 @@ def balanced(tensors: dict[str, Tensor], heads: int, widths: LatentWidths) -> di
     """
     rope = widths.qk_rope_head_dim
     down, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
-    query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, hidden]
+    query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, inputs]
     columns = column_factors(tensors, heads, widths)
     latent, pairs = columns.split((widths.kv_lora_rank, rope))
     rows = torch.ones_like(query[0, :, 0])  # [nope + rope]
@@ -52,7 +52,7 @@ def column_factors(tensors: dict[str, Tensor], heads: int, widths: LatentWidths)
     """
     rank, rope = widths.kv_lora_rank, widths.qk_rope_head_dim
     down, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
-    query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, hidden]
+    query = tensors["q_proj.weight"].unflatten(0, (heads, -1))  # [heads, nope + rope, inputs]
     read = torch.linalg.vector_norm(query[:, query.shape[1] - rope :], dim=(0, 2)) ** 2  # [rope]
     latent = _factor(down[:rank].square().sum(1), up.square().sum(0))  # [rank]
     pairs = _factor(_pair_sums(down[rank:].square().sum(1)), _pair_sums(read))  # [rope / 2]

@@ -38,7 +38,7 @@ def mean_rotation(
 def _key_moment(weights: AttentionWeights, statistics: LayerStatistics) -> Tensor:
     """``Z_f = E[z z^H]`` under the attention received  # [d/2, kv_heads, kv_heads]"""
     kv_heads, d, _ = weights.key.shape
-    key = weights.key.double().flatten(0, 1)  # [kv_heads * d, hidden]
+    key = weights.key.double().flatten(0, 1)  # [kv_heads * d, inputs]
     mean = key @ statistics.input_mean + weights.key_bias.double().flatten()
     moment = key @ statistics.input_covariance @ key.T + torch.outer(mean, mean)
     blocks = moment.view(kv_heads, 2, d // 2, kv_heads, 2, d // 2)
