@@ -117,7 +117,7 @@ def convert(
     dtype = written_dtype(source, options.dtype)
     config = source.config
     widths = _possible_widths(recipe, source)
-    q_lora_rank = query_rank(recipe, config.hidden_size, source.family.qk_norm)
+    q_lora_rank = query_rank(recipe, config.hidden_size, source.family.qk_norm(config))
     windows = calibration_text(source, recipe)
     to_refine = None
     if recipe.refine_steps:

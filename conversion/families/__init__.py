@@ -3,10 +3,41 @@
 from typing import Any
 
 from conversion.families.attention import AttentionWeights
+from conversion.families.cohere import COHERE
 from conversion.families.family import Family
+from conversion.families.gemma import GEMMA
+from conversion.families.granite import GRANITE
 from conversion.families.llama import LLAMA
+from conversion.families.ministral import MINISTRAL
+from conversion.families.mistral import MISTRAL
+from conversion.families.mixtral import MIXTRAL
+from conversion.families.olmo2 import OLMO2
+from conversion.families.olmo3 import OLMO3
+from conversion.families.olmoe import OLMOE
+from conversion.families.phi3 import PHI3
+from conversion.families.qwen2 import QWEN2
+from conversion.families.qwen3 import QWEN3
+from conversion.families.qwen3_moe import QWEN3_MOE
+from conversion.families.smollm3 import SMOLLM3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
+REGISTERED = (
+    LLAMA,
+    COHERE,
+    GEMMA,
+    GRANITE,
+    MINISTRAL,
+    MISTRAL,
+    MIXTRAL,
+    OLMO2,
+    OLMO3,
+    OLMOE,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    SMOLLM3,
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in REGISTERED}
 
 
 def family_of(config: Any) -> Family:

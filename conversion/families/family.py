@@ -71,7 +71,7 @@ class Family:
         names: its modules.
         projections: reads the four projections of a source's attention module.
         interleaved: whether RoPE turns neighbours ``(x[2f], x[2f + 1])``.
-        qk_norm: whether queries and keys are normed before RoPE.
+        qk_norm: whether queries and keys are normed before RoPE, from the source's config.
         embedding_factor: of the token embeddings, from the source's config.
         residual_factor: by which the attention's output is multiplied before it is added to the
             stream, from the source's config; ``None`` where a norm stands between the two.
@@ -90,7 +90,7 @@ class Family:
     names: ModuleNames = LIKE_LLAMA
     projections: ReadsProjections = separate_projections
     interleaved: bool = False
-    qk_norm: bool = False
+    qk_norm: Callable[[Any], bool] = lambda config: False
     embedding_factor: Callable[[Any], float] = lambda config: 1.0
     residual_factor: Callable[[Any], float | None] = lambda config: 1.0
     logits_factor: Callable[[Any], float] = lambda config: 1.0
@@ -104,7 +104,7 @@ class Family:
 
     def input_width(self, config: Any) -> int:
         """The numbers that keys and values are linear maps of, which bound a latent's rank."""
-        if self.qk_norm:
+        if self.qk_norm(config):
             return int(2 * config.num_key_value_heads * config.head_dim)
         return int(config.hidden_size)
 

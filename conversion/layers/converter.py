@@ -186,7 +186,7 @@ class LayerConverter:
             layer: as ``layers`` loads it.
             tensors: as ``convert`` or ``coded`` makes them.
         """
-        if not self.layers.family.qk_norm:
+        if not self.layers.qk_norm:
             return tensors
         heads, kv_heads = self._config.num_attention_heads, self._config.num_key_value_heads
         own = self.layers.family.attention(layer).state_dict()
@@ -220,7 +220,7 @@ class LayerConverter:
         weights = self.layers.attention_weights(layer)
         statistics = self.load(index)
         for widths, selection, factors in self._factors(weights, statistics, layer_widths):
-            bias = self._converted_config.attention_bias and not self.layers.family.qk_norm
+            bias = self._converted_config.attention_bias and not self.layers.qk_norm
             tensors = assemble(weights, statistics, selection, factors, bias)
             heads = self._config.num_attention_heads
             columns = column_factors(tensors, heads, widths)

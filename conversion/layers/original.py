@@ -50,6 +50,7 @@ class SourceLayers:
         family: its family.
         config: the source's, with attention as calibration computes it.
         device: where a layer is computed.
+        qk_norm: whether its queries and keys are normed.
         at_once: windows that are computed together.
         rotary: the source's rotary embedding, on the device.
     """
@@ -59,6 +60,7 @@ class SourceLayers:
         self.device = device
         self.config = for_calibration(source.config)
         self.family = source.family
+        self.qk_norm = self.family.qk_norm(self.config)
         self.rotary = self.family.rotary_embedding(self.config).to(device)
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
         self.at_once = 1
@@ -132,7 +134,7 @@ class SourceLayers:
     def inputs(self, layer: Any, normed: Tensor) -> Tensor:
         """The inputs of the maps of ``attention_weights``  # [..., hidden] -> [..., inputs]"""
         attention = self.family.attention(layer)
-        return normed_inputs(attention, normed) if self.family.qk_norm else normed
+        return normed_inputs(attention, normed) if self.qk_norm else normed
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
         """The output of a layer's attention on texts.

@@ -1,0 +1,19 @@
+"""Granite 3: factors of embeddings, scores, residuals and logits."""
+
+from transformers import GraniteForCausalLM
+from transformers.models.granite.modeling_granite import GraniteDecoderLayer, GraniteRotaryEmbedding
+
+from conversion.families.family import Family
+from vllm_mha2mla.hf.granite import GraniteMLAConfig, GraniteMLAForCausalLM
+
+GRANITE = Family(
+    model_type="granite",
+    config_class=GraniteMLAConfig,
+    causal_lm=GraniteForCausalLM,
+    converted_causal_lm=GraniteMLAForCausalLM,
+    decoder_layer=GraniteDecoderLayer,
+    rotary_embedding=GraniteRotaryEmbedding,
+    embedding_factor=lambda config: float(config.embedding_multiplier),
+    residual_factor=lambda config: float(config.residual_multiplier),
+    logits_factor=lambda config: 1 / float(config.logits_scaling),
+)

@@ -1,0 +1,63 @@
+"""Models whose attention is not served exactly are refused with the reason."""
+
+import pytest
+from transformers import AutoConfig
+
+from conversion.families import FAMILIES
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 48,
+    "long_factor": [2.0] * 48,
+    "factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("mistral", SLIDING, "slides over a window of 256"),
+        ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 1}, "slides over"),
+        ("ministral", SLIDING, "slides over"),
+        ("olmo3", SLIDING, "slides over"),
+        ("mixtral", SLIDING, "slides over"),
+        ("phi3", {"rope_parameters": LONG}, "rope_type 'longrope' changes"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "'dynamic' changes",
+        ),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
+        ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
+    ],
+)
+def test_it_is_refused(model_type, changes, reason):
+    config = AutoConfig.for_model(model_type, **changes)
+    assert reason in (FAMILIES[model_type].unsupported_reason(config) or "nothing")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 512}}),
+        ("qwen2", {"sliding_window": 256, "use_sliding_window": False}),
+        # A window that no context of the model fills.
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 4096}),
+        ("mistral", {"sliding_window": None}),
+    ],
+)
+def test_it_is_taken(model_type, changes):
+    config = AutoConfig.for_model(model_type, **changes)
+    assert FAMILIES[model_type].unsupported_reason(config) is None
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_defaults_of_a_family_are_known(model_type):
+    config = AutoConfig.for_model(model_type)
+    reason = FAMILIES[model_type].unsupported_reason(config)
+    assert reason is None or "slides over" in reason
