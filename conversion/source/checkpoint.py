@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES, Family
 from conversion.source.kinds import check_convertible
+from conversion.source.tensor_info import ALL_ROWS, TensorInfo
 
-# Buffers that old exporters saved; transformers and vLLM compute them.
-IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-ALL_ROWS = slice(None)
 CPU = torch.device("cpu")
 # An embedding table passes through memory in pieces of at most this size, as stored.
 PIECE_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """The place, shape and dtype of a tensor, known without reading it."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    shard: str
 
 
 # What transformers raises for a config that describes no model.

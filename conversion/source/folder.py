@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES
 from conversion.source.assets import copy_assets
-from conversion.source.checkpoint import ALL_ROWS, CONFIG_ERRORS, SourceCheckpoint, with_head_dim
+from conversion.source.checkpoint import CONFIG_ERRORS, SourceCheckpoint, with_head_dim
 from conversion.source.kinds import check_has_config
+from conversion.source.quantised import (
+    dequantised_dtype,
+    quantisation,
+    quantised_weights,
+    refusal,
+)
+from conversion.source.scaled import ScaledWeight
 from conversion.source.stored import StoredTensors
+from conversion.source.tensor_info import ALL_ROWS, TensorInfo
 from conversion.source.weight_files import weight_files
 
 logger = logging.getLogger(__name__)
@@ -41,13 +50,38 @@ class FolderCheckpoint(SourceCheckpoint):
         # The converted model's weights have the usual names.
         vars(self.config).pop("transformers_weights", None)
         self._stored = StoredTensors(folder, files, promised, self.name)
-        self._keys = own_names(self._stored.infos, self._head())
-        self.tensors = {own: self._stored.infos[key] for own, key in self._keys.items()}
+        infos, self._scaled = dict(self._stored.infos), dict[str, ScaledWeight]()
+        settings = quantisation(self.config)
+        if settings is not None and refusal(settings) is None:
+            infos = self._dequantise(settings)
+        self._keys = own_names(infos, self._head())
+        self.tensors = {own: infos[key] for own, key in self._keys.items()}
         self._untie()
 
+    def _dequantise(self, settings: Mapping[str, Any]) -> dict[str, TensorInfo]:
+        """Read the checkpoint from now on as the one that it was quantised from."""
+        stored = self._stored
+        self._scaled, used = quantised_weights(settings, stored.infos, stored.read, self.name)
+        dtype = dequantised_dtype(self.config)
+        infos = {key: info for key, info in stored.infos.items() if key not in used}
+        for key, weight in self._scaled.items():
+            infos[key] = TensorInfo(weight.shape, dtype, stored.infos[weight.values].shard)
+        logger.info(
+            "%s is %s-quantised: %d matrices are dequantised to %s as they are read",
+            *(self.name, settings["quant_method"], len(self._scaled)),
+            str(dtype).removeprefix("torch."),
+        )
+        for key in ("quantization_config", "compression_config"):
+            vars(self.config).pop(key, None)
+        return infos
+
     def read(self, name: str, rows: slice = ALL_ROWS) -> Tensor:
-        """One tensor, or some of its rows, from its shard."""
-        return self._stored.read(self._keys[name], rows)
+        """One tensor, or some of its rows, from its shard, dequantised."""
+        key = self._keys[name]
+        scaled = self._scaled.get(key)
+        if scaled is not None:
+            return scaled.read(self._stored.read, rows, self.tensors[name].dtype)
+        return self._stored.read(key, rows)
 
     def _head(self) -> str | None:
         family = FAMILIES.get(self.config.model_type)
@@ -76,7 +110,7 @@ class FolderCheckpoint(SourceCheckpoint):
     def fingerprint(self) -> str:
         """SHA-256 over config, shard sizes, and the head and tail of every shard."""
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        for shard in sorted({info.shard for info in self.tensors.values()}):
+        for shard in sorted({info.shard for info in self._stored.infos.values()}):
             path = self.folder / shard
             size = path.stat().st_size
             digest.update(f"{shard}:{size}".encode())

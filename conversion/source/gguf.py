@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
-from conversion.source.checkpoint import ALL_ROWS, SourceCheckpoint, TensorInfo, with_head_dim
+from conversion.source.checkpoint import SourceCheckpoint, with_head_dim
 from conversion.source.folder import FINGERPRINT_BYTES
 from conversion.source.gguf_config import gguf_config
 from conversion.source.gguf_parts import check_split, gguf_parts, read_gguf
 from conversion.source.gguf_tokenizer import end_tokens, generation_config, gguf_tokenizer
+from conversion.source.tensor_info import ALL_ROWS, TensorInfo
 from conversion.source.weight_files import SINGLE
 
 # Divides rotary frequencies; part of the config in transformers.

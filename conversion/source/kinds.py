@@ -7,6 +7,7 @@ from typing import Any
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES
+from conversion.source.quantised import quantisation, refusal
 
 ADAPTER = "adapter_config.json"
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -51,10 +52,10 @@ def check_convertible(config: Any, name: str) -> None:
             f"{name}: converted already; convert {source} again, or go on with this: mha2mla heal "
             "trains it, vllm serve serves it"
         )
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation is not None:
-        method = _method(quantisation)
-        raise SourceError(f"{name}: {method}-quantised; convert from the unquantised model")
+    settings = quantisation(config)
+    refused = refusal(settings) if settings is not None else None
+    if refused is not None:
+        raise SourceError(f"{name}: {refused}")
     family = FAMILIES.get(config.model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
@@ -82,12 +83,6 @@ def no_safetensors(folder: Path, name: str, wanted: str) -> SourceError:
         f"{name}: only PyTorch .bin weights, which are not read; make safetensors of them, then "
         f"convert {made}: python -c {shlex.quote(saving)}"
     )
-
-
-def _method(quantisation: Any) -> str:
-    get = quantisation.get if isinstance(quantisation, dict) else vars(quantisation).get
-    method = get("quant_method") or "already"
-    return str(getattr(method, "value", method)).upper()
 
 
 def _base(file: Path) -> str:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from conversion.errors import SourceError
-from conversion.source.checkpoint import ALL_ROWS, IGNORED_SUFFIXES, TensorInfo
+from conversion.source.tensor_info import ALL_ROWS, IGNORED_SUFFIXES, TensorInfo
 
 DTYPES = {
     "F64": torch.float64,

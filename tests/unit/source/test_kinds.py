@@ -41,7 +41,7 @@ def rename_weights(folder, old, new):
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
 def test_a_quantised_model(folder, method):
     change_config(folder, quantization_config={"quant_method": method, "bits": 4})
     rename_weights(folder, "up_proj.weight", "up_proj.qweight")
