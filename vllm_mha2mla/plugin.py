@@ -1,6 +1,25 @@
 """The plugin's entry point: vLLM calls it in every process to learn about our architectures."""
 
-VLLM_ARCHITECTURES = {"LlamaMLAForCausalLM": "vllm_mha2mla.models.llama:LlamaMLAForCausalLM"}
+BACKEND = "vllm_mha2mla.models.transformers_backend"
+DENSE = f"{BACKEND}:LatentTransformersForCausalLM"
+EXPERTS = f"{BACKEND}:LatentTransformersMoEForCausalLM"
+VLLM_ARCHITECTURES = {
+    "LlamaMLAForCausalLM": "vllm_mha2mla.models.llama:LlamaMLAForCausalLM",
+    "CohereMLAForCausalLM": DENSE,
+    "GemmaMLAForCausalLM": DENSE,
+    "GraniteMLAForCausalLM": DENSE,
+    "MinistralMLAForCausalLM": DENSE,
+    "MistralMLAForCausalLM": DENSE,
+    "MixtralMLAForCausalLM": EXPERTS,
+    "Olmo2MLAForCausalLM": DENSE,
+    "Olmo3MLAForCausalLM": DENSE,
+    "OlmoeMLAForCausalLM": EXPERTS,
+    "Phi3MLAForCausalLM": DENSE,
+    "Qwen2MLAForCausalLM": DENSE,
+    "Qwen3MLAForCausalLM": DENSE,
+    "Qwen3MoeMLAForCausalLM": EXPERTS,
+    "SmolLM3MLAForCausalLM": DENSE,
+}
 
 
 def register() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from vllm.config import CacheConfig, get_current_vllm_config
+from vllm.config import CacheConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
@@ -14,8 +14,9 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_mha2mla.attention.joined import join, may_be_joined
-from vllm_mha2mla.attention.layer import ON_CPU, LatentCacheAttention
+from vllm_mha2mla.attention.joined import JoinedProducts
+from vllm_mha2mla.attention.layer import LatentCacheAttention
+from vllm_mha2mla.attention.normed_inputs import add_normed_inputs, normed_inputs
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.coding.row_code import CodedRow, row_codes, served_codes
 from vllm_mha2mla.config import latent_widths, up_projection_groups
@@ -26,7 +27,8 @@ from vllm_mha2mla.kernels.cuda.choose import option_of
 class LatentSelfAttention(nn.Module):
     """Takes the place of a vLLM decoder block's attention class (``attn_layer_type``).
 
-    The constructor's arguments are those vLLM's ``LlamaDecoderLayer`` passes.
+    The constructor's arguments are those vLLM's ``LlamaDecoderLayer`` passes, and the norms of
+    queries and keys where the source has them (``normed_inputs``).
     With ``q_lora_rank``, the query comes from its own latent (eqs. 37-38, without the norm).
     """
 
@@ -43,6 +45,7 @@ class LatentSelfAttention(nn.Module):
         cache_config: CacheConfig | None = None,
         prefix: str = "",
         attn_type: str = AttentionType.DECODER,
+        norms: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         ranks = get_tensor_model_parallel_world_size()
@@ -59,39 +62,13 @@ class LatentSelfAttention(nn.Module):
         code = None if codes is None else codes[layer]
         self.rank, self.rope = widths.kv_lora_rank, widths.qk_rope_head_dim
 
-        queries = num_heads * (self.nope + self.rope)
         self.q_rank: int | None = config.q_lora_rank
-        if self.q_rank is None:
-            self.q_proj = ColumnParallelLinear(
-                hidden_size,
-                queries,
-                bias=bias,
-                quant_config=quant_config,
-                prefix=f"{prefix}.q_proj",
-            )
+        self.normed = norms is not None
+        if norms is not None:
+            add_normed_inputs(self, config, widths, norms, code is not None, quant_config, prefix)
         else:
-            # Replicated: the heads of every rank read the whole query latent.
-            self.q_a_proj = ReplicatedLinear(
-                hidden_size,
-                self.q_rank,
-                bias=False,
-                quant_config=quant_config,
-                prefix=f"{prefix}.q_a_proj",
-            )
-            self.q_b_proj = ColumnParallelLinear(
-                self.q_rank,
-                queries,
-                bias=bias,
-                quant_config=quant_config,
-                prefix=f"{prefix}.q_b_proj",
-            )
-        self.kv_a_proj_with_mqa = ReplicatedLinear(
-            hidden_size,
-            widths.width,
-            bias=bias or code is not None,
-            quant_config=quant_config,
-            prefix=f"{prefix}.kv_a_proj_with_mqa",
-        )
+            rows_bias = bias or code is not None
+            self._add_inputs(hidden_size, num_heads, bias, rows_bias, quant_config, prefix)
         self.o_proj = RowParallelLinear(
             num_heads * self.v,
             hidden_size,
@@ -135,29 +112,56 @@ class LatentSelfAttention(nn.Module):
                 coded=None if self.uncoded else coded,
             )
 
-        # Both projections of the hidden states, where they are one product.
-        self.joined: Tensor | None
-        self.joined_bias: Tensor | None
-        self.register_buffer("joined", None, persistent=False)
-        self.register_buffer("joined_bias", None, persistent=False)
-        self.widths = [self.num_heads * (self.nope + self.rope), widths.width]
-        self.vllm_config = get_current_vllm_config()
+    def _add_inputs(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        bias: bool,
+        rows_bias: bool,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        queries, row = num_heads * (self.nope + self.rope), self.rank + self.rope
+        self.kv_a_proj_with_mqa = ReplicatedLinear(
+            hidden_size,
+            row,
+            bias=rows_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.kv_a_proj_with_mqa",
+        )
+        if self.q_rank is None:
+            self.q_proj = ColumnParallelLinear(
+                hidden_size,
+                queries,
+                bias=bias,
+                quant_config=quant_config,
+                prefix=f"{prefix}.q_proj",
+            )
+            self.products = JoinedProducts(
+                (self.q_proj, self.kv_a_proj_with_mqa),
+                (self.num_heads * (self.nope + self.rope), row),
+            )
+        else:
+            # Replicated: the heads of every rank read the whole query latent.
+            self.q_a_proj = ReplicatedLinear(
+                hidden_size,
+                self.q_rank,
+                bias=False,
+                quant_config=quant_config,
+                prefix=f"{prefix}.q_a_proj",
+            )
+            self.q_b_proj = ColumnParallelLinear(
+                self.q_rank,
+                queries,
+                bias=bias,
+                quant_config=quant_config,
+                prefix=f"{prefix}.q_b_proj",
+            )
 
     def weights_loaded(self) -> None:
         """Join the projections of the hidden states; called again when weights are exchanged."""
-        if ON_CPU or self.q_rank is not None or any(width % 8 for width in self.widths):
-            return
-        layers = (self.q_proj, self.kv_a_proj_with_mqa)
-        if may_be_joined(layers, self.vllm_config):
-            self.joined = join([layer.weight for layer in layers], self.joined)
-            if any(layer.bias is not None for layer in layers):
-                biases = [
-                    nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
-                    if layer.bias is None
-                    else layer.bias
-                    for layer in layers
-                ]
-                self.joined_bias = join(biases, self.joined_bias)
+        if self.q_rank is None:
+            self.products.weights_loaded()
 
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         """Attention of a flat batch of tokens.
@@ -166,12 +170,7 @@ class LatentSelfAttention(nn.Module):
             positions: position of each token in its request  # [tokens]
             hidden_states: normed input  # [tokens, hidden]
         """
-        if self.joined is None:
-            query = self._query(hidden_states)  # [tokens, heads * (nope + rope)]
-            kv_latent, _ = self.kv_a_proj_with_mqa(hidden_states)  # [tokens, rank + rope]
-        else:
-            both = nn.functional.linear(hidden_states, self.joined, self.joined_bias)
-            query, kv_latent = both.split(self.widths, dim=-1)
+        query, kv_latent = self._inputs(hidden_states)
         if self.uncoded:
             mean = nn.functional.pad(self.rotary_mean, (self.rank, 0))  # [rank + rope]
             kv_latent = kv_latent + mean.to(kv_latent.dtype)
@@ -179,10 +178,12 @@ class LatentSelfAttention(nn.Module):
         output: Tensor = self.o_proj(out)[0]
         return output
 
-    def _query(self, hidden_states: Tensor) -> Tensor:
+    def _inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """# [tokens, hidden] -> [tokens, heads * (nope + rope)], [tokens, rank + rope]"""
+        if self.normed:
+            return normed_inputs(self, hidden_states)
         if self.q_rank is None:
-            query: Tensor = self.q_proj(hidden_states)[0]
-        else:
-            latent, _ = self.q_a_proj(hidden_states)  # [tokens, q_rank]
-            query = self.q_b_proj(latent)[0]
-        return query
+            query, kv_latent = self.products(hidden_states)
+            return query, kv_latent
+        latent, _ = self.q_a_proj(hidden_states)  # [tokens, q_rank]
+        return self.q_b_proj(latent)[0], self.kv_a_proj_with_mqa(hidden_states)[0]

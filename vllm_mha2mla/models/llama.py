@@ -7,8 +7,8 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models import llama as base
 from vllm.model_executor.models.utils import WeightsMapper
 
-from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.projections import LatentSelfAttention
+from vllm_mha2mla.models.weights import TellsLayers
 
 
 class LlamaMLADecoderLayer(base.LlamaDecoderLayer):
@@ -29,7 +29,7 @@ class LlamaMLAModel(base.LlamaModel):
     )
 
 
-class LlamaMLAForCausalLM(base.LlamaForCausalLM):
+class LlamaMLAForCausalLM(TellsLayers, base.LlamaForCausalLM):
     """The registered architecture."""
 
     hf_to_vllm_mapper = LlamaMLAModel.hf_to_vllm_mapper
@@ -37,14 +37,6 @@ class LlamaMLAForCausalLM(base.LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=LlamaMLADecoderLayer)
-
-    def process_weights_after_loading(self) -> None:
-        """Called by vLLM, also after weights have been exchanged in a running engine."""
-        for module in self.modules():
-            if isinstance(module, LatentSelfAttention):
-                module.weights_loaded()
-            if isinstance(module, LatentCacheAttention):
-                module.weights_changed()
 
     def _init_model(
         self,
