@@ -1,11 +1,19 @@
 """The tokenizer, the chat templates and the end tokens that a GGUF file holds."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from conversion.errors import SourceError, first_line
+from conversion.source.gguf_split import WHOLE_WORDS, set_split
 
 # Ends of an answer: of a text, a turn, a message.
 END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
@@ -24,6 +32,8 @@ SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 TEMPLATE = "tokenizer.chat_template"
+GGML = "tokenizer.ggml"
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 
 
 def end_tokens(metadata: dict[str, Any]) -> list[int]:
@@ -58,24 +68,65 @@ def generation_config(metadata: dict[str, Any]) -> GenerationConfig:
 def gguf_tokenizer(path: Path, metadata: dict[str, Any], name: str) -> PreTrainedTokenizerBase:
     """The tokenizer inside a file, with all of its chat templates.
 
+    transformers reads the vocabulary. It leaves out the tokens that begin and end every text, the
+    space before a text and most splits, and adds tokens that the model does not have.
+
     Raises:
-        SourceError: there is none, or transformers cannot read it.
+        SourceError: there is none, or it cannot be read.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path.parent, gguf_file=path.name
         )
-    except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        _complete(backend, metadata)
+        rebuilt = Tokenizer.from_str(json.dumps(backend))
+    except Exception as error:  # The package tokenizers raises nothing more special.
         raise SourceError(
             f"{name}: its tokenizer cannot be read ({first_line(error)}); convert from the model's "
             "Hugging Face folder"
         ) from error
+    kind, pre = metadata.get(f"{GGML}.model"), metadata.get(f"{GGML}.pre")
+    begins = metadata.get(f"{GGML}.add_bos_token", kind == SENTENCEPIECE or pre in WHOLE_WORDS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=rebuilt,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token,
+        add_bos_token=bool(begins) and tokenizer.bos_token is not None,
+        add_eos_token=bool(metadata.get(f"{GGML}.add_eos_token", False)),
+        chat_template=_chat_template(metadata),
+    )
+
+
+def _complete(backend: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Put into a tokenizer's JSON what the file says and transformers left out.
+
+    Raises:
+        ValueError: the file splits text in a way that nobody knows.
+    """
+    count = len(metadata[f"{GGML}.tokens"])
+    backend["added_tokens"] = [one for one in backend["added_tokens"] if one["id"] < count]
+    kind = metadata.get(f"{GGML}.model")
+    if kind == BYTE_LEVEL:
+        set_split(backend, metadata.get(f"{GGML}.pre"))
+    if kind == SENTENCEPIECE and not metadata.get(f"{GGML}.add_space_prefix", True):
+        split = backend.get("pre_tokenizer") or {}
+        if split.get("type") == "Metaspace":
+            split["prepend_scheme"] = "never"
+            decoders = backend["decoder"]["decoders"]
+            backend["decoder"]["decoders"] = [d for d in decoders if d["type"] != "Strip"]
+
+
+def _chat_template(metadata: dict[str, Any]) -> str | dict[str, str] | None:
+    """The chat template; by name where there are several."""
     named = {
         key.removeprefix(f"{TEMPLATE}."): template
         for key, template in metadata.items()
         if key.startswith(f"{TEMPLATE}.")
     }
-    if named:
-        default = {"default": metadata[TEMPLATE]} if TEMPLATE in metadata else {}
-        tokenizer.chat_template = default | named
-    return tokenizer
+    default = metadata.get(TEMPLATE)
+    if not named:
+        return default
+    return named if default is None else {"default": default} | named

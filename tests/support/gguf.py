@@ -49,6 +49,7 @@ def write_gguf(
     metadata: dict | None = None,
     architecture: str = "llama",
     split: int = 1,
+    vocabulary: tuple[list[str], list[int], list[str] | None] | None = None,
 ) -> Path:
     """Write a file, or ``split`` parts of it; returns the (first) one.
 
@@ -59,7 +60,9 @@ def write_gguf(
         metadata: more keys, or ``None`` for a key that is to be left out; ``{arch}`` is replaced.
         architecture: ``general.architecture``.
         split: number of parts.
+        vocabulary: tokens, their types and merges; ``None`` for bytes and ``MORE_TOKENS``.
     """
+    tokens, types, merges = vocabulary or byte_vocabulary()
     keys = {
         "{arch}.block_count": config.num_hidden_layers,
         "{arch}.context_length": config.max_position_embeddings,
@@ -91,10 +94,10 @@ def write_gguf(
         if at == 0:
             for key, value in keys.items():
                 _add(out, key.replace("{arch}", architecture), value)
-            tokens = sorted(tiny_tokenizer().get_vocab(), key=tiny_tokenizer().get_vocab().get)
-            out.add_token_list([*tokens, *MORE_TOKENS])
-            out.add_token_types([1] * 257 + [3] * (len(MORE_TOKENS) - 1))
-            out.add_token_merges(["Ġ t"])
+            out.add_token_list(tokens)
+            out.add_token_types(types)
+            if merges:
+                out.add_token_merges(merges)
         for name in names[at::split]:
             out.add_tensor(name, tensors[name])
         out.write_header_to_file()
@@ -102,6 +105,13 @@ def write_gguf(
         out.write_tensors_to_file()
         out.close()
     return paths[0]
+
+
+def byte_vocabulary() -> tuple[list[str], list[int], list[str]]:
+    """Bytes and ``MORE_TOKENS``, the type of each, and the one merge."""
+    by_id = {index: token for token, index in tiny_tokenizer().get_vocab().items()}
+    tokens = [*(by_id[index] for index in range(256)), *MORE_TOKENS]
+    return tokens, [1] * 257 + [3] * (len(MORE_TOKENS) - 1), ["Ġ t"]
 
 
 def llama3_freqs(config) -> np.ndarray:

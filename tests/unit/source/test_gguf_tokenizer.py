@@ -5,6 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
+from conversion.errors import SourceError
 from conversion.source import open_source
 from tests.support.gguf import VOCABULARY, gguf_tensors, write_gguf
 from tests.support.tiny import tiny_llama
@@ -55,6 +56,81 @@ def test_the_sampling_that_the_file_recommends(assets):
     _, folder = assets(**{"general.sampling.temp": 0.5, "general.sampling.top_k": 7})
     found = GenerationConfig.from_pretrained(folder)
     assert (found.do_sample, found.temperature, found.top_k) == (True, 0.5, 7)
+
+
+def ids(folder, text):
+    return AutoTokenizer.from_pretrained(folder)(text).input_ids
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, [64, 256]),
+        ({"ggml.add_bos_token": True}, [BOS, 64, 256]),
+        ({"ggml.add_bos_token": True, "ggml.add_eos_token": True}, [BOS, 64, 256, EOT]),
+        # llama.cpp begins the texts of Llama 3 with BOS, unless the file says otherwise.
+        ({"ggml.pre": "llama-bpe"}, [BOS, 64, 256]),
+        ({"ggml.pre": "llama-bpe", "ggml.add_bos_token": False}, [64, 256]),
+    ],
+    ids=str,
+)
+def test_tokens_around_a_text(assets, metadata, expected):
+    source, folder = assets(**metadata | {"ggml.bos_token_id": BOS, "ggml.eos_token_id": EOT})
+    assert source.tokenizer()("a t").input_ids == expected
+    assert ids(folder, "a t") == expected
+
+
+def test_the_vocabulary_is_the_files(assets):
+    source, folder = assets(**{"ggml.eos_token_id": EOT})
+    assert len(source.tokenizer()) == VOCABULARY
+    assert max(ids(folder, "an <|endoftext|><|eot|>")) == EOT
+
+
+@pytest.mark.parametrize(("pre", "spaces"), [("gpt-2", 2), ("smollm", 1), ("refact", 1)])
+def test_digits_are_split_off_first(assets, pre, spaces):
+    # GPT-2 leaves the second space to the number, as the byte Ġ; here nothing merges with it.
+    source, _ = assets(**{"ggml.pre": pre})
+    backend = source.tokenizer().backend_tokenizer
+    assert len(backend.pre_tokenizer.pre_tokenize_str("a  12")) == {2: 3, 1: 4}[spaces]
+
+
+@pytest.mark.parametrize("pre", [None, "default", "deepseek-llm"])
+def test_a_split_of_text_that_nobody_knows(assets, pre):
+    with pytest.raises(SourceError, match=r"tokenizer\.ggml\.pre .* is not known"):
+        assets(**{"ggml.pre": pre})
+
+
+SENTENCEPIECE = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "▁a"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, ["<s>", "▁a"]),
+        ({"ggml.add_bos_token": False}, ["▁a"]),
+        ({"ggml.add_space_prefix": False}, ["<s>", "a"]),
+    ],
+    ids=str,
+)
+def test_sentencepiece(tmp_path, metadata, expected):
+    original = tiny_llama(vocab_size=len(SENTENCEPIECE))
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        gguf_tensors(original),
+        original.config,
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.scores": [0.0] * 259 + [-3.0, -2.0, -1.0],
+            **{f"tokenizer.{key}": value for key, value in metadata.items()},
+        },
+        vocabulary=(SENTENCEPIECE, [2, 3, 3, *[6] * 256, 1, 1, 1], None),
+    )
+    tokenizer = open_source(str(path)).tokenizer()
+    found = tokenizer("a").input_ids
+    assert tokenizer.convert_ids_to_tokens(found) == expected
+    assert tokenizer.decode(found, skip_special_tokens=True) == "a"
 
 
 def test_every_chat_template(assets):
