@@ -66,5 +66,8 @@ def source_model(checkpoint: SourceCheckpoint, dtype: torch.dtype) -> Any:
     model.load_state_dict(state, strict=False, assign=True)
     # Buffers were made on the meta device: computed again, never stored.
     checkpoint.family.set_rotary(model, checkpoint.family.rotary_embedding(checkpoint.config))
+    embedding = model.get_submodule(checkpoint.family.names.embedding)
+    if "embed_scale" in dict(embedding.named_buffers()):
+        embedding.embed_scale = torch.tensor(checkpoint.family.embedding_factor(checkpoint.config))
     model.tie_weights()
     return model.eval()

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-NONE: Mapping[str, Any] = MappingProxyType({})
-OUTSIDE: Mapping[str, str] = MappingProxyType(
+NONE: MappingProxyType[str, Any] = MappingProxyType({})
+OUTSIDE: MappingProxyType[str, str] = MappingProxyType(
     {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 )
 """The modules outside the layers, as nearly every family has them."""
 
-LAYER: Mapping[str, str] = MappingProxyType(
+ATTENTION: MappingProxyType[str, str] = MappingProxyType(
     {
         "attn_norm": "input_layernorm",
         "attn_q": "self_attn.q_proj",
@@ -19,14 +19,35 @@ LAYER: Mapping[str, str] = MappingProxyType(
         "attn_v": "self_attn.v_proj",
         "attn_output": "self_attn.o_proj",
         "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
     }
+)
+"""The modules of a layer without its MLP, as Llama has them."""
+
+LAYER: MappingProxyType[str, str] = MappingProxyType(
+    ATTENTION | {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 )
 """The modules of a layer, as Llama has them."""
 
-LIKE_LLAMA: Mapping[str, str] = MappingProxyType(
+QK_NORMS: MappingProxyType[str, str] = MappingProxyType(
+    {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+)
+"""The norms of queries and keys."""
+
+GATED_EXPERTS: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+        "ffn_up_exps": "mlp.experts.{}.up_proj",
+        "ffn_down_exps": "mlp.experts.{}.down_proj",
+    }
+)
+"""``experts`` of the families that store each expert's matrices under these names."""
+
+EXPERTS: MappingProxyType[str, str] = MappingProxyType(
+    {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+)
+"""``config`` of a mixture of experts."""
+
+LIKE_LLAMA: MappingProxyType[str, str] = MappingProxyType(
     {
         "self_attn.q_proj": "num_attention_heads",
         "self_attn.k_proj": "num_key_value_heads",
@@ -39,6 +60,8 @@ LIKE_LLAMA: Mapping[str, str] = MappingProxyType(
 class GgufNames:
     """The names of a family's tensors in GGUF files, and what their metadata leaves unsaid.
 
+    Families may share an architecture if only one of them has experts.
+
     Attributes:
         architecture: ``general.architecture`` of the files.
         model: GGUF module -> transformers module, for those outside the layers.
@@ -49,7 +72,7 @@ class GgufNames:
             rotary pairs are neighbours, with the config key of their number of heads.
         norm_offset: the number that llama.cpp added to the weights of every norm.
         config: metadata, without the architecture -> config key, for those that only this family
-            has.
+            has, and every file of it.
         values: config values that the architecture means without saying so.
     """
 

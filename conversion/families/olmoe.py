@@ -5,6 +5,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeDecoderLayer, OlmoeRot
 
 from conversion.families.experts import GATED, ExpertNames
 from conversion.families.family import Family
+from conversion.families.gguf_names import ATTENTION, EXPERTS, GATED_EXPERTS, QK_NORMS, GgufNames
 from vllm_mha2mla.hf.olmoe import OlmoeMLAConfig, OlmoeMLAForCausalLM
 
 OLMOE = Family(
@@ -16,4 +17,10 @@ OLMOE = Family(
     rotary_embedding=OlmoeRotaryEmbedding,
     qk_norm=lambda config: True,
     experts=ExpertNames(module="mlp", stored="mlp", parts=GATED),
+    gguf=GgufNames(
+        architecture="olmoe",
+        layer=ATTENTION | QK_NORMS | {"ffn_gate_inp": "mlp.gate"},
+        experts=GATED_EXPERTS,
+        config=EXPERTS,
+    ),
 )

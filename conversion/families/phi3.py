@@ -7,6 +7,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RotaryE
 
 from conversion.families.attention import Projections
 from conversion.families.family import Family
+from conversion.families.gguf_names import GgufNames
 from vllm_mha2mla.hf.phi3 import Phi3MLAConfig, Phi3MLAForCausalLM
 
 
@@ -26,4 +27,15 @@ PHI3 = Family(
     decoder_layer=Phi3DecoderLayer,
     rotary_embedding=Phi3RotaryEmbedding,
     projections=_projections,
+    gguf=GgufNames(
+        architecture="phi3",
+        layer={
+            "attn_norm": "input_layernorm",
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_norm": "post_attention_layernorm",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+    ),
 )

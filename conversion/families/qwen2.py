@@ -4,6 +4,7 @@ from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
 from conversion.families.family import Family
+from conversion.families.gguf_names import GgufNames
 from vllm_mha2mla.hf.qwen2 import Qwen2MLAConfig, Qwen2MLAForCausalLM
 
 QWEN2 = Family(
@@ -13,4 +14,5 @@ QWEN2 = Family(
     converted_causal_lm=Qwen2MLAForCausalLM,
     decoder_layer=Qwen2DecoderLayer,
     rotary_embedding=Qwen2RotaryEmbedding,
+    gguf=GgufNames(architecture="qwen2"),
 )

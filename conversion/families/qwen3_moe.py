@@ -8,6 +8,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
 
 from conversion.families.experts import GATED, ExpertNames
 from conversion.families.family import Family
+from conversion.families.gguf_names import ATTENTION, EXPERTS, GATED_EXPERTS, QK_NORMS, GgufNames
 from vllm_mha2mla.hf.qwen3_moe import Qwen3MoeMLAConfig, Qwen3MoeMLAForCausalLM
 
 QWEN3_MOE = Family(
@@ -19,4 +20,12 @@ QWEN3_MOE = Family(
     rotary_embedding=Qwen3MoeRotaryEmbedding,
     qk_norm=lambda config: True,
     experts=ExpertNames(module="mlp", stored="mlp", parts=GATED),
+    gguf=GgufNames(
+        architecture="qwen3moe",
+        layer=ATTENTION | QK_NORMS | {"ffn_gate_inp": "mlp.gate"},
+        experts=GATED_EXPERTS,
+        config=EXPERTS | {"expert_feed_forward_length": "moe_intermediate_size"},
+        # llama.cpp always does, and files do not say so.
+        values={"norm_topk_prob": True},
+    ),
 )

@@ -4,6 +4,7 @@ from transformers import SmolLM3ForCausalLM
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer, SmolLM3RotaryEmbedding
 
 from conversion.families.family import Family
+from conversion.families.gguf_names import LIKE_LLAMA, GgufNames
 from vllm_mha2mla.hf.smollm3 import SmolLM3MLAConfig, SmolLM3MLAForCausalLM
 
 SMOLLM3 = Family(
@@ -13,4 +14,5 @@ SMOLLM3 = Family(
     converted_causal_lm=SmolLM3MLAForCausalLM,
     decoder_layer=SmolLM3DecoderLayer,
     rotary_embedding=SmolLM3RotaryEmbedding,
+    gguf=GgufNames(architecture="smollm3", interleaved=LIKE_LLAMA),
 )

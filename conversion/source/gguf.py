@@ -193,8 +193,11 @@ def _family(metadata: dict[str, Any], name: str) -> Family:
     if kind != "model":
         raise SourceError(f"{name}: a GGUF file of type {kind!r}, not a whole model")
     architecture = metadata.get("general.architecture")
-    for family in FAMILIES.values():
-        if family.gguf is not None and family.gguf.architecture == architecture:
+    mixture = bool(metadata.get(f"{architecture}.expert_count"))
+    known = [f for f in FAMILIES.values() if f.gguf and f.gguf.architecture == architecture]
+    for family in known:
+        assert family.gguf is not None
+        if len(known) == 1 or bool(family.gguf.experts) == mixture:
             return family
     raise SourceError(
         f"{name}: GGUF architecture {architecture!r} is not supported; "

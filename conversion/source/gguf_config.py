@@ -86,6 +86,8 @@ def gguf_config(
     for key, part in (("attention_bias", family.names.attention), ("mlp_bias", family.names.mlp)):
         if hasattr(config, key):
             setattr(config, key, any(f".{part}." in tensor for tensor in biased))
+    if hasattr(config, "use_qk_norm"):
+        config.use_qk_norm = any(".q_norm." in tensor for tensor in shapes)
     return config
 
 
@@ -102,8 +104,9 @@ def _values(stated: dict[str, Any], family: Family, freqs: Tensor | None) -> dic
         if key in NEUTRAL and stated[key] == NEUTRAL[key]:
             del stated[key]
     rope = rope_parameters(stated, freqs)
-    values = {config: stated.pop(key) for key, config in REQUIRED.items()}
-    for key, config in {**OPTIONAL, **family.gguf.config}.items():
+    required = {**REQUIRED, **family.gguf.config}
+    values = {config: stated.pop(key) for key, config in required.items()}
+    for key, config in OPTIONAL.items():
         if key in stated:
             values[config] = stated.pop(key)
     heads = values["num_attention_heads"]

@@ -1,5 +1,6 @@
 """GGUF files of tiny Llamas, written as llama.cpp's converter writes them."""
 
+import re
 from pathlib import Path
 
 import gguf
@@ -42,6 +43,45 @@ def gguf_tensors(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
     return tensors
 
 
+def family_tensors(
+    stored: dict[str, torch.Tensor], config, architecture: str, permuted: bool, offset: float
+) -> dict[str, np.ndarray]:
+    """The tensors of any family's folder under the names that the package gguf gives them.
+
+    Args:
+        stored: of the folder's safetensors.
+        config: its config.
+        architecture: of the file.
+        permuted: rotary pairs are put side by side, as llama.cpp does for some families.
+        offset: that is added to the weights of norms.
+    """
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tensors, experts = {}, {}
+    for name, tensor in stored.items():
+        tensor = tensor.float()
+        for which, heads in (
+            ("q_proj", config.num_attention_heads),
+            ("k_proj", config.num_key_value_heads),
+        ):
+            if permuted and which in name:
+                d = len(tensor) // heads
+                halves = tensor.view(heads, 2, d // 2, *tensor.shape[1:])
+                tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        if name.endswith("norm.weight"):
+            tensor = tensor + offset
+        own, of_expert = re.subn(r"\.experts\.\d+\.", ".experts.", name)
+        there = names.get_name(own, try_suffixes=(".weight", ".bias"))
+        if of_expert:
+            number = int(re.search(r"\.experts\.(\d+)\.", name).group(1))
+            experts.setdefault(there, {})[number] = tensor
+        else:
+            tensors[there] = tensor
+    for there, parts in experts.items():
+        tensors[there] = torch.stack([parts[number] for number in sorted(parts)])
+    return {there: tensor.contiguous().numpy() for there, tensor in tensors.items()}
+
+
 def write_gguf(
     path: Path,
     tensors: dict[str, np.ndarray],
@@ -63,6 +103,8 @@ def write_gguf(
         vocabulary: tokens, their types and merges; ``None`` for bytes and ``MORE_TOKENS``.
     """
     tokens, types, merges = vocabulary or byte_vocabulary()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turned = head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0)
     keys = {
         "{arch}.block_count": config.num_hidden_layers,
         "{arch}.context_length": config.max_position_embeddings,
@@ -70,10 +112,10 @@ def write_gguf(
         "{arch}.feed_forward_length": config.intermediate_size,
         "{arch}.attention.head_count": config.num_attention_heads,
         "{arch}.attention.head_count_kv": config.num_key_value_heads,
-        "{arch}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "{arch}.attention.key_length": config.head_dim,
-        "{arch}.attention.value_length": config.head_dim,
-        "{arch}.rope.dimension_count": config.head_dim,
+        "{arch}.attention.layer_norm_rms_epsilon": float(getattr(config, "rms_norm_eps", 1e-5)),
+        "{arch}.attention.key_length": head_dim,
+        "{arch}.attention.value_length": head_dim,
+        "{arch}.rope.dimension_count": int(turned),
         "{arch}.rope.freq_base": float(config.rope_parameters["rope_theta"]),
         "{arch}.vocab_size": config.vocab_size,
         "tokenizer.ggml.model": "gpt2",
