@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from conversion.families.attention import score_scale
 from conversion.source import SourceCheckpoint
 from vllm_mha2mla.coding.row_code import RowCode
 from vllm_mha2mla.config import LatentWidths, Provenance
@@ -41,7 +40,7 @@ def converted_config(
         values.pop(key, None)
     rope = values.get("rope_parameters") or {}
     head_dim = source.config.head_dim
-    attention, rotary = _attention(source), source.family.rotary_embedding(source.config)
+    attention = _attention(source)
     ranks = [widths.kv_lora_rank for widths in layer_widths]
     ropes = [widths.qk_rope_head_dim for widths in layer_widths]
     differ = len(set(layer_widths)) > 1
@@ -59,7 +58,7 @@ def converted_config(
             "qk_nope_head_dim": head_dim,
             "v_head_dim": head_dim,
             "attention_bias": source.family.projections(attention, source.config).biased,
-            "attention_scale": score_scale(attention, rotary, head_dim),
+            "attention_scale": float(attention.scaling),
             "mha2mla": provenance.model_dump(mode="json"),
         }
     )

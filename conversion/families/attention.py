@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conversion.families.qk_norm import normed_maps
-from conversion.families.turned_pairs import head_order, inverse_frequencies
+from conversion.families.turned_pairs import head_order, inverse_frequencies, turn_factors
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,8 @@ def attention_weights(
             split(projections.key, kv_heads),
             split(projections.value, kv_heads),
         ]
-    order, turned = head_order(rotary, d, interleaved)
-    # YaRN multiplies cosine and sine, of queries and of keys: a factor of what turns.
-    stretch = float(rotary.attention_scaling)
-    factors = torch.ones(d)
-    if turned < d:
-        factors.view(2, d // 2)[:, : turned // 2] = stretch
+    order = head_order(rotary, d, interleaved)
+    factors = turn_factors(attention, rotary, d)
     (query, query_bias), (key, key_bias), (value, value_bias) = maps
     factors = factors.to(query.device)
     output, output_bias = projections.output
@@ -123,23 +119,10 @@ def attention_weights(
         output=output.view(-1, heads, d).transpose(0, 1),
         output_bias=output.new_zeros(len(output)) if output_bias is None else output_bias.float(),
         inv_freq=inverse_frequencies(attention, rotary, d),
-        scale=score_scale(attention, rotary, d),
+        scale=float(attention.scaling),
     )
 
 
 def has_qk_norm(attention: Any) -> bool:
     """Tell whether an attention module norms queries and keys."""
     return getattr(attention, "q_norm", None) is not None
-
-
-def score_scale(attention: Any, rotary: Any, d: int) -> float:
-    """The factor of the scores of ``AttentionWeights``.
-
-    Args:
-        attention: the source's module.
-        rotary: its rotary embedding; YaRN multiplies cosine and sine, of queries and of keys. Where
-            only some of a head's dimensions turn, the maps have that factor.
-        d: of a head.
-    """
-    whole = 2 * len(rotary.inv_freq) == d
-    return float(attention.scaling) * (float(rotary.attention_scaling) ** 2 if whole else 1.0)

@@ -15,7 +15,7 @@ from conversion.families.attention import (
 )
 from conversion.families.experts import ExpertNames, Part
 from conversion.families.gguf_names import GgufNames
-from conversion.families.limits import changes_with_length
+from conversion.families.limits import changes_with_length, part_reason
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Family:
         unsupported_reason: why a config of the family cannot be converted; ``None`` if it can.
         names: its modules.
         projections: reads the four projections of a source's attention module.
+        partial_rotary: whether RoPE turns a part of each head where the config says so.
         interleaved: whether RoPE turns neighbours ``(x[2f], x[2f + 1])``.
         qk_norm: whether queries and keys are normed before RoPE, from the source's config.
         embedding_factor: of the token embeddings, from the source's config.
@@ -89,6 +90,7 @@ class Family:
     unsupported_reason: Callable[[Any], str | None] = changes_with_length
     names: ModuleNames = LIKE_LLAMA
     projections: ReadsProjections = separate_projections
+    partial_rotary: bool = False
     interleaved: bool = False
     qk_norm: Callable[[Any], bool] = lambda config: False
     embedding_factor: Callable[[Any], float] = lambda config: 1.0
@@ -96,6 +98,11 @@ class Family:
     logits_factor: Callable[[Any], float] = lambda config: 1.0
     experts: ExpertNames | None = None
     gguf: GgufNames | None = None
+
+    def refusal(self, config: Any) -> str | None:
+        """Say why a config cannot be converted; ``None`` if it can."""
+        part = None if self.partial_rotary else part_reason(config)
+        return part or self.unsupported_reason(config)
 
     def attention_weights(self, attention: Any, config: Any, rotary: Any) -> AttentionWeights:
         """The maps of a source's attention module, split by head; float32."""

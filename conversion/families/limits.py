@@ -31,6 +31,15 @@ def rope_reason(parameters: dict[str, Any]) -> str | None:
     return None
 
 
+def part_reason(config: Any) -> str | None:
+    """Say that only a part of each head turns, which most families' code does not compute."""
+    rope = config.rope_parameters or {}
+    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
+    if part in (None, 1):
+        return None
+    return f"partial_rotary_factor {part} is not what transformers computes for this family"
+
+
 def window_reason(config: Any) -> str | None:
     """Say which layers do not attend to everything before; ``None`` if all do.
 

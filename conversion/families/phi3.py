@@ -27,6 +27,7 @@ PHI3 = Family(
     decoder_layer=Phi3DecoderLayer,
     rotary_embedding=Phi3RotaryEmbedding,
     projections=_projections,
+    partial_rotary=True,
     gguf=GgufNames(
         architecture="phi3",
         layer={

@@ -63,7 +63,7 @@ def check_convertible(config: Any, name: str) -> None:
             f"{name}: model family {config.model_type!r} is not supported; "
             f"convert a decoder of one of: {known}"
         )
-    reason = family.unsupported_reason(config)
+    reason = family.refusal(config)
     if reason:
         raise SourceError(f"{name}: {reason}; this model cannot be converted")
 

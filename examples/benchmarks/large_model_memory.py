@@ -1,4 +1,4 @@
-"""Measure the memory that the conversion of a model of Llama-3-8B's shape takes.
+"""Measure the memory that the conversion of a large model takes: of Llama-3-8B's shape, or others.
 
 The script writes a checkpoint of that shape with random weights, in bfloat16 and in shards,
 converts it to half the cache, and prints the peak of the resident memory beside its parts. A
@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from conversion.families import FAMILIES
 from conversion.pipeline import Options, convert
 from conversion.recipes.make import make_recipe
 from conversion.runtime.numbers import ceil_div
@@ -35,19 +36,39 @@ SHAPE = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
 }
+# What the shapes of large models of other families have different.
+OTHERS: dict[str, dict[str, int | None]] = {
+    "qwen3_moe": {
+        "hidden_size": 2048,
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+    "mistral": {"sliding_window": None},
+    "olmo2": {"num_key_value_heads": 32, "intermediate_size": 11008},
+    "gemma": {"hidden_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 16},
+}
 MIB = 2**20
 
 
-def write_model(folder: Path, layers: int, device: str = "cpu") -> None:
+def write_model(folder: Path, layers: int, device: str = "cpu", family: str = "llama") -> None:
     """Write a random checkpoint: a shard per layer, and one each for embedding and head.
 
     The numbers are drawn on ``device``: on a CPU, that takes longer than a conversion on a GPU.
     """
-    config = LlamaConfig(**SHAPE, num_hidden_layers=layers, dtype="bfloat16")
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(folder)
+    values = SHAPE | OTHERS.get(family, {})
+    config = AutoConfig.for_model(family, **values, num_hidden_layers=layers, dtype="bfloat16")
     with torch.device("meta"):
-        shapes = {name: t.shape for name, t in LlamaForCausalLM(config).state_dict().items()}
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    shapes = {
+        stored: shape
+        for name, tensor in model.state_dict().items()
+        for stored, shape, _ in FAMILIES[family].stored_parts(name, tuple(tensor.shape))
+    }
     shards: dict[str, list[str]] = {}
     for name in shapes:
         parts = name.split(".")
@@ -62,7 +83,7 @@ def write_model(folder: Path, layers: int, device: str = "cpu") -> None:
     _byte_tokenizer().save_pretrained(folder)
 
 
-def _random(name: str, shape: torch.Size, device: str) -> torch.Tensor:
+def _random(name: str, shape: tuple[int, ...], device: str) -> torch.Tensor:
     tensor = torch.empty(shape, dtype=torch.bfloat16, device=device)
     return (tensor.fill_(1) if "norm" in name else tensor.normal_(std=0.02)).cpu()
 
@@ -86,6 +107,7 @@ def resident(field: str) -> int:
 def main() -> None:
     """Write, convert, print, delete."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", default="llama", choices=list(FAMILIES))
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--window", type=int, default=1024)
@@ -96,7 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "source"
-        write_model(source, arguments.layers, arguments.device)
+        write_model(source, arguments.layers, arguments.device, arguments.family)
         # The memory that writing took is not part of the peak.
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
@@ -127,7 +149,7 @@ def main() -> None:
     tokens = recipe.calibration_tokens + held_out * (arguments.layers + 3)
     if arguments.refit:
         tokens = max(tokens, refitted)
-    kept = 0 if arguments.offload else tokens * SHAPE["hidden_size"] * 4
+    kept = 0 if arguments.offload else tokens * checkpoint.config.hidden_size * 4
     print(f"peak resident memory above what the imports take  {peak / MIB:8,.0f} MiB")
     if on_gpu:
         peak = torch.cuda.max_memory_allocated()

@@ -35,6 +35,46 @@ def test_nothing_truncated_is_the_original(tmp_path, name, variant):
     torch.testing.assert_close(logits(converted), expected, atol=1e-4, rtol=0)
 
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope"),
+    [
+        ("Qwen2", YARN),
+        # Its factor of cosine and sine is one of the normed queries and keys.
+        ("Qwen3", YARN),
+        # A factor of those layers that turn, and of no others.
+        ("SmolLM3", YARN),
+        ("Cohere", LINEAR),
+        ("Granite", LLAMA3),
+    ],
+)
+def test_scaled_rope_is_the_originals(tmp_path, name, rope):
+    original = save(name, tmp_path / "source", rope_parameters=rope)
+    plain = FAMILIES[name].original()
+    expected = logits(original)
+    assert float((expected - logits(plain)).abs().max()) > 1e-2
+    converted = convert_tiny(
+        tmp_path / "source", tmp_path / "out", cache_fraction=1, bits=16, refit=False
+    )
+    torch.testing.assert_close(logits(converted), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_more_bytes_lose_less(tmp_path, name):
     original = save(name, tmp_path / "source")

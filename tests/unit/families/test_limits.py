@@ -5,7 +5,14 @@ from transformers import AutoConfig
 
 from conversion.families import FAMILIES
 
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+HALF = {"partial_rotary_factor": 0.5}
+PART = {"rope_type": "default", "rope_theta": 1e4} | HALF
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 LONG = {
     "rope_type": "longrope",
@@ -33,31 +40,38 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
             "'dynamic' changes",
         ),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0"),
+        ("llama", {"rope_parameters": PART}, "partial_rotary_factor 0.5 is not"),
+        (
+            "qwen2",
+            {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor 0.5 is not",
+        ),
         ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
     ],
 )
 def test_it_is_refused(model_type, changes, reason):
     config = AutoConfig.for_model(model_type, **changes)
-    assert reason in (FAMILIES[model_type].unsupported_reason(config) or "nothing")
+    assert reason in (FAMILIES[model_type].refusal(config) or "nothing")
 
 
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [
-        ("llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 512}}),
+        ("llama", {"rope_parameters": YARN}),
         ("qwen2", {"sliding_window": 256, "use_sliding_window": False}),
         # A window that no context of the model fills.
         ("mistral", {"sliding_window": 4096, "max_position_embeddings": 4096}),
         ("mistral", {"sliding_window": None}),
+        ("phi3", {"rope_parameters": PART}),
     ],
 )
 def test_it_is_taken(model_type, changes):
     config = AutoConfig.for_model(model_type, **changes)
-    assert FAMILIES[model_type].unsupported_reason(config) is None
+    assert FAMILIES[model_type].refusal(config) is None
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_defaults_of_a_family_are_known(model_type):
     config = AutoConfig.for_model(model_type)
-    reason = FAMILIES[model_type].unsupported_reason(config)
+    reason = FAMILIES[model_type].refusal(config)
     assert reason is None or "slides over" in reason
