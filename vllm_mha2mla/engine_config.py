@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from vllm.config import CompilationConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
@@ -32,6 +33,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
+        _refuse_windows(vllm_config.model_config)
         latent_widths(vllm_config.model_config.hf_config)
         row_codes(vllm_config.model_config.hf_config)
         if current_platform.is_cpu():
@@ -73,6 +75,18 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
         raise UnsupportedEngineError(
             "--decode-context-parallel-size: latent attention needs the whole context on each "
             "rank; leave the option out"
+        )
+
+
+def _refuse_windows(model: Any) -> None:
+    kinds = getattr(model.hf_config, "layer_types", None)
+    window = getattr(model.hf_config, "sliding_window", None)
+    others = set(kinds or ()) - {"full_attention"}
+    # A window as long as the longest request hides nothing.
+    if (others or kinds is None) and window is not None and window < model.max_model_len:
+        raise UnsupportedEngineError(
+            f"config.json: sliding_window {window}: latent attention is served over the whole "
+            f"context alone; give --max-model-len {window}, or serve the original model"
         )
 
 

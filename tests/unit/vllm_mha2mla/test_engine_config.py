@@ -13,6 +13,8 @@ from vllm_mha2mla import engine_config, plugin
 from vllm_mha2mla.engine_config import ATTENTION_OP, LatentModelConfig
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.hf.llama import LlamaMLAConfig
+from vllm_mha2mla.hf.mistral import MistralMLAConfig
+from vllm_mha2mla.hf.olmo3 import Olmo3MLAConfig
 
 
 def machine(monkeypatch, kind, capability=90):
@@ -27,6 +29,7 @@ def machine(monkeypatch, kind, capability=90):
     monkeypatch.setattr(engine_config, "choose_cache_size", lambda _: None)
 
 
+WINDOW = "sliding_attention"
 CODED = {
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 0,
@@ -34,12 +37,22 @@ CODED = {
 }
 
 
-def settings(option=None, cache_dtype="auto", context_parallel=1, block_size=128, **widths):
-    config = LlamaMLAConfig(num_hidden_layers=2, **widths)
+def settings(
+    option=None,
+    cache_dtype="auto",
+    context_parallel=1,
+    block_size=128,
+    config_class=LlamaMLAConfig,
+    max_model_len=8192,
+    **keys,
+):
+    config = config_class(num_hidden_layers=2, **keys)
     if option:
         config.update({"mha2mla_attention": option})
     return SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=config, dtype=torch.bfloat16),
+        model_config=SimpleNamespace(
+            hf_config=config, dtype=torch.bfloat16, max_model_len=max_model_len
+        ),
         cache_config=SimpleNamespace(cache_dtype=cache_dtype, block_size=block_size),
         parallel_config=SimpleNamespace(decode_context_parallel_size=context_parallel),
     )
@@ -54,6 +67,16 @@ def settings(option=None, cache_dtype="auto", context_parallel=1, block_size=128
             "cpu",
             {"block_size": 12} | CODED,
             "--block-size 12: coded rows are stored in groups of 8",
+        ),
+        (
+            "cpu",
+            {"config_class": MistralMLAConfig, "sliding_window": 4096},
+            "sliding_window 4096: .* over the whole context alone; give --max-model-len 4096",
+        ),
+        (
+            "cuda",
+            {"config_class": Olmo3MLAConfig, "layer_types": ["full_attention", WINDOW]},
+            "sliding_window 4096",
         ),
         ("cuda", {"cache_dtype": "fp8"}, "--kv-cache-dtype fp8: the checkpoint itself says"),
         ("cuda", {"cache_dtype": "float16"}, "on GPUs the cache has the model's dtype"),
@@ -84,6 +107,10 @@ def test_accepted(monkeypatch, kind):
     machine(monkeypatch, kind)
     LatentModelConfig.verify_and_update_config(settings())
     LatentModelConfig.verify_and_update_config(settings(cache_dtype="bfloat16"))
+    full = {"config_class": Olmo3MLAConfig, "layer_types": ["full_attention"] * 2}
+    LatentModelConfig.verify_and_update_config(settings(**full))
+    short = {"config_class": MistralMLAConfig, "sliding_window": 4096, "max_model_len": 4096}
+    LatentModelConfig.verify_and_update_config(settings(**short))
 
 
 def test_cost_of_padding_is_told(monkeypatch, caplog):
