@@ -10,7 +10,8 @@ from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from vllm_mha2mla.config import CONSTANTS
 
 # Name of the projection whose outputs are the cache's rows.
-WRITES_ROWS = "kv_a_proj_with_mqa"
+# Modules of an attention that cache rows come from; the last three only with QK-norm.
+WRITE_ROWS = ("kv_a_proj_with_mqa", "k_proj", "k_norm", "v_proj")
 
 
 def set_attention(model: Any, device: str) -> None:
@@ -30,12 +31,16 @@ def choose_trainable(student: Any, train_all: bool) -> dict[str, nn.Parameter]:
     family, chosen = family_of(student.config), {}
     coded = student.config.row_bits_per_layer is not None
     for name, parameter in student.named_parameters():
-        fixed = name.endswith(CONSTANTS) or (coded and f".{WRITES_ROWS}." in name)
+        fixed = name.endswith(CONSTANTS) or (coded and _writes_rows(name))
         learns = (train_all or family.in_attention(name)) and not fixed
         parameter.requires_grad_(learns)
         if learns:
             chosen[name] = parameter
     return chosen
+
+
+def _writes_rows(name: str) -> bool:
+    return any(f".{module}." in name for module in WRITE_ROWS)
 
 
 def share_frozen(student: nn.Module, teacher: nn.Module) -> None:
