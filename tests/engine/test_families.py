@@ -1,10 +1,15 @@
-"""Every family's latent attention in the engine gives the tokens of transformers' original."""
+"""Every family in the engine, which gives the tokens of transformers.
+
+Some are the original's function, written as latent attention, and are compared with the original.
+The others are converted to half of the cache, and one to coded rows: they are compared with what
+transformers makes of the same checkpoint.
+"""
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
+from tests.support.convert import convert_tiny
 from tests.support.engine import assert_same_greedy, greedy, run_engines
+from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_engine import random_prompts, tiny_engine
 from tests.support.tiny_families import FAMILIES
 
@@ -13,7 +18,9 @@ pytestmark = pytest.mark.slow
 PROMPTS = random_prompts((1, 17, 40))
 NEW_TOKENS = 16
 # As good as another family's: Ministral as Mistral, OLMo-3 as OLMo-2; test_start.py has Llama.
-SERVED = [name for name in FAMILIES if name not in ("Llama", "Ministral", "Olmo3")]
+WHOLE = ("Qwen2", "Mistral", "Phi3", "Granite", "SmolLM3", "Gemma", "Qwen3Moe", "Olmoe")
+HALF = ("Qwen3", "Olmo2", "Mixtral", "Cohere")
+CODED = "coded Qwen3"
 
 
 def engine(folder, **changes):
@@ -23,37 +30,30 @@ def engine(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def originals():
-    return {name: FAMILIES[name].original() for name in SERVED}
+def models(tmp_path_factory):
+    """A checkpoint of each family, and the model in transformers that gives the same."""
+    folder, found = tmp_path_factory.mktemp("families"), {}
+    for name in WHOLE:
+        original = FAMILIES[name].original()
+        found[name] = (FAMILIES[name].save(folder / name, original), original)
+    for name in HALF:
+        source, out = folder / name / "source", folder / name / "half"
+        FAMILIES[name].original().save_pretrained(source)
+        tiny_tokenizer().save_pretrained(source)
+        found[name] = (out, convert_tiny(source, out, cache_fraction=0.5, bits=16))
+    source, out = folder / "Qwen3" / "source", folder / "Qwen3" / "coded"
+    found[CODED] = (out, convert_tiny(source, out, cache_fraction=0.3, bits="auto"))
+    return found
 
 
 @pytest.fixture(scope="module")
-def coded(tmp_path_factory):
-    """Random weights, normed queries and keys, coded rows."""
-    return FAMILIES["Qwen3"].save_coded(tmp_path_factory.mktemp("coded"))
+def runs(models):
+    engines = [engine(folder, enforce_eager=name != CODED) for name, (folder, _) in models.items()]
+    return dict(zip(models, run_engines(*engines), strict=True))
 
 
-@pytest.fixture(scope="module")
-def runs(originals, coded, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("families")
-    engines = [
-        engine(FAMILIES[name].save(folder / name, original)) for name, original in originals.items()
-    ]
-    results = run_engines(*engines, engine(coded, enforce_eager=False))
-    return dict(zip((*originals, "coded"), results, strict=True))
-
-
-def expected(model):
-    return [greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
-
-
-@pytest.mark.parametrize("name", SERVED)
-def test_same_tokens_as_the_original(runs, originals, name):
+@pytest.mark.parametrize("name", [*WHOLE, *HALF, CODED])
+def test_same_tokens_as_transformers(runs, models, name):
     (batch,) = runs[name]["steps"]
-    assert_same_greedy(batch["outputs"], expected(originals[name]))
-
-
-def test_coded_rows_of_normed_keys_compiled(runs, coded):
-    model = AutoModelForCausalLM.from_pretrained(coded, dtype=torch.float32).eval()
-    (batch,) = runs["coded"]["steps"]
-    assert_same_greedy(batch["outputs"], expected(model))
+    _, model = models[name]
+    assert_same_greedy(batch["outputs"], [greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS])

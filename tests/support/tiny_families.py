@@ -10,7 +10,6 @@ from torch import nn
 
 from tests.support.as_latent import as_latent
 from tests.support.tiny import tiny_tokenizer
-from tests.support.tiny_converted import CODED_BITS
 from vllm_mha2mla.hf.registration import MODELS
 
 BY_NAME = {model.__name__: model for model in MODELS.values()}
@@ -65,22 +64,6 @@ class Tiny:
     def save(self, folder: Path, original: Any) -> Path:
         """Save the same model with latent attention, in float32."""
         self.latent(original).save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
-        return folder
-
-    def save_coded(self, folder: Path) -> Path:
-        """Save a model of random weights whose rows are coded."""
-        like = self.latent(self.original()).config.to_dict()
-        like |= {"kv_lora_rank": 24, "qk_rope_head_dim": 16}
-        like["row_bits_per_layer"] = [CODED_BITS[0]] * like["num_hidden_layers"]
-        torch.manual_seed(0)
-        model = self.converted_class(self.converted_class.config_class(**like))
-        for name, parameter in model.named_parameters():
-            if name.endswith("rope_inv_freq"):
-                nn.init.uniform_(parameter, 0.02, 1.0)
-            elif "norm" not in name:
-                nn.init.normal_(parameter, std=0.15)
-        model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
         return folder
 
