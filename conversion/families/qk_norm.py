@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vllm_mha2mla.hf.normed_inputs import by_head
+
 
 def normed_maps(
     heads: int, kv_heads: int, d: int, device: torch.device
@@ -34,26 +36,16 @@ def normed_inputs(attention: Any, hidden: Tensor) -> Tensor:
     """``[q^ ; k^ ; v]`` of some tokens.
 
     Args:
-        attention: the source's module. A norm of ``d`` or ``heads x d`` weights is over each head,
-            one of ``heads * d`` weights over all at once.
+        attention: the source's module.
         hidden: the hidden states that it reads  # [..., hidden]
 
     Returns:
         # [..., (heads + 2 * kv_heads) * d]
     """
     d = attention.head_dim
-
-    def normed(projection: Any, norm: Any) -> Tensor:
-        states: Tensor = projection(hidden)
-        if norm.weight.shape == states.shape[-1:]:
-            whole: Tensor = norm(states)
-            return whole
-        per_head: Tensor = norm(states.unflatten(-1, (-1, d)))
-        return per_head.flatten(-2)
-
-    query = normed(attention.q_proj, attention.q_norm)
-    key = normed(attention.k_proj, attention.k_norm)
-    return torch.cat((query, key, attention.v_proj(hidden)), dim=-1)
+    query = by_head(attention.q_norm, attention.q_proj(hidden), d)
+    key = by_head(attention.k_norm, attention.k_proj(hidden), d)
+    return torch.cat((query.flatten(-2), key.flatten(-2), attention.v_proj(hidden)), dim=-1)
 
 
 def with_normed_inputs(tensors: dict[str, Tensor], heads: int, kv_heads: int) -> dict[str, Tensor]:
