@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from conversion.commands.options import (
@@ -177,7 +178,7 @@ def _summary(entries: Sequence["Entry"]) -> Table:
 
 
 def _chat(chat: "ChatFigures", entries: Sequence["Entry"]) -> Table:
-    title = f"chat, {chat.questions} questions of {chat.task}"
+    title = escape(f"chat, {chat.questions} questions of {chat.task}")
     table = Table(title, "top-1 agreement", "KL", "answers that loop")
     table.add_row("original", "", "", f"{chat.original_loops:.1%}")
     for entry in entries:
@@ -194,7 +195,7 @@ def _positions(index: int, entries: Sequence["Entry"]) -> Table:
     """Perplexity by position in the long text with this index, a row per model."""
     first = entries[0].positions[index]
     places = [f"{bucket.start} to {bucket.end}" for bucket in first.buckets]
-    table = Table(Column(f"perplexity at positions of {first.text}", no_wrap=True), *places)
+    table = Table(Column(escape(f"perplexity at positions of {first.text}"), no_wrap=True), *places)
     table.add_row("original", *(f"{bucket.original:.3f}" for bucket in first.buckets))
     for entry in entries:
         table.add_row(
@@ -224,7 +225,7 @@ def _accuracy(entries: Sequence["Entry"]) -> Table:
             answers = entry.retrieval[index]
             row.append(with_error(answers.converted, answers.converted_stderr))
     table = Table(
-        Column("accuracy", no_wrap=True), *(Column(name, overflow="fold") for name in names)
+        Column("accuracy", no_wrap=True), *(Column(escape(name), overflow="fold") for name in names)
     )
     for row in (first, *rows):
         table.add_row(*row)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from conversion.commands.options import Checkpoint
@@ -43,7 +44,7 @@ def bits_table(layers: "Sequence[RowBits]") -> Table:
 def inspection_table(result: "Inspection") -> Table:
     """The table of a checkpoint's origin, method, widths and cache."""
     table = Table(show_header=False, box=None)
-    table.add_row("source", f"{result.source} ({result.source_fingerprint[:12]})")
+    table.add_row("source", f"{escape(result.source)} ({result.source_fingerprint[:12]})")
     table.add_row("method", result.method)
     table.add_row("layers", str(result.layers))
     table.add_row("kv_lora_rank", _widths(result.kv_lora_rank))

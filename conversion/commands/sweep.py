@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from conversion.commands.options import (
@@ -142,7 +143,7 @@ def _table(results: "SweepResults") -> Table:
         cache, figures = entry.cache, entry.perplexity
         assert figures is not None
         table.add_row(
-            name,
+            escape(name),
             widths,
             f"{cache.bytes_per_token:,}",
             f"{cache.fraction:.2%}",

@@ -43,3 +43,7 @@ def test_says_how_many_columns_have_which_bits():
         console.print(bits_table(layers))
     rows = [line.split() for line in capture.get().splitlines()[1:]]
     assert rows[0] == ["0", "19", "16", "of", "4,", "8", "of", "1", "16", "of", "4"]
+
+
+def test_names_with_brackets_are_no_markup():
+    assert "my [bold] model" in printed(source="my [bold] model")
