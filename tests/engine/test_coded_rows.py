@@ -13,6 +13,12 @@ pytestmark = pytest.mark.slow
 ROW_BYTES = sum(sum(bits) + 2 for bits in CODED_BITS)
 WHOLE_BYTES = 2 * sum(rank + rope for rank, rope in CODED_WIDTHS)  # in bfloat16
 TOKENS, FEW_TOKENS = 1024, 320
+GUESSES = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_max": 3,
+    "prompt_lookup_min": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,8 @@ def runs(coded, tiny_prompts):
     few = engine(16, FEW_TOKENS, ROW_BYTES, max_num_batched_tokens=32, max_num_seqs=8)
     few["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "alone": True})
     uncoded = engine(16, TOKENS, WHOLE_BYTES, kv_cache_dtype="bfloat16")
-    return run_engines(plenty, few, uncoded)
+    guessing = engine(32, TOKENS, ROW_BYTES, speculative_config=GUESSES)
+    return run_engines(plenty, few, uncoded, guessing)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def references(coded, tiny_prompts):
 
 
 def test_the_cache_holds_as_many_tokens_as_rows_have_bytes(runs):
-    assert [run["cache_tokens"] for run in runs] == [TOKENS, FEW_TOKENS, TOKENS]
+    assert [run["cache_tokens"] for run in runs] == [TOKENS, FEW_TOKENS, TOKENS, TOKENS]
 
 
 def test_same_tokens_as_transformers(runs, references):
@@ -69,3 +76,9 @@ def test_served_uncoded_where_it_is_asked_for(runs, coded, references, tiny_prom
     uncoded = [greedy(model, prompt, 1).logprobs[0] for prompt in tiny_prompts]
     assert served == pytest.approx(uncoded, abs=2e-2)
     assert served != pytest.approx([of_coded.logprobs[0] for of_coded in references], abs=5e-2)
+
+
+def test_tokens_that_were_guessed(runs, references):
+    (batch,) = runs[3]["steps"]
+    assert batch["accepted"] > 0
+    assert_same_greedy(batch["outputs"], references)

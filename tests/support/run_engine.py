@@ -16,6 +16,12 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
+# vLLM's counters, and their names in a step's result.
+COUNTERS = {
+    "vllm:num_preemptions": "preemptions",
+    "vllm:spec_decode_num_accepted_tokens": "accepted",
+}
+
 
 def run(specification: dict[str, Any]) -> dict[str, Any]:
     try:
@@ -41,7 +47,7 @@ def run(specification: dict[str, Any]) -> dict[str, Any]:
 def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
     if step.get("reset") and not llm.reset_prefix_cache():
         raise RuntimeError("prefix cache not reset: blocks are still in use")
-    before = preemptions(llm)
+    before = {name: counted(llm, name) for name in COUNTERS}
     params = SamplingParams(**step["sampling"])
     prompts = [{"prompt_token_ids": ids} for ids in step["prompts"]]
     batches = [[prompt] for prompt in prompts] if step.get("alone") else [prompts]
@@ -50,12 +56,12 @@ def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "outputs": [as_json(request) for request in outputs],
-        "preemptions": preemptions(llm) - before,
+        **{COUNTERS[name]: counted(llm, name) - before[name] for name in COUNTERS},
     }
 
 
-def preemptions(llm: LLM) -> int:
-    return sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+def counted(llm: LLM, name: str) -> int:
+    return sum(m.value for m in llm.get_metrics() if m.name == name)
 
 
 def as_json(request: Any) -> dict[str, Any]:
