@@ -146,7 +146,8 @@ def _loss(source: SourceCheckpoint, folder: Path, text: Path, options: Any) -> t
         source.tokenizer(), text.read_text("utf-8"), options.window, options.windows
     )
     recipe = make_recipe(options.recipe, cache_fraction=options.cache_fraction, bits=options.bits)
-    convert(source, folder, recipe, Options(overwrite=True), Progress())
+    # Not rounded: which way a number is rounded would differ between families.
+    convert(source, folder, recipe, Options(overwrite=True, dtype=torch.float32), Progress())
     original = perplexity(source_model(source, torch.float32), windows, Progress(), "Original")
     model, _ = load_converted(folder, torch.float32)
     converted = perplexity(model, windows, Progress(), "Converted")
