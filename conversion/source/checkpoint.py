@@ -24,8 +24,8 @@ PIECE_BYTES = 16 << 20
 
 # What transformers raises for a config that describes no model.
 CONFIG_ERRORS = (
-    *(ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError),
-    *(OSError, StrictDataclassError),
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(RuntimeError, OSError, StrictDataclassError),
 )
 
 

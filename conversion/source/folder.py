@@ -123,8 +123,11 @@ class FolderCheckpoint(SourceCheckpoint):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's tokenizer."""
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
+            # Left unsaid, transformers asks whether to run a folder's code.
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=False
+            )
+        except Exception as error:  # The package tokenizers raises nothing more special.
             found = any((self.folder / file).is_file() for file in TOKENIZER_FILES)
             trouble = f"no usable tokenizer ({first_line(error)})" if found else "no tokenizer"
             raise SourceError(
@@ -168,7 +171,7 @@ def read_config(folder: Path, name: str) -> Any:
     """
     check_has_config(folder, name)
     try:
-        return with_head_dim(AutoConfig.from_pretrained(folder))
+        return with_head_dim(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except CONFIG_ERRORS as error:
         raise SourceError(
             f"{name}: config.json cannot be read ({first_line(error)}); give a decoder model "

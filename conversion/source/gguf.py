@@ -53,12 +53,12 @@ class GgufCheckpoint(SourceCheckpoint):
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.name = name or str(path)
         self.paths = gguf_parts(path, self.name)
-        readers = [read_gguf(part, self.name) for part in self.paths]
-        self._metadata = {key: field.contents() for key, field in readers[0].fields.items()}
+        read = [read_gguf(part, self.name) for part in self.paths]
+        self._metadata = read[0][0]
         stored = [
             (part, tensor)
-            for part, reader in zip(self.paths, readers, strict=True)
-            for tensor in reader.tensors
+            for part, (_, tensors) in zip(self.paths, read, strict=True)
+            for tensor in tensors
         ]
         check_split(self._metadata, self.paths, len(stored), self.name)
         self._family = _family(self._metadata, self.name)

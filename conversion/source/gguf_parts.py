@@ -6,7 +6,7 @@ from typing import Any
 
 import gguf
 
-from conversion.errors import SourceError
+from conversion.errors import SourceError, first_line
 
 PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
@@ -31,17 +31,19 @@ def gguf_parts(path: Path, name: str) -> list[Path]:
     return parts
 
 
-def read_gguf(path: Path, name: str) -> Any:
-    """A reader of one file.
+def read_gguf(path: Path, name: str) -> tuple[dict[str, Any], list[Any]]:
+    """The metadata of one file, and its tensors as the package gguf describes them.
 
     Raises:
         SourceError: truncated, or not a GGUF file.
     """
     try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
+        reader = gguf.GGUFReader(path)
+        return {key: field.contents() for key, field in reader.fields.items()}, reader.tensors
+    except (ValueError, IndexError, KeyError, TypeError, OSError, ArithmeticError) as error:
         raise SourceError(
-            f"{name}: {path.name} is truncated or not a GGUF file ({error}); download it again"
+            f"{name}: {path.name} is truncated or not a GGUF file ({first_line(error)}); download "
+            "it again"
         ) from error
 
 

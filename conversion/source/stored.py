@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from conversion.errors import SourceError
+from conversion.errors import SourceError, first_line
 from conversion.source.tensor_info import ALL_ROWS, IGNORED_SUFFIXES, TensorInfo
 
 DTYPES = {
@@ -93,8 +93,8 @@ class StoredTensors:
             ) from error
         except (SafetensorError, OSError) as error:
             raise SourceError(
-                f"{self.name}: shard {file} is truncated or not safetensors ({error}); "
-                "download the model again"
+                f"{self.name}: shard {file} is truncated or not safetensors "
+                f"({first_line(error)}); download the model again"
             ) from error
 
     def _list(self, file: str) -> dict[str, TensorInfo]:

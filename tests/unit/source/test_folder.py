@@ -148,6 +148,8 @@ def test_dtypes_that_are_mixed(folder):
         {"hidden_size": None},
         {"rope_parameters": {"rope_type": "nobody's"}},
         {"vocab_size": 10**12},
+        {"pad_token_id": 10**6},
+        {"dtype": ""},
     ],
     ids=str,
 )

@@ -223,3 +223,11 @@ def test_a_tensor_without_a_counterpart(tmp_path):
 def test_an_architecture_of_nobody(tmp_path):
     path = written(tmp_path, model(), architecture="mamba")
     assert "GGUF architecture 'mamba' is not supported" in refused(path)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xff", b""], ids=["no text", "cut"])
+def test_a_damaged_file(tmp_path, damage):
+    path = written(tmp_path, model(), {"general.name": "somebody"})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"so", damage, 1) if damage else content[:-100])
+    assert "model.gguf is truncated or not a GGUF file" in refused(path)

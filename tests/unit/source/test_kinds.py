@@ -112,6 +112,33 @@ def test_no_tokenizer(folder):
     assert str(folder) in line
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", '{"model": {}}'),
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"bos_token": 3}'),
+    ],
+)
+def test_a_damaged_tokenizer(folder, file, text):
+    (folder / file).write_text(text)
+    assert "no usable tokenizer" in refused(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_folder_is_never_run(folder, file, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    marker = folder / "was run"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    content = json.loads((folder / file).read_text())
+    names = {"AutoConfig": "evil.X", "AutoTokenizer": ["evil.X", None]}
+    content |= {"auto_map": names, "model_type": "evil", "tokenizer_class": "Evil"}
+    (folder / file).write_text(json.dumps(content))
+    refused(folder)
+    assert not marker.exists()
+
+
 def test_a_folder_of_gguf_files(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert f"give the GGUF file itself: {tmp_path / 'model.gguf'}" in refused(tmp_path)
