@@ -7,6 +7,7 @@ from typing import Any
 
 from conversion.errors import SourceError
 from conversion.families import FAMILIES
+from conversion.families.refused import reason_of
 from conversion.source.quantised import quantisation, refusal
 
 ADAPTER = "adapter_config.json"
@@ -59,9 +60,10 @@ def check_convertible(config: Any, name: str) -> None:
     family = FAMILIES.get(config.model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
+        reason = reason_of(config)
         raise SourceError(
-            f"{name}: model family {config.model_type!r} is not supported; "
-            f"convert a decoder of one of: {known}"
+            f"{name}: model family {config.model_type!r} is not supported"
+            f"{f': {reason}' if reason else ''}; convert a decoder of one of: {known}"
         )
     reason = family.refusal(config)
     if reason:

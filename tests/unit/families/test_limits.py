@@ -3,7 +3,10 @@
 import pytest
 from transformers import AutoConfig
 
+from conversion.errors import SourceError
 from conversion.families import FAMILIES
+from conversion.families.refused import REASONS
+from conversion.source.kinds import check_convertible
 
 YARN = {
     "rope_type": "yarn",
@@ -75,3 +78,17 @@ def test_the_defaults_of_a_family_are_known(model_type):
     config = AutoConfig.for_model(model_type)
     reason = FAMILIES[model_type].refusal(config)
     assert reason is None or "slides over" in reason
+
+
+@pytest.mark.parametrize("model_type", REASONS)
+def test_a_family_that_is_not_converted_says_why(model_type):
+    config = AutoConfig.for_model(model_type)
+    with pytest.raises(SourceError) as error:
+        check_convertible(config, "[a] model")
+    assert str(error.value).startswith(f"[a] model: model family {model_type!r} is not supported: ")
+    assert REASONS[model_type] in str(error.value)
+
+
+def test_images_are_not_converted():
+    with pytest.raises(SourceError, match="it reads images or sound"):
+        check_convertible(AutoConfig.for_model("qwen2_5_vl"), "model")
