@@ -1,1 +1,1 @@
-"""vLLM architectures of converted models, one file per family."""
+"""vLLM architectures of converted models, one file for each way in which they are served."""
