@@ -72,6 +72,9 @@ def check_convertible(config: Any, name: str) -> None:
 
 def no_safetensors(folder: Path, name: str, wanted: str) -> SourceError:
     """The error for a folder without safetensors, which names the way to make them."""
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf:
+        return SourceError(f"{name}: no safetensors; give the GGUF file itself: {gguf[0]}")
     if not any((folder / weights).is_file() for weights in TORCH_WEIGHTS):
         return SourceError(f"{name}: neither {wanted} found; only safetensors weights are read")
     made = f"{folder.name}-safetensors"

@@ -104,6 +104,12 @@ def test_no_weights_at_all(folder):
     assert "only safetensors weights are read" in refused(folder)
 
 
+def test_a_gguf_file_beside_a_config(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    assert f"give the GGUF file itself: {folder / 'model.gguf'}" in refused(folder)
+
+
 def test_no_tokenizer(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()

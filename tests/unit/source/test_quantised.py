@@ -129,6 +129,34 @@ def test_compressed_tensors(folder, kind, caplog):
         assert torch.equal(source.tensor(name, slice(5, 39)), weight[5:39])
 
 
+def test_compressed_tensors_of_two_kinds(folder):
+    kinds = {kind: SCHEMES[kind] for kind in ("int4 per group", "int8 per channel")}
+    generator = torch.Generator().manual_seed(0)
+    expected = {}
+
+    def change(module, weight):
+        form, values = kinds["int4 per group" if "mlp" in module else "int8 per channel"]
+        compressor = BaseCompressor.get_value_from_registry(form)
+        args = QuantizationArgs(**values)
+        parts, expected[f"{module}.weight"] = compressed(
+            args, compressor, module, weight, generator
+        )
+        return parts
+
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "mixed-precision",
+        "config_groups": {
+            kind: {"targets": ["Linear"], "format": form, "weights": values}
+            for kind, (form, values) in kinds.items()
+        },
+    }
+    quantise(folder, settings, change)
+    source = open_source(str(folder))
+    for name, weight in expected.items():
+        assert torch.equal(source.tensor(name), weight), name
+
+
 @pytest.mark.parametrize(
     ("method", "block", "end", "dtype"),
     [
