@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from conversion.errors import SourceError, first_line
-from conversion.families import FAMILIES, Family
+from conversion.families import FAMILIES, Family, family_of
 from conversion.source.kinds import check_convertible
 from conversion.source.tensor_info import ALL_ROWS, TensorInfo
 
@@ -134,7 +134,8 @@ class SourceCheckpoint(ABC):
         Raises:
             SourceError: it is missing, not finite, or of another shape.
         """
-        parts = self.family.stored_parts(name, shape)
+        # Of a converted checkpoint too, which is no source to convert.
+        parts = family_of(self.config).stored_parts(name, shape)
         whole = None
         for stored, stored_shape, place in parts:
             tensor = self.tensor(stored, device=device)
