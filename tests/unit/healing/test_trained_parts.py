@@ -1,9 +1,10 @@
 """The parameters that a healing trains."""
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from conversion.healing.models import choose_trainable
+from tests.support.convert import convert_tiny
+from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_families import FAMILIES
 
 UNITS = {"Qwen2": "kv_a_proj_with_mqa", "Qwen3": "kv_a_proj_with_mqa k_proj k_norm v_proj"}
@@ -11,8 +12,10 @@ UNITS = {"Qwen2": "kv_a_proj_with_mqa", "Qwen3": "kv_a_proj_with_mqa k_proj k_no
 
 @pytest.mark.parametrize("name", UNITS)
 def test_nothing_that_writes_coded_rows_learns(tmp_path, name):
-    FAMILIES[name].save_coded(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    FAMILIES[name].original().save_pretrained(tmp_path / "source")
+    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    model = convert_tiny(tmp_path / "source", tmp_path / "out", cache_fraction=0.3)
+    assert model.config.row_bits_per_layer is not None
     names = {parameter.split(".self_attn.")[-1] for parameter in choose_trainable(model, False)}
     modules = {name.split(".")[0] for name in names}
     assert modules.isdisjoint(UNITS[name].split())
