@@ -143,6 +143,12 @@ def check_format_version(block: dict[str, Any] | None) -> None:
         )
 
 
+def source_head_dim(config: Any) -> int:
+    """Width of a head of the source, by its config or a converted model's."""
+    found: int | None = getattr(config, "head_dim", None)
+    return found or int(config.hidden_size // config.num_attention_heads)
+
+
 def read_provenance(config: LatentConfig) -> Provenance:
     """The typed provenance block of a converted model's config.
 

@@ -16,6 +16,7 @@ from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES, Family, family_of
 from conversion.source.kinds import check_convertible
 from conversion.source.tensor_info import ALL_ROWS, TensorInfo
+from vllm_mha2mla.config import source_head_dim
 
 CPU = torch.device("cpu")
 # An embedding table passes through memory in pieces of at most this size, as stored.
@@ -33,7 +34,7 @@ def with_head_dim(config: Any) -> Any:
     """A config that has ``head_dim``, as transformers takes it where it is not given."""
     heads = getattr(config, "num_attention_heads", None)
     if getattr(config, "head_dim", None) is None and heads:
-        config.head_dim = config.hidden_size // heads
+        config.head_dim = source_head_dim(config)
     return config
 
 

@@ -16,8 +16,8 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.utils import set_weight_attrs
 
 from vllm_mha2mla.attention.joined import JoinedProducts
-from vllm_mha2mla.config import LatentWidths
-from vllm_mha2mla.hf.normed_inputs import by_head, source_head_dim
+from vllm_mha2mla.config import LatentWidths, source_head_dim
+from vllm_mha2mla.hf.normed_inputs import by_head
 
 
 class HeadProjection(nn.Module):

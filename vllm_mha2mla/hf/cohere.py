@@ -6,8 +6,8 @@ from torch import nn
 from transformers import CohereConfig, CohereForCausalLM, CohereModel
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 
+from vllm_mha2mla.config import source_head_dim
 from vllm_mha2mla.hf.make import make_classes
-from vllm_mha2mla.hf.normed_inputs import source_head_dim
 
 
 def _norms(config: Any) -> tuple[nn.Module, nn.Module] | None:

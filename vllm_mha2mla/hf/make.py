@@ -4,19 +4,16 @@ Everything outside the attention stays the family's code. A family's file calls 
 once and names the results as the classes name themselves, so that they can be imported and pickled.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import PreTrainedModel
 
 from vllm_mha2mla.coding.row_code import row_codes
 from vllm_mha2mla.config import CONSTANTS, check_format_version, latent_widths
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.auto_classes import FindsPackage
-
-Norms = tuple[nn.Module, nn.Module]
+from vllm_mha2mla.hf.normed_inputs import MakesNorms, Norms
 
 
 class Classes(NamedTuple):
@@ -91,7 +88,7 @@ def make_classes(
     config: type[Any],
     model: type[Any],
     causal_lm: type[Any],
-    norms: Callable[[Any], Norms | None] | None = None,
+    norms: MakesNorms | None = None,
 ) -> Classes:
     """The converted classes of a family.
 

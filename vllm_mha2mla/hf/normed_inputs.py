@@ -11,26 +11,49 @@ with ``M`` in ``q_head_proj`` and ``P`` in ``kv_a_proj_with_mqa``. The cache hol
 without norms. A norm is of each head by itself (Qwen3), or of all at once (OLMo-2).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vllm_mha2mla.config import LatentWidths
+from vllm_mha2mla.config import LatentWidths, source_head_dim
 from vllm_mha2mla.errors import CheckpointError
 
+Norms = tuple[nn.Module, nn.Module]
+"""Of queries and of keys."""
+MakesNorms = Callable[[Any], Norms | None]
+"""Makes them from a converted config; ``None`` where it has none."""
 
-def source_head_dim(config: Any) -> int:
-    """Width of a head of the source, from a converted model's config."""
-    found: int | None = getattr(config, "head_dim", None)
-    return found or config.hidden_size // config.num_attention_heads
+
+def per_head(norm: Callable[[int, float], nn.Module]) -> MakesNorms:
+    """Norms of each head by itself; ``norm`` makes one of a width and an epsilon."""
+
+    def make(config: Any) -> Norms:
+        d, eps = source_head_dim(config), config.rms_norm_eps
+        return norm(d, eps), norm(d, eps)
+
+    return make
+
+
+def over_heads(norm: Callable[[int, float], nn.Module]) -> MakesNorms:
+    """Norms of all heads at once; ``norm`` makes one of a width and an epsilon."""
+
+    def make(config: Any) -> Norms:
+        d, eps = source_head_dim(config), config.rms_norm_eps
+        return (
+            norm(config.num_attention_heads * d, eps),
+            norm(config.num_key_value_heads * d, eps),
+        )
+
+    return make
 
 
 def add_normed_inputs(
     attention: Any,
     config: Any,
     widths: LatentWidths,
-    norms: tuple[nn.Module, nn.Module],
+    norms: Norms,
     bias: bool,
 ) -> None:
     """Give a latent attention the modules that its inputs come from.

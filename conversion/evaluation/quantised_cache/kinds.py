@@ -6,8 +6,8 @@ from typing import Any
 from conversion.errors import UsageError
 from conversion.evaluation.quantised_cache import fp8, int4_per_token_head, per_token_head
 from conversion.evaluation.quantised_cache.kind import CacheKind
-from conversion.evaluation.quantised_cache.size import head_dim_of
 from conversion.evaluation.quantised_cache.turboquant import kind as turboquant
+from vllm_mha2mla.config import source_head_dim
 
 OPTION = "--baseline-kv-cache-dtype"
 KINDS: dict[str, CacheKind] = {
@@ -37,6 +37,6 @@ def chosen_kinds(names: Sequence[str], config: Any) -> dict[str, CacheKind]:
     for name in names:
         if name not in KINDS:
             raise UsageError(f"{OPTION} {name}: not simulated; choose from {', '.join(KINDS)}")
-        if reason := KINDS[name].unsupported_reason(head_dim_of(config)):
+        if reason := KINDS[name].unsupported_reason(source_head_dim(config)):
             raise UsageError(f"{OPTION} {name}: {reason}; leave it out")
     return {name: KINDS[name] for name in names}

@@ -4,6 +4,7 @@ from typing import Any
 
 from conversion.checkpoint.cache_size import CacheFigures
 from conversion.evaluation.quantised_cache.kind import CacheKind
+from vllm_mha2mla.config import source_head_dim
 
 
 def quantised_cache_figures(config: Any, kind: CacheKind, itemsize: int) -> CacheFigures:
@@ -15,16 +16,9 @@ def quantised_cache_figures(config: Any, kind: CacheKind, itemsize: int) -> Cach
         itemsize: bytes per number of the model's dtype, which exact layers keep.
     """
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
-    head_dim = head_dim_of(config)
+    head_dim = source_head_dim(config)
     plain = 2 * head_dim * itemsize
     quantised = kind.bytes_per_head(head_dim)
     per_layer = [plain if kind.is_exact(n, layers) else quantised for n in range(layers)]
     whole, kept = heads * plain * layers, heads * sum(per_layer)
     return CacheFigures(bytes_per_token=kept, baseline_bytes_per_token=whole, fraction=kept / whole)
-
-
-def head_dim_of(config: Any) -> int:
-    """The width of a head of an original."""
-    return int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
