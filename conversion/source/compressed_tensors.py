@@ -26,9 +26,7 @@ def unreadable(settings: Mapping[str, Any]) -> str | None:
     formats = {
         group.get("format") or whole for group in groups.values() if isinstance(group, Mapping)
     }
-    if len(formats) > 1 or MIXED in formats:
-        formats.discard(MIXED)
-    others = sorted(str(one) for one in formats - FORMATS)
+    others = sorted(str(one) for one in formats - FORMATS - {MIXED})
     if others:
         return f"format {', '.join(others)}"
     if settings.get("quantization_status", "compressed") != "compressed":
