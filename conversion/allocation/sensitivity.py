@@ -104,14 +104,15 @@ def attention_gradients(
         x = states.to(layers.device)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            attended = layers.attend(layer, leaf[None])[0]
+            normed = layers.normed(layer, leaf[None])
+            attended = layers.attend(layer, normed)[0]
             output = layers.past_attention(layer, leaf[None], attended[None])[0]
         at_attention = []
         for sample, g in enumerate(gradients[window]):
             here, below = torch.autograd.grad(output, (attended, leaf), g, retain_graph=True)
             at_attention.append(here)
             gradients[window][sample] = below
-        result.inputs.append(layers.normed(layer, x[None])[0])
+        result.inputs.append(normed.detach()[0])
         result.outputs.append(attended.detach())
         result.streams.append(layers.stream(x, attended.detach()))
         result.gradients.append(at_attention)

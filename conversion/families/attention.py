@@ -75,16 +75,22 @@ ReadsProjections = Callable[[Any, Any], Projections]
 
 @torch.no_grad()
 def attention_weights(
-    attention: Any, config: Any, rotary: Any, projections: Projections, interleaved: bool
+    attention: Any,
+    config: Any,
+    rotary: Any,
+    projections: Projections,
+    interleaved: bool,
+    qk_norm: bool,
 ) -> AttentionWeights:
     """Split the projections of an attention by head.
 
     Args:
-        attention: the source's module; tells how it scales scores and whether it norms queries.
+        attention: the source's module, which tells how it scales scores.
         config: the source's config.
         rotary: its rotary embedding, for frequencies and their scaling.
         projections: of the attention.
         interleaved: whether RoPE turns neighbours ``(x[2f], x[2f + 1])``.
+        qk_norm: whether it norms queries and keys.
     """
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
@@ -93,7 +99,7 @@ def attention_weights(
         weight = weight.float().view(count, d, -1)
         return weight, weight.new_zeros(count, d) if bias is None else bias.float().view(count, d)
 
-    if has_qk_norm(attention):
+    if qk_norm:
         query, key, value = normed_maps(heads, kv_heads, d, projections.query[0].device)
         zero = query.new_zeros(heads, d)
         maps = [(query, zero), (key, zero[:kv_heads]), (value, zero[:kv_heads])]
@@ -121,8 +127,3 @@ def attention_weights(
         inv_freq=inverse_frequencies(attention, rotary, d),
         scale=float(attention.scaling),
     )
-
-
-def has_qk_norm(attention: Any) -> bool:
-    """Tell whether an attention module norms queries and keys."""
-    return getattr(attention, "q_norm", None) is not None

@@ -107,7 +107,8 @@ class Family:
     def attention_weights(self, attention: Any, config: Any, rotary: Any) -> AttentionWeights:
         """The maps of a source's attention module, split by head; float32."""
         read: Projections = self.projections(attention, config)
-        return attention_weights(attention, config, rotary, read, self.interleaved)
+        normed = self.qk_norm(config)
+        return attention_weights(attention, config, rotary, read, self.interleaved, normed)
 
     def input_width(self, config: Any) -> int:
         """The numbers that keys and values are linear maps of, which bound a latent's rank."""

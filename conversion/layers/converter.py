@@ -296,7 +296,7 @@ class LayerConverter:
             normed = self.layers.normed(layer, y)
             with bfloat16_products(self.layers.device.type, lossy):
                 head_outputs = self.layers.head_outputs(attention, normed).float()
-                attended = self.layers.attend(layer, x).float()
+                attended = self.layers.attend(layer, self.layers.normed(layer, x)).float()
                 pushed = self.layers.past_attention(layer, x, attended)
             share = SINK_WEIGHT * text / buffers.sinks if alone else 1
             stream = self.layers.stream(x, attended).flatten(0, 1)

@@ -136,13 +136,12 @@ class SourceLayers:
         attention = self.family.attention(layer)
         return normed_inputs(attention, normed) if self.qk_norm else normed
 
-    def attend(self, layer: Any, x: Tensor) -> Tensor:
-        """The output of a layer's attention on texts.
+    def attend(self, layer: Any, normed: Tensor) -> Tensor:
+        """The output of a layer's attention, given what it reads (``normed``).
 
         [texts, tokens, hidden] -> [texts, tokens, hidden]
         """
-        normed = self.normed(layer, x)
-        output: Tensor = self.family.attention(layer)(normed, **self._places(x))[0]
+        output: Tensor = self.family.attention(layer)(normed, **self._places(normed))[0]
         return output
 
     def head_outputs(self, attention: LatentAttention, normed: Tensor) -> Tensor:
