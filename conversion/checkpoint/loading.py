@@ -1,5 +1,6 @@
 """Loading originals and converted checkpoints as transformers models."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from conversion.errors import first_line
-from conversion.families import FAMILIES
+from conversion.families import FAMILIES, family_of
 from conversion.source import SourceCheckpoint, open_source
+from conversion.source.checkpoint import CONFIG_ERRORS, check_keys
+from conversion.source.folder import FolderCheckpoint
+from conversion.source.plain_files import check_plain_files
+from vllm_mha2mla.coding.row_code import row_codes
+from vllm_mha2mla.config import latent_widths
 from vllm_mha2mla.errors import CheckpointError, MHA2MLAError
 
 
@@ -20,31 +26,86 @@ def read_converted_config(folder: Path) -> Any:
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; give a converted checkpoint's folder")
+    check_plain_files(folder, str(folder))
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_keys(config)
     except MHA2MLAError:
         raise
-    except (ValueError, OSError, KeyError) as error:
-        cause = error.__cause__ or error
-        reason = first_line(cause)
+    except CONFIG_ERRORS as error:
+        reason = first_line(error.__cause__ or error)
         raise CheckpointError(f"{folder}: config.json cannot be read ({reason})") from error
     if not isinstance(config, tuple(family.config_class for family in FAMILIES.values())):
         raise CheckpointError(
             f"{folder}: a {config.model_type} model, not a converted one; "
             "convert it with: mha2mla convert"
         )
+    _check_values(config, folder)
     return config
 
 
+def _check_values(config: Any, folder: Path) -> None:
+    """Refuse what no conversion writes, and what was put in afterwards.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    try:
+        reason = family_of(config).refusal(config)
+        latent_widths(config)
+        row_codes(config)
+    except MHA2MLAError:
+        raise
+    except CONFIG_ERRORS as error:
+        reason = first_line(error)
+    if reason is None and not (math.isfinite(config.attention_scale) and config.attention_scale):
+        reason = f"attention_scale {config.attention_scale}"
+    if reason is not None:
+        raise CheckpointError(f"{folder}: config.json: {reason}; convert the model again")
+
+
 def load_converted(folder: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A converted checkpoint as a transformers model, with its tokenizer."""
+    """A converted checkpoint as a transformers model, with its tokenizer.
+
+    Raises:
+        CheckpointError: not a converted checkpoint, damaged or incomplete.
+    """
     read_converted_config(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except MHA2MLAError:
+        raise
+    except Exception as error:  # Every package raises its own for damaged files.
         reason = first_line(error)
         raise CheckpointError(f"{folder}: weights cannot be loaded ({reason})") from error
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    stored = FolderCheckpoint(folder).tensors
+    family, tensors = family_of(model.config), model.state_dict()
+    parts = (family.stored_parts(name, tuple(t.shape)) for name, t in tensors.items())
+    unknown = set(stored) - {part for of_one in parts for part, _, _ in of_one}
+    for problem, names in (("missing", info["missing_keys"]), ("unknown", unknown)):
+        if names:
+            raise CheckpointError(
+                f"{folder}: tensor {min(names)} is {problem}; convert the model again"
+            )
+    for name, tensor in tensors.items():
+        if not all(extreme.isfinite() for extreme in (tensor.aminmax() if tensor.numel() else ())):
+            raise CheckpointError(
+                f"{folder}: {name} holds NaN or infinite values; convert the model again"
+            )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # The package tokenizers raises nothing more special.
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be loaded ({first_line(error)}); convert the model "
+            "again"
+        ) from error
+    return model.eval(), tokenizer
 
 
 def load_source(source: str, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -39,7 +39,7 @@ def read_yaml(file: Path | None) -> dict[str, Any]:
         return {}
     try:
         values = yaml.safe_load(file.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = first_line(error)
         raise RecipeError(f"{file}: cannot be read as YAML ({reason})") from error
     if not isinstance(values, dict):

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from conversion.errors import SourceError
 from conversion.source.weight_files import INDEX
 
 # Replaced by the converter's own, or weights in formats it does not write.
@@ -15,13 +16,30 @@ TEMPLATES = "additional_chat_templates"
 
 
 def copy_assets(source: Path, target: Path) -> None:
-    """Copy every file but weights, config and README, and the chat templates, byte for byte."""
+    """Copy every file but weights, config and README, and the chat templates, byte for byte.
+
+    Raises:
+        SourceError: a file is a link to another place than the folder and the hub's cache: what
+            it leads to may be anybody's secret, and would be published with the converted model.
+    """
     for path in sorted(source.iterdir()):
         if path.name in NOT_CARRIED_OVER or path.name.startswith("."):
             continue
         weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(INDEX_ENDING)
         if path.is_file() and not weights:
-            shutil.copyfile(path, target / path.name)
+            _copy(source, path, target / path.name)
     for path in sorted((source / TEMPLATES).glob("*.jinja")):
         (target / TEMPLATES).mkdir(exist_ok=True)
-        shutil.copyfile(path, target / TEMPLATES / path.name)
+        _copy(source, path, target / TEMPLATES / path.name)
+
+
+def _copy(source: Path, path: Path, target: Path) -> None:
+    folder, leads_to = source.resolve(), path.resolve()
+    # snapshots/COMMIT/FILE -> ../../blobs/HASH
+    cache = folder.parent.parent / "blobs"
+    if not leads_to.is_relative_to(folder) and leads_to.parent != cache:
+        raise SourceError(
+            f"{path}: a link out of the model's folder, to {leads_to}; put a copy in its place, or "
+            "remove it"
+        )
+    shutil.copyfile(leads_to, target)

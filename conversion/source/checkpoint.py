@@ -38,6 +38,17 @@ def with_head_dim(config: Any) -> Any:
     return config
 
 
+def check_keys(config: Any) -> None:
+    """Refuse a config.json whose keys would stand in the place of a config's methods.
+
+    Raises:
+        ValueError: with the key.
+    """
+    for key in vars(config):
+        if callable(getattr(type(config), key, None)):
+            raise ValueError(f"{key} is no key of a config")
+
+
 class SourceCheckpoint(ABC):
     """A decoder checkpoint, read one tensor at a time.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES
 from conversion.source.assets import copy_assets
-from conversion.source.checkpoint import CONFIG_ERRORS, SourceCheckpoint, with_head_dim
+from conversion.source.checkpoint import (
+    CONFIG_ERRORS,
+    SourceCheckpoint,
+    check_keys,
+    with_head_dim,
+)
 from conversion.source.kinds import check_has_config
+from conversion.source.plain_files import check_plain_files
 from conversion.source.quantised import (
     dequantised_dtype,
     quantisation,
@@ -54,7 +60,7 @@ class FolderCheckpoint(SourceCheckpoint):
         settings = quantisation(self.config)
         if settings is not None and refusal(settings) is None:
             infos = self._dequantise(settings)
-        self._keys = own_names(infos, self._head())
+        self._keys = own_names(infos, self._head(), self.name)
         self.tensors = {own: infos[key] for own, key in self._keys.items()}
         self._untie()
 
@@ -141,7 +147,7 @@ class FolderCheckpoint(SourceCheckpoint):
         copy_assets(self.folder, folder)
 
 
-def own_names(keys: Any, head: str | None) -> dict[str, str]:
+def own_names(keys: Iterable[str], head: str | None, name: str) -> dict[str, str]:
     """Stored names by those of the language model.
 
     A decoder that was saved alone has names without ``model.``; one that was saved within something
@@ -150,6 +156,10 @@ def own_names(keys: Any, head: str | None) -> dict[str, str]:
     Args:
         keys: the stored names.
         head: name of the language-model head; ``None`` for a family that nobody knows.
+        name: how the user named the folder.
+
+    Raises:
+        SourceError: two tensors would have one name.
     """
     if head is None:
         return {key: key for key in keys}
@@ -160,7 +170,15 @@ def own_names(keys: Any, head: str | None) -> dict[str, str]:
             return key.removeprefix(DECODER)
         return key if whole or key == head else DECODER + key
 
-    return {own(key): key for key in keys}
+    owned: dict[str, str] = {}
+    for key in keys:
+        other = owned.setdefault(own(key), key)
+        if other != key:
+            raise SourceError(
+                f"{name}: {other} and {key} are two tensors for one place in the model; download "
+                "the model again"
+            )
+    return owned
 
 
 def read_config(folder: Path, name: str) -> Any:
@@ -169,9 +187,12 @@ def read_config(folder: Path, name: str) -> Any:
     Raises:
         SourceError: there is none, or transformers cannot read it.
     """
+    check_plain_files(folder, name)
     check_has_config(folder, name)
     try:
-        return with_head_dim(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_keys(config)
+        return with_head_dim(config)
     except CONFIG_ERRORS as error:
         raise SourceError(
             f"{name}: config.json cannot be read ({first_line(error)}); give a decoder model "

@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 
 from conversion.errors import SourceError, first_line
+from conversion.source.gguf_header import check_header, check_offsets
 
 PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
@@ -38,7 +39,9 @@ def read_gguf(path: Path, name: str) -> tuple[dict[str, Any], list[Any]]:
         SourceError: truncated, or not a GGUF file.
     """
     try:
+        check_header(path)
         reader = gguf.GGUFReader(path)
+        check_offsets(reader.tensors, int(reader.alignment))
         return {key: field.contents() for key, field in reader.fields.items()}, reader.tensors
     except (ValueError, IndexError, KeyError, TypeError, OSError, ArithmeticError) as error:
         raise SourceError(

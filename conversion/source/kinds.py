@@ -93,6 +93,6 @@ def no_safetensors(folder: Path, name: str, wanted: str) -> SourceError:
 def _base(file: Path) -> str:
     try:
         base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError, OSError):
         return ""
     return f" of {base}" if base else ""

@@ -86,16 +86,15 @@ class StoredTensors:
 
     def _open(self, file: str) -> Any:
         try:
-            return safe_open(self.folder / file, framework="pt")
-        except FileNotFoundError as error:
-            raise SourceError(
-                f"{self.name}: shard {file} is missing; download the model again"
-            ) from error
+            # Opening a pipe would wait for its other end.
+            if (self.folder / file).is_file():
+                return safe_open(self.folder / file, framework="pt")
         except (SafetensorError, OSError) as error:
             raise SourceError(
                 f"{self.name}: shard {file} is truncated or not safetensors "
                 f"({first_line(error)}); download the model again"
             ) from error
+        raise SourceError(f"{self.name}: shard {file} is missing; download the model again")
 
     def _list(self, file: str) -> dict[str, TensorInfo]:
         opened = self._open(file)

@@ -49,7 +49,10 @@ def read_index(path: Path, name: str) -> dict[str, str]:
         SourceError: not an index, or one that names files of other folders.
     """
     try:
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+        index = json.loads(path.read_text("utf-8"))
+        weight_map = index["weight_map"]
+        if not isinstance(index.get("metadata", {}), dict):
+            raise ValueError("its metadata are no mapping")
         # Outputs have shards of the same names: a path would be written wherever it leads.
         if not weight_map or any(Path(file).name != file for file in weight_map.values()):
             raise ValueError("a shard's name is a path")
