@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-engine test-gpu test-all lint format demo
+.PHONY: help setup test test-slow test-engine test-gpu test-all fuzz lint format demo
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-gpu: ## Run the tests that need an NVIDIA GPU (GPU_PYTHON=that environment'
 
 test-all: setup ## Run every test
 	$(PYTEST) $(ARGS)
+
+fuzz: setup ## Read 10,000 damaged and hostile checkpoints (ARGS="--count 1000 --seed 3")
+	$(BIN)/python -m tests.fuzz --jobs $(JOBS) $(ARGS)
 
 lint: setup ## Check style, formatting and types
 	$(BIN)/ruff check
