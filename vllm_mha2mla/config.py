@@ -5,7 +5,7 @@ imports this file, errors, version, rotary embedding and the transformers models
 imports nothing of ``conversion``. The names follow DeepSeek-V2's MLA.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -31,6 +31,9 @@ FIRST_ROW = "first_row"
 
 CONSTANTS = (ROPE_INV_FREQ, ROTARY_MEAN, FIRST_ROW)
 """The tensors of a layer that stay in float32 and are never trained."""
+
+EXACT = ("F32", "F64", "float32", "float64")
+"""Dtypes that hold them."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,24 @@ class Provenance(BaseModel):
     versions: dict[str, str] = {}
     figures: dict[str, float] = {}
     healing: list[HealingInfo] = []
+
+
+def refuse_rounded(stored: Iterable[tuple[str, str]]) -> None:
+    """Refuse a checkpoint whose constants have been cast to fewer bits than float32 has.
+
+    Args:
+        stored: name and dtype of its tensors, the dtype as torch or safetensors write it.
+
+    Raises:
+        CheckpointError: a constant is rounded.
+    """
+    for name, dtype in stored:
+        written = dtype.removeprefix("torch.")
+        if name.endswith(CONSTANTS) and written not in EXACT:
+            raise CheckpointError(
+                f"{name} is stored in {written}: rounded, it is wrong in long contexts; take the "
+                "checkpoint from before it was cast, and cast it with transformers' model.to(dtype)"
+            )
 
 
 def check_format_version(block: dict[str, Any] | None) -> None:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import read_converted_config
+from conversion.errors import first_line
 from vllm_mha2mla.coding.row_code import UNIT, RowCode, row_codes
-from vllm_mha2mla.config import latent_widths, read_provenance
+from vllm_mha2mla.config import latent_widths, read_provenance, refuse_rounded
+from vllm_mha2mla.errors import CheckpointError
+from vllm_mha2mla.hf.loading import stored_dtypes
 from vllm_mha2mla.padding import cache_bytes_per_token
 
 
@@ -52,12 +56,18 @@ class Inspection(BaseModel):
 
 
 def inspect(folder: Path) -> Inspection:
-    """Read a converted checkpoint's config.
+    """Read a converted checkpoint's config, and the dtypes of its tensors.
 
     Raises:
-        CheckpointError: ``folder`` is not a converted checkpoint, or has a newer format.
+        CheckpointError: ``folder`` is not a converted checkpoint, has a newer format, or its
+            constants have been rounded.
     """
     config = read_converted_config(folder)
+    try:
+        refuse_rounded(stored_dtypes(sorted(str(file) for file in folder.glob("*.safetensors"))))
+    except (SafetensorError, OSError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{folder}: weights cannot be read ({reason})") from error
     provenance = read_provenance(config)
     layer_widths = latent_widths(config)
     cache, codes = cache_figures(config), row_codes(config)

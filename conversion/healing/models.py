@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from conversion.families import family_of
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
-from vllm_mha2mla.config import CONSTANTS
 
 # Name of the projection whose outputs are the cache's rows.
 # Modules of an attention that cache rows come from; the last three only with QK-norm.
@@ -24,14 +23,14 @@ def choose_trainable(student: Any, train_all: bool) -> dict[str, nn.Parameter]:
 
     Args:
         student: the converted model.
-        train_all: let everything learn; otherwise only the converted attention. Rotary frequencies
-            never learn, nor does what writes coded rows: their code is made for its mean, variances
-            and basis, and steps that leave those cost more than they gain.
+        train_all: let everything learn; otherwise only the converted attention. What writes coded
+            rows never learns: their code is made for its mean, variances and basis, and steps that
+            leave those cost more than they gain. Rotary frequencies are no parameters.
     """
     family, chosen = family_of(student.config), {}
     coded = student.config.row_bits_per_layer is not None
     for name, parameter in student.named_parameters():
-        fixed = name.endswith(CONSTANTS) or (coded and _writes_rows(name))
+        fixed = coded and _writes_rows(name)
         learns = (train_all or family.in_attention(name)) and not fixed
         parameter.requires_grad_(learns)
         if learns:

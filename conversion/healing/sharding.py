@@ -1,6 +1,7 @@
 """A model sharded over all devices: FSDP 2, read from its files layer by layer."""
 
 import warnings
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from conversion.families import family_of
 from conversion.healing.launch import world_size
 from conversion.source import SourceCheckpoint
+from vllm_mha2mla.config import CONSTANTS
 
 # For accelerate: the models are sharded already (NO_WRAP), and every process saves its own part.
 FSDP_CONFIG = {"version": 2, "auto_wrap_policy": "NO_WRAP", "state_dict_type": "SHARDED_STATE_DICT"}
@@ -52,12 +54,13 @@ def _load_weights(
     module: nn.Module, prefix: str, checkpoint: SourceCheckpoint, device: torch.device
 ) -> None:
     weights = {}
+    constants = ((n, x) for n, x in module.named_buffers() if n.endswith(CONSTANTS))
     # named_parameters() lists a tied head under its first name only.
-    for name, parameter in module.named_parameters():
-        if not parameter.is_meta:
+    for name, tensor in chain(module.named_parameters(), constants):
+        if not tensor.is_meta:
             continue
-        shape = tuple(parameter.shape)
-        weights[name] = checkpoint.of_model(prefix + name, shape, parameter.dtype).to(device)
+        shape = tuple(tensor.shape)
+        weights[name] = checkpoint.of_model(prefix + name, shape, tensor.dtype).to(device)
     module.load_state_dict(weights, strict=False, assign=True)
 
 

@@ -134,8 +134,9 @@ def write_weights(folder: Path, device: str = "cpu") -> None:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     drawn = torch.Generator(device).manual_seed(0)
     tensors = {
-        name: _weight(name, parameter.shape, drawn, device).cpu()
-        for name, parameter in model.named_parameters()
+        name: _weight(name, tensor.shape, drawn, device).cpu()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if name in model.state_dict()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.support.tiny import tiny_tokenizer
-from vllm_mha2mla.config import FORMAT_VERSION
+from vllm_mha2mla.config import CONSTANTS, FORMAT_VERSION, ROPE_INV_FREQ
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
 
 TINY_WIDTHS = [(24, 16), (8, 4), (40, 0), (16, 8), (1, 0)]  # (kv_lora_rank, qk_rope_head_dim)
@@ -48,11 +48,16 @@ def save_tiny_converted(
     model = LlamaMLAForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("rope_inv_freq"):
-                parameter.uniform_(0.02, 1.0, generator=generator)
-            elif "norm" not in name:
-                # Larger than the usual initialisation: attention far from uniform, few near ties.
+        for name, module in model.named_modules():
+            if "norm" in name:
+                continue
+            # Larger than the usual initialisation: attention far from uniform, few near ties.
+            for constant, tensor in module.named_buffers(recurse=False):
+                if constant == ROPE_INV_FREQ:
+                    tensor.uniform_(0.02, 1.0, generator=generator)
+                elif constant in CONSTANTS:
+                    tensor.normal_(std=0.15, generator=generator)
+            for parameter in module.parameters(recurse=False):
                 parameter.normal_(std=0.15, generator=generator)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -17,6 +17,7 @@ Where rows are coded (``vllm_mha2mla.coding``), the projection gives ``[z ; u]``
 cache holds what becomes of it, ``[z^ ; u^ + R_n m]``, with ``m`` the mean of the rotary columns.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,13 +27,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vllm_mha2mla.coding.rounding import rounded
 from vllm_mha2mla.coding.row_code import RowCode
-from vllm_mha2mla.config import LatentWidths, up_projection_groups
+from vllm_mha2mla.config import (
+    FIRST_ROW,
+    ROPE_INV_FREQ,
+    ROTARY_MEAN,
+    LatentWidths,
+    up_projection_groups,
+)
+from vllm_mha2mla.hf.adapters import NotInConverted, refuse_adapters_of_the_original
 from vllm_mha2mla.hf.eager import eager_attention
+from vllm_mha2mla.hf.effective_weight import effective_weight
+from vllm_mha2mla.hf.exact import ExactConstants
 from vllm_mha2mla.hf.normed_inputs import add_normed_inputs, normed_inputs
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(ExactConstants):
     """Drop-in for a family's attention class once a layer is converted.
 
     Args:
@@ -71,16 +81,10 @@ class LatentAttention(nn.Module):
         self.groups = up_projection_groups(config)
         self.kv_b_proj = nn.Linear(self.rank, self.groups * (self.nope + self.v), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.v, hidden, bias=True)
-        self.rope_inv_freq = nn.Parameter(
-            torch.zeros(self.rope // 2, dtype=torch.float32), requires_grad=False
-        )
+        self.add_constant(ROPE_INV_FREQ, self.rope // 2)
         if code is not None:
-            self.rotary_mean = nn.Parameter(
-                torch.zeros(self.rope, dtype=torch.float32), requires_grad=False
-            )
-            self.first_row = nn.Parameter(
-                torch.zeros(widths.width, dtype=torch.float32), requires_grad=False
-            )
+            self.add_constant(ROTARY_MEAN, self.rope)
+            self.add_constant(FIRST_ROW, widths.width)
 
     def _add_inputs(self, hidden: int, widths: LatentWidths, bias: bool) -> None:
         queries = self.num_heads * (self.nope + self.rope)
@@ -91,6 +95,13 @@ class LatentAttention(nn.Module):
             self.q_b_proj = nn.Linear(self.q_rank, queries, bias=bias)
         bias = bias or self.code is not None
         self.kv_a_proj_with_mqa = nn.Linear(hidden, widths.width, bias=bias)
+        self.k_proj, self.v_proj = NotInConverted("k_proj"), NotInConverted("v_proj")
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        refuse_adapters_of_the_original(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(
         self,
@@ -130,7 +141,7 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = q.split((self.nope, self.rope), dim=-1)  # [batch, tokens, heads, *]
         c, k_rope = rows.split((self.rank, self.rope), dim=-1)
 
-        cos, sin = rotary_angles(position_ids, self.rope_inv_freq.float())
+        cos, sin = rotary_angles(position_ids, self.exact(ROPE_INV_FREQ))
         q_rope = apply_rotary(q_rope, cos.unsqueeze(2), sin.unsqueeze(2))
         k_rope = apply_rotary(k_rope, cos, sin)
         if self.code is not None:
@@ -139,7 +150,8 @@ class LatentAttention(nn.Module):
         if past_key_values is not None:
             c, k_rope = past_key_values.update(c, k_rope, self.layer_idx)
 
-        w_uk, w_uv = self.kv_b_proj.weight.view(self.groups, self.nope + self.v, -1).split(
+        up = effective_weight(self.kv_b_proj, self.rank, hidden_states)
+        w_uk, w_uv = up.view(self.groups, self.nope + self.v, -1).split(
             (self.nope, self.v), dim=1
         )  # [groups, nope | v, rank]
         q_nope = q_nope.unflatten(2, (self.groups, -1))
@@ -171,9 +183,9 @@ class LatentAttention(nn.Module):
         """Latent and turned rotary columns as they come out of a coded cache."""
         assert self.code is not None
         rows = torch.cat((c, k_rope), dim=-1)  # [batch, tokens, rank + rope]
-        rows = rounded(self.code, rows, self.first_row.float(), position_ids == 0)
+        rows = rounded(self.code, rows, self.exact(FIRST_ROW), position_ids == 0)
         c, k_rope = rows.split((self.rank, self.rope), dim=-1)
-        mean = apply_rotary(self.rotary_mean.float(), cos, sin)  # [batch, tokens, rope]
+        mean = apply_rotary(self.exact(ROTARY_MEAN), cos, sin)  # [batch, tokens, rope]
         return c, k_rope + mean.to(k_rope.dtype)
 
     def inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:

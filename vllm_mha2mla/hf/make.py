@@ -7,12 +7,12 @@ once and names the results as the classes name themselves, so that they can be i
 from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedModel
 
 from vllm_mha2mla.coding.row_code import row_codes
 from vllm_mha2mla.config import CONSTANTS, check_format_version, latent_widths
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.auto_classes import FindsPackage
+from vllm_mha2mla.hf.loading import LoadsExactly
 from vllm_mha2mla.hf.normed_inputs import MakesNorms, Norms
 
 
@@ -53,7 +53,7 @@ class LatentKeys(FindsPackage):
         return None
 
 
-class LatentModel(PreTrainedModel):
+class LatentModel(LoadsExactly):
     """A decoder with latent attention in every layer."""
 
     _supports_flash_attn = False
@@ -68,7 +68,7 @@ class LatentModel(PreTrainedModel):
         self.post_init()
 
 
-class LatentCausalLM(PreTrainedModel):
+class LatentCausalLM(LoadsExactly):
     """A decoder with latent attention and a language-model head."""
 
     decoder_class: ClassVar[type[Any]]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vllm_mha2mla.config import LatentWidths, source_head_dim
 from vllm_mha2mla.errors import CheckpointError
+from vllm_mha2mla.hf.effective_weight import effective_weight
 
 Norms = tuple[nn.Module, nn.Module]
 """Of queries and of keys."""
@@ -93,8 +94,9 @@ def normed_inputs(attention: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor
     Returns:
         # [..., heads * (nope + rope)], [..., rank + rope]
     """
-    maps = attention.q_head_proj.weight  # [heads * (nope + rope), d]
-    d = maps.shape[1]
+    d = source_head_dim(attention.config)
+    # [heads * (nope + rope), d]
+    maps = effective_weight(attention.q_head_proj, d, hidden_states)
     queries = by_head(attention.q_norm, attention.q_proj(hidden_states), d)
     keys = by_head(attention.k_norm, attention.k_proj(hidden_states), d)
     keys_values = torch.cat((keys.flatten(-2), attention.v_proj(hidden_states)), dim=-1)

@@ -1,9 +1,14 @@
 """The table that inspect prints."""
 
+import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
-from conversion.checkpoint.inspection import Inspection, RowBits
+from conversion.checkpoint.inspection import Inspection, RowBits, inspect
 from conversion.commands.inspect import bits_table, inspection_table
+from tests.support.tiny_converted import save_tiny_converted
+from vllm_mha2mla.errors import CheckpointError
 
 
 def printed(**changes):
@@ -47,3 +52,18 @@ def test_says_how_many_columns_have_which_bits():
 
 def test_names_with_brackets_are_no_markup():
     assert "my [bold] model" in printed(source="my [bold] model")
+
+
+def test_refuses_rounded_frequencies(tmp_path):
+    file = save_tiny_converted(tmp_path) / "model.safetensors"
+    tensors = {name: x.to(torch.bfloat16) for name, x in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="rope_inv_freq is stored in BF16: rounded"):
+        inspect(tmp_path)
+
+
+def test_damaged_weights_are_one_line(tmp_path):
+    file = save_tiny_converted(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="weights cannot be read"):
+        inspect(tmp_path)

@@ -84,9 +84,9 @@ def test_the_beginning_of_a_text_is_found_beside_padding(model):
 
 def test_constants_stay_in_float32(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    constants = [p for name, p in model.named_parameters() if name.endswith(CONSTANTS)]
+    constants = [x for name, x in model.named_buffers() if name.endswith(CONSTANTS)]
     assert len(constants) == 3 * 4
-    assert all(p.dtype == torch.float32 for p in constants)
+    assert all(x.dtype == torch.float32 for x in constants)
 
 
 def test_training_passes_through_the_coding(model):

@@ -52,9 +52,9 @@ def test_loaded_again_it_generates_the_same_with_and_without_a_cache(saved):
 
 def test_constants_stay_in_float32(saved):
     model = AutoModelForCausalLM.from_pretrained(saved[1], dtype=torch.bfloat16)
-    constants = [p for name, p in model.named_parameters() if name.endswith(CONSTANTS)]
+    constants = [x for name, x in model.named_buffers() if name.endswith(CONSTANTS)]
     assert len(constants) == len(model.model.layers)
-    assert all(p.dtype == torch.float32 for p in constants)
+    assert all(x.dtype == torch.float32 for x in constants)
 
 
 def test_attentions_can_be_asked_for(saved):
