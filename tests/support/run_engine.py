@@ -4,7 +4,8 @@ A process of its own, because an engine leaves global state behind and must know
 tests: the plugin is found through its entry point, as a user's engine finds it.
 
     [{"llm": {LLM arguments},
-      "steps": [{"prompts": [[token ids]], "alone": bool, "reset": bool, "sampling": {...}}]}]
+      "steps": [{"prompts": [[token ids]], "alone": bool, "reset": bool, "sampling": {...},
+                 "adapter": folder of a LoRA adapter}]}]
 """
 
 import gc
@@ -15,6 +16,7 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
 
 # vLLM's counters, and their names in a step's result.
 COUNTERS = {
@@ -26,6 +28,7 @@ COUNTERS = {
 def run(specification: dict[str, Any]) -> dict[str, Any]:
     try:
         llm = LLM(disable_log_stats=False, **specification["llm"])
+        steps = [run_step(llm, step) for step in specification.get("steps", [])]
     except Exception as error:
         # The error that users of the Python API see; the test says if it was to be expected.
         return {"error": f"{type(error).__name__}: {error}"}
@@ -35,7 +38,7 @@ def run(specification: dict[str, Any]) -> dict[str, Any]:
         "cache_tokens": cache.num_gpu_blocks * cache.block_size,
         "cache_tokens_reported": cache.kv_cache_size_tokens,
         "block_size": cache.block_size,
-        "steps": [run_step(llm, step) for step in specification.get("steps", [])],
+        "steps": steps,
     }
     llm.llm_engine.engine_core.shutdown()
     del llm
@@ -51,8 +54,11 @@ def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
     params = SamplingParams(**step["sampling"])
     prompts = [{"prompt_token_ids": ids} for ids in step["prompts"]]
     batches = [[prompt] for prompt in prompts] if step.get("alone") else [prompts]
+    adapter = LoRARequest("adapter", 1, step["adapter"]) if "adapter" in step else None
     outputs = [
-        request for batch in batches for request in llm.generate(batch, params, use_tqdm=False)
+        request
+        for batch in batches
+        for request in llm.generate(batch, params, use_tqdm=False, lora_request=adapter)
     ]
     return {
         "outputs": [as_json(request) for request in outputs],

@@ -20,19 +20,25 @@ class JoinedProducts(nn.Module):
     """The products of hidden states with several layers, on GPUs one product where that may be.
 
     Args:
-        layers: linear layers of vLLM, which are the enclosing module's and not this one's.
+        owner: the enclosing module, which has the layers.
+        names: of linear layers of vLLM there; with ``--enable-lora`` others take their places.
         widths: of each layer's output on this rank.
     """
 
-    def __init__(self, layers: Sequence[Any], widths: Sequence[int]) -> None:
+    def __init__(self, owner: nn.Module, names: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__()
-        # In a tuple, because the enclosing module loads them.
-        self.layers, self.widths = tuple(layers), list(widths)
+        # In a tuple, because this module is a part of it, and not the reverse.
+        self.owner, self.names, self.widths = (owner,), tuple(names), list(widths)
         self.joined: Tensor | None
         self.joined_bias: Tensor | None
         self.register_buffer("joined", None, persistent=False)
         self.register_buffer("joined_bias", None, persistent=False)
         self.vllm_config = get_current_vllm_config()
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers as they are now."""
+        return [getattr(self.owner[0], name) for name in self.names]
 
     def weights_loaded(self) -> None:
         """Join the layers; called again when weights are exchanged."""

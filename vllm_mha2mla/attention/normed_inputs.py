@@ -94,7 +94,7 @@ def add_normed_inputs(
     )
     ranks = get_tensor_model_parallel_world_size() if by_itself else 1
     attention.products = JoinedProducts(
-        (attention.q_proj, attention.k_proj, attention.v_proj),
+        *(attention, ("q_proj", "k_proj", "v_proj")),
         (heads * d // ranks, kv_heads * d, kv_heads * d),
     )
 

@@ -1,6 +1,5 @@
 """The attention block of a decoder layer: projections around the latent cache attention."""
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from vllm.config import CacheConfig
@@ -14,12 +13,19 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
+from vllm_mha2mla.attention.constants import constant
 from vllm_mha2mla.attention.joined import JoinedProducts
 from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.normed_inputs import add_normed_inputs, normed_inputs
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.coding.row_code import CodedRow, row_codes, served_codes
-from vllm_mha2mla.config import latent_widths, up_projection_groups
+from vllm_mha2mla.config import (
+    FIRST_ROW,
+    ROPE_INV_FREQ,
+    ROTARY_MEAN,
+    latent_widths,
+    up_projection_groups,
+)
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.kernels.cuda.choose import option_of
 
@@ -77,17 +83,11 @@ class LatentSelfAttention(nn.Module):
             prefix=f"{prefix}.o_proj",
         )
         # In 16 bits, rotary angles of long contexts would be wrong by whole turns.
-        self.rope_inv_freq = nn.Parameter(
-            torch.empty(self.rope // 2, dtype=torch.float32), requires_grad=False
-        )
+        self.rope_inv_freq = constant(f"{prefix}.{ROPE_INV_FREQ}", self.rope // 2)
         coded = None
         if code is not None:
-            self.rotary_mean = nn.Parameter(
-                torch.empty(self.rope, dtype=torch.float32), requires_grad=False
-            )
-            self.first_row = nn.Parameter(
-                torch.empty(widths.width, dtype=torch.float32), requires_grad=False
-            )
+            self.rotary_mean = constant(f"{prefix}.{ROTARY_MEAN}", self.rope)
+            self.first_row = constant(f"{prefix}.{FIRST_ROW}", widths.width)
             coded = CodedRow(code, self.rotary_mean, self.first_row)
         # Rows are stored as they are where the user asks for it: vectors that a coded row is
         # relative to are a part of these.
@@ -138,7 +138,7 @@ class LatentSelfAttention(nn.Module):
                 prefix=f"{prefix}.q_proj",
             )
             self.products = JoinedProducts(
-                (self.q_proj, self.kv_a_proj_with_mqa),
+                *(self, ("q_proj", "kv_a_proj_with_mqa")),
                 (self.num_heads * (self.nope + self.rope), row),
             )
         else:

@@ -1,6 +1,8 @@
-"""The work of our layers after weights have been loaded, or exchanged in a running engine."""
+"""The work of our layers when weights are loaded or exchanged, and when adapters are."""
 
 from typing import Any
+
+from vllm.config import VllmConfig
 
 from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.projections import LatentSelfAttention
@@ -10,6 +12,13 @@ class TellsLayers:
     """A model that tells its latent attention when weights have changed."""
 
     modules: Any
+
+    def prepare_for_adapters(self, vllm_config: VllmConfig) -> None:
+        """Have adapters checked when they are loaded, in an engine that loads any."""
+        if vllm_config.lora_config is not None:
+            from vllm_mha2mla.models.adapters import check_adapters
+
+            check_adapters()
 
     def process_weights_after_loading(self) -> None:
         """Called by vLLM, also after weights have been exchanged in a running engine."""

@@ -1,0 +1,20 @@
+"""The constants that vLLM loads."""
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm_mha2mla.attention.constants import constant
+from vllm_mha2mla.errors import CheckpointError
+
+
+def test_loads_float32_and_refuses_what_is_rounded():
+    parameter = constant("model.layers.0.self_attn.rope_inv_freq", 4)
+    exact = torch.rand(4)
+    parameter.weight_loader(parameter, exact)
+    assert torch.equal(parameter.data, exact)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(CheckpointError, match=r"layers\.0\S+ is stored in b?float16: rounded"):
+            parameter.weight_loader(parameter, exact.to(dtype))
+    assert torch.equal(parameter.data, exact)
