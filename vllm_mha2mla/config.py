@@ -35,6 +35,12 @@ CONSTANTS = (ROPE_INV_FREQ, ROTARY_MEAN, FIRST_ROW)
 EXACT = ("F32", "F64", "float32", "float64")
 """Dtypes that hold them."""
 
+FIXED_KEYS = (
+    *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"),
+    *("no_rope_layers", "no_rope_layer_interval", "attention_multiplier"),
+)
+"""Keys of the source that a conversion has worked into the weights: others have no effect."""
+
 
 @dataclass(frozen=True)
 class LatentWidths:

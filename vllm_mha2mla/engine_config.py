@@ -9,6 +9,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
+from vllm_mha2mla.attention.connectors import refuse_connectors
 from vllm_mha2mla.attention.native_config import refuse_other_sizes, register_convertor
 from vllm_mha2mla.coding.row_code import UNIT, row_codes, served_codes
 from vllm_mha2mla.config import latent_widths
@@ -16,6 +17,7 @@ from vllm_mha2mla.cpu_cache import choose_cache_size
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.hf.registration import MODELS
 from vllm_mha2mla.kernels.cuda.choose import OPTION, option_of
+from vllm_mha2mla.overrides import refuse_overrides
 from vllm_mha2mla.padding import padded_width
 
 # vLLM shows the log lines of loggers below its own name.
@@ -34,6 +36,8 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
         _refuse_windows(vllm_config.model_config)
+        refuse_overrides(vllm_config.model_config)
+        refuse_connectors(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
         row_codes(vllm_config.model_config.hf_config)
         if current_platform.is_cpu():

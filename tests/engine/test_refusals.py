@@ -5,11 +5,21 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.support.engine import refusals
 from vllm_mha2mla.config import FORMAT_VERSION
 
 pytestmark = pytest.mark.slow
+
+
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +29,11 @@ def errors(tiny_checkpoint, tmp_path_factory):
     config = json.loads((newer / "config.json").read_text())
     config["mha2mla"]["format_version"] = FORMAT_VERSION + 1
     (newer / "config.json").write_text(json.dumps(config))
+    rounded = tmp_path_factory.mktemp("rounded") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, rounded)
+    weights = load_file(rounded / "model.safetensors")
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(weights, rounded / "model.safetensors", {"format": "pt"})
     usual = {
         "model": str(tiny_checkpoint),
         "dtype": "float32",
@@ -30,6 +45,8 @@ def errors(tiny_checkpoint, tmp_path_factory):
             refusals,
             {"llm": usual | {"model": str(newer)}},
             {"llm": usual | {"kv_cache_dtype": "fp8"}},
+            {"llm": usual | {"model": str(rounded)}},
+            {"llm": usual | {"hf_overrides": {"rope_parameters": YARN}}},
         )
         no_plugin = pool.submit(
             refusals,
@@ -37,7 +54,7 @@ def errors(tiny_checkpoint, tmp_path_factory):
             {"llm": usual | {"trust_remote_code": True}},
             VLLM_PLUGINS="",
         )
-        names = ("newer format", "fp8 cache", "no plugin", "no plugin, trusted")
+        names = ("newer format", "fp8 cache", "rounded", "yarn", "no plugin", "no plugin, trusted")
         return dict(zip(names, plugin.result() + no_plugin.result(), strict=True))
 
 
@@ -58,3 +75,11 @@ def test_engine_without_the_plugin(errors):
     assert "Please pass the argument `trust_remote_code=True`" in errors["no plugin"]
     # Then transformers knows it, from the package itself, and the engine finds no attention in it.
     assert "does not dispatch through the Transformers" in errors["no plugin, trusted"]
+
+
+def test_rounded_frequencies(errors):
+    assert "self_attn.rope_inv_freq is stored in bfloat16: rounded" in errors["rounded"]
+
+
+def test_another_rope(errors):
+    assert "--hf-overrides: rope_parameters cannot be changed" in errors["yarn"]

@@ -24,7 +24,11 @@ CURRENT = [file for file in FILES if file.name not in ("CHANGELOG.md", "experime
 README_BYTES = 9000
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options in the prose that are other programs'.
-FOREIGN = {"--multi_gpu", "--use_fsdp", "--fsdp_version", "--enforce-eager", "--kv-cache-dtype"}
+FOREIGN = {
+    *("--multi_gpu", "--use_fsdp", "--fsdp_version", "--enforce-eager", "--kv-cache-dtype"),
+    *("--hf-overrides", "--enable-lora", "--kv-transfer-config", "--kv-offloading-size"),
+    "--block-size",
+}
 OF_EXAMPLES = {
     option
     for file in (ROOT / "examples").rglob("*.py")

@@ -1,11 +1,13 @@
 """The attention layer that vLLM runs between a decoder layer's projections."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from vllm.config import CacheConfig, VllmConfig, get_current_vllm_config
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention.kv_transfer_utils import maybe_transfer_kv_layer
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op, kv_cache_dtype_str_to_dtype
@@ -97,14 +99,17 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         )
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
-        """Keep the engine's view without its head axis  # [blocks, block_size, row]"""
-        self.kv_cache = kv_cache.squeeze(1)
+        """Keep the engine's view, with its head axis  # [blocks, 1, block_size, row]"""
+        self.kv_cache = kv_cache
         if self.gpu is not None:
             self.gpu.warm_up(self.step)
 
     @property
     def kv_cache(self) -> Tensor:
-        """This layer's cache; a small one while the engine profiles, then none, then the real."""
+        """This layer's cache; a small one while the engine profiles, then none, then the real.
+
+        KV connectors read and write it in the shape that vLLM gives every layer's.
+        """
         return self._kv_cache
 
     @kv_cache.setter
@@ -128,7 +133,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
             up, inv_freq = self.weights
             w_uk, w_uv = up()
             self._step = self.make_step(
-                *(self.kv_cache, w_uk, w_uv, inv_freq.data),
+                *(self.kv_cache.squeeze(1), w_uk, w_uv, inv_freq.data),
                 *(self.scale, up.num_heads, self.coded),
             )
         return self._step
@@ -155,7 +160,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         return out
 
 
-def _attention(
+def _cached_attention(
     query: Tensor, kv_latent: Tensor, positions: Tensor, out: Tensor, layer_name: str
 ) -> None:
     context = get_forward_context()
@@ -167,6 +172,10 @@ def _attention(
         out.zero_()
         return
     layer.step(query, kv_latent, positions, batches[layer_name], out)
+
+
+# Waits for the cache that a KV connector brings, and hands it what is to be kept.
+_attention: Callable[..., None] = maybe_transfer_kv_layer(_cached_attention)
 
 
 def _attention_fake(

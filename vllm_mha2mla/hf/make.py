@@ -10,6 +10,8 @@ from huggingface_hub.dataclasses import strict
 
 from vllm_mha2mla.coding.row_code import row_codes
 from vllm_mha2mla.config import CONSTANTS, check_format_version, latent_widths
+from vllm_mha2mla.errors import CheckpointError
+from vllm_mha2mla.fixed_rope import other_rope
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.hf.auto_classes import FindsPackage
 from vllm_mha2mla.hf.loading import LoadsExactly
@@ -47,6 +49,18 @@ class LatentKeys(FindsPackage):
     def __post_init__(self, **kwargs: Any) -> None:
         check_format_version(self.mha2mla)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a config as transformers does, unless RoPE is to be another than the checkpoint's.
+
+        Raises:
+            CheckpointError: it is, or the context longer.
+        """
+        words = other_rope(config_dict, kwargs)
+        if words is not None:
+            raise CheckpointError(words)
+        return super().from_dict(config_dict, **kwargs)
 
     def query_key_norms(self) -> Norms | None:
         """New norms of a layer's queries and keys, which its heads or all of them together have."""

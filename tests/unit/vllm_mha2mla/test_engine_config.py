@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from vllm.config import CompilationConfig
+from vllm.config import CompilationConfig, KVTransferConfig
 
 from vllm_mha2mla import engine_config, plugin
 from vllm_mha2mla.engine_config import ATTENTION_OP, LatentModelConfig
@@ -29,6 +29,8 @@ def machine(monkeypatch, kind, capability=90):
     monkeypatch.setattr(engine_config, "choose_cache_size", lambda _: None)
 
 
+NIXL = {"kv_connector": "NixlConnector"}
+BOTH = {"connectors": [{"kv_connector": "ExampleConnector"}, NIXL]}
 WINDOW = "sliding_attention"
 CODED = {
     "kv_lora_rank": 16,
@@ -44,16 +46,25 @@ def settings(
     block_size=128,
     config_class=LlamaMLAConfig,
     max_model_len=8192,
+    offloading=None,
+    transfer=None,
     **keys,
 ):
-    config = config_class(num_hidden_layers=2, **keys)
+    config = config_class(**{"num_hidden_layers": 2, "max_position_embeddings": 8192} | keys)
     if option:
         config.update({"mha2mla_attention": option})
     return SimpleNamespace(
         model_config=SimpleNamespace(
-            hf_config=config, dtype=torch.bfloat16, max_model_len=max_model_len
+            hf_config=config,
+            dtype=torch.bfloat16,
+            max_model_len=max_model_len,
+            hf_overrides={},
+            hf_config_path=None,
         ),
-        cache_config=SimpleNamespace(cache_dtype=cache_dtype, block_size=block_size),
+        cache_config=SimpleNamespace(
+            cache_dtype=cache_dtype, block_size=block_size, kv_offloading_size=offloading
+        ),
+        kv_transfer_config=transfer and KVTransferConfig(**transfer, kv_role="kv_both"),
         parallel_config=SimpleNamespace(decode_context_parallel_size=context_parallel),
     )
 
@@ -86,6 +97,14 @@ def settings(
             "mha2mla_attention vllm: vLLM's own layer does not read coded rows",
         ),
         ("cuda", {"context_parallel": 2}, "--decode-context-parallel-size"),
+        ("cpu", {"max_position_embeddings": 4096}, "8192 tokens .* are for 4096 tokens"),
+        ("cuda", {"offloading": 4}, "--kv-offloading-size"),
+        ("cuda", {"transfer": NIXL}, "NixlConnector has not been run with latent caches"),
+        (
+            "cuda",
+            {"transfer": {"kv_connector": "MultiConnector", "kv_connector_extra_config": BOTH}},
+            "NixlConnector has not been run with latent caches",
+        ),
         ("cuda", {"option": "fast"}, "'fast': choose one of auto"),
         ("cuda", {"option": "vllm", "kv_lora_rank": 192}, "vLLM's MLA layer serves 512"),
     ],
@@ -111,6 +130,12 @@ def test_accepted(monkeypatch, kind):
     LatentModelConfig.verify_and_update_config(settings(**full))
     short = {"config_class": MistralMLAConfig, "sliding_window": 4096, "max_model_len": 4096}
     LatentModelConfig.verify_and_update_config(settings(**short))
+    stretched = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    longer = {"max_position_embeddings": 4096, "rope_parameters": stretched}
+    LatentModelConfig.verify_and_update_config(settings(**longer))
+    own = {"kv_connector": "Mine", "kv_connector_module_path": "mine"}
+    for transfer in ({"kv_connector": "ExampleConnector"}, own):
+        LatentModelConfig.verify_and_update_config(settings(transfer=transfer))
 
 
 def test_cost_of_padding_is_told(monkeypatch, caplog):

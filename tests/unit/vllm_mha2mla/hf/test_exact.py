@@ -4,6 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from tests.support.tiny_converted import save_tiny_coded
@@ -166,3 +168,20 @@ def test_a_hook_on_a_projection_that_is_only_read_is_called(model):
         up.weight.mul_(2)
         torch.testing.assert_close(doubled, model(ids).logits)
     assert not torch.equal(doubled, expected)
+
+
+def test_sharded_with_mixed_precision_they_are_float32(model, stored):
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        seen = []
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        for layer in model.model.layers:
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        first = model.model.layers[0].self_attn
+        first.register_forward_hook(lambda module, *_: seen.append(module.constants()))
+        model(torch.arange(12)[None]).logits.sum().backward()
+        assert {x.dtype for x in seen[0].values()} == {torch.float32}
+        assert_exact(model.state_dict(), stored)
+    finally:
+        destroy_process_group()
