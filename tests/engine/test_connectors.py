@@ -1,11 +1,9 @@
 """A KV connector keeps a converted model's cache, and another engine reads it."""
 
-import pytest
 import torch
 
 from conversion.checkpoint.loading import load_converted
 from tests.support.engine import assert_same_greedy, greedy, run_engines
-from tests.support.tiny_converted import save_tiny_coded
 from tests.support.tiny_engine import NEW_TOKENS, random_prompts, tiny_engine
 
 BLOCK = 16
@@ -13,16 +11,10 @@ BLOCK = 16
 LENGTHS = (40, 100)
 
 
-@pytest.fixture(scope="module")
-def coded(tmp_path_factory):
-    return save_tiny_coded(tmp_path_factory.mktemp("coded"))
-
-
-@pytest.mark.parametrize("which", ["tiny_checkpoint", "coded"])
-def test_kept_by_one_engine_and_read_by_the_next(which, request, tmp_path):
-    checkpoint, prompts = request.getfixturevalue(which), random_prompts(LENGTHS)
+def test_kept_by_one_engine_and_read_by_the_next(tiny_checkpoint, tmp_path):
+    prompts = random_prompts(LENGTHS)
     specification = tiny_engine(
-        checkpoint,
+        tiny_checkpoint,
         prompts,
         BLOCK,
         enable_prefix_caching=False,
@@ -33,7 +25,7 @@ def test_kept_by_one_engine_and_read_by_the_next(which, request, tmp_path):
         },
     )
     first, second = run_engines(specification, specification)
-    model = load_converted(checkpoint, torch.float32)[0]
+    model = load_converted(tiny_checkpoint, torch.float32)[0]
     layers = model.config.num_hidden_layers
     assert len(list(tmp_path.rglob("*.safetensors"))) == layers * len(prompts)
     references = [greedy(model, prompt, NEW_TOKENS) for prompt in prompts]

@@ -99,6 +99,7 @@ def settings(
         ("cuda", {"context_parallel": 2}, "--decode-context-parallel-size"),
         ("cpu", {"max_position_embeddings": 4096}, "8192 tokens .* are for 4096 tokens"),
         ("cuda", {"offloading": 4}, "--kv-offloading-size"),
+        ("cpu", {"transfer": BOTH["connectors"][0]} | CODED, "to carry coded rows unchanged"),
         ("cuda", {"transfer": NIXL}, "NixlConnector has not been run with latent caches"),
         (
             "cuda",
