@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-engine test-gpu test-all fuzz lint format demo
+.PHONY: help setup test test-slow test-engine test-gpu test-all fuzz abuse lint format demo
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,3 +52,7 @@ demo: export HF_HUB_OFFLINE := 1
 demo: export HF_HUB_DISABLE_PROGRESS_BARS := 1
 demo: setup ## Convert a small model and compare it with its original in vLLM (ARGS=--fresh: anew)
 	@$(BIN)/python examples/demo.py $(ARGS)
+
+# Not part of `.ci/run`: it takes its minutes, and as long again to judge what came.
+abuse: setup ## Abuse a served checkpoint for 30 minutes (ARGS="FOLDER --minutes 2"; default: the demo's)
+	@$(BIN)/python examples/abuse_check.py $(ARGS)
