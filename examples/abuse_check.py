@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from abuse.material import BLOCK
+from abuse.noise import COARSE_LIMIT, FLOAT32_FLOOR
 from abuse.plan import KINDS
 from abuse.report import as_json, passed, table
 from abuse.rounds import Options, run
@@ -63,6 +64,7 @@ def abuse(arguments: argparse.Namespace) -> bool:
         minutes=arguments.minutes,
         clients=arguments.clients,
         round_seconds=min(60.0, arguments.minutes * 60 / 2),
+        noise_limit=noise_limit(arguments.folder, arguments.dtype),
         kinds=tuple(filter(None, arguments.kinds.split(","))),
     )
     log = arguments.log or Path(tempfile.gettempdir()) / "mha2mla-abuse.log"
@@ -80,6 +82,13 @@ def abuse(arguments: argparse.Namespace) -> bool:
     arguments.json.write_text(json.dumps(as_json(found, options, settings), indent=1), "utf-8")
     console.print(f"all of it, with every finding's request: {arguments.json}", soft_wrap=True)
     return passed(found)
+
+
+def noise_limit(folder: Path, dtype: str) -> float:
+    """The most that a quiet server of this checkpoint may differ from itself."""
+    config = folder / "config.json"
+    coded = config.is_file() and json.loads(config.read_text("utf-8")).get("row_bits_per_layer")
+    return FLOAT32_FLOOR if dtype == "float32" and not coded else COARSE_LIMIT
 
 
 def server_options(arguments: argparse.Namespace) -> list[str]:

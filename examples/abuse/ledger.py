@@ -37,6 +37,7 @@ class Ledger:
         wrong: number of answers with a fault of form.
         tokens, unlike: tokens compared with a quiet server; answers that differ beyond the noise.
         largest, lead: largest difference of a log-probability, largest lead of another token.
+        squares: sum of the squares of all differences.
         drift: largest difference of a sentinel from its own score at the start.
         memory: resident bytes of the idle server after each round.
         held: rounds after which requests or blocks were still in use, in words.
@@ -52,6 +53,7 @@ class Ledger:
     unlike: int = 0
     largest: float = 0.0
     lead: float = 0.0
+    squares: float = 0.0
     drift: float = 0.0
     memory: list[int] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Ledger:
         self.tokens += difference.tokens
         self.largest = max(self.largest, difference.largest)
         self.lead = max(self.lead, difference.lead)
+        self.squares += difference.tokens * difference.rms**2
 
     def fault(self, case: Case, outcome: Outcome, fault: str) -> None:
         """Keep an answer that is wrong by itself."""
@@ -87,7 +90,8 @@ class Ledger:
         self.unlike += 1
         fault = (
             f"log-probability off by {difference.largest:.3g} at token {difference.at}, another "
-            f"token ahead by {difference.lead:.3g} at token {difference.lead_at}"
+            f"token ahead by {difference.lead:.3g} at token {difference.lead_at}, root mean square "
+            f"{difference.rms:.3g} over {difference.tokens} tokens"
         )
         details = {
             "tokens": claim.tokens,

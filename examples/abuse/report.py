@@ -1,6 +1,7 @@
 """The verdict of a run: its checks, a table of them, and all of it as JSON."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,9 @@ def as_json(run: Run, options: Options, settings: dict[str, Any]) -> dict[str, A
     noise = run.noise and {
         "largest": run.noise.largest,
         "tokens": run.noise.tokens,
-        "tolerance": run.noise.tolerance,
+        "rms": run.noise.rms,
+        "tolerance": vars(run.noise.tolerance),
+        "limit": run.noise_limit,
     }
     return {
         "passed": passed(run),
@@ -81,17 +84,25 @@ def _answers(run: Run) -> Iterator[Check]:
 def _tokens(run: Run) -> Iterator[Check]:
     if run.noise is None:
         return
-    ledger, noise = run.ledger, run.noise
+    ledger, noise, tolerance = run.ledger, run.noise, run.noise.tolerance
+    rms = math.sqrt(ledger.squares / max(1, ledger.tokens))
+    yield Check(
+        "quiet server agrees with itself",
+        noise.largest <= run.noise_limit,
+        f"{noise.tokens:,} tokens, off by {noise.largest:.2g} at most, bound {run.noise_limit:g}; "
+        f"root mean square of a request {noise.rms:.2g} at most",
+    )
     yield Check(
         "tokens as in a quiet run",
         ledger.unlike == 0 if ledger.tokens else None,
         f"{ledger.tokens:,} compared, {ledger.unlike} answers differ; log-probabilities off by "
         f"{ledger.largest:.2g} at most (noise {noise.largest:.2g}, "
-        f"tolerance {noise.tolerance:.2g}); another token ahead by {ledger.lead:.2g} at most",
+        f"tolerance {tolerance.token:.2g}), by {rms:.2g} in the root mean square (tolerance of an "
+        f"answer {tolerance.answer:.2g}); another token ahead by {ledger.lead:.2g} at most",
     )
     yield Check(
         "quiet scores as at the start",
-        ledger.drift <= noise.tolerance,
+        ledger.drift <= tolerance.token,
         f"moved by {ledger.drift:.2g} at most",
     )
 

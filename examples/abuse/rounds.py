@@ -13,9 +13,9 @@ from abuse.cases import COMPLETIONS, Case, Outcome
 from abuse.client import Client, UnansweredError
 from abuse.ledger import Ledger
 from abuse.material import Material
-from abuse.noise import Noise, measure
+from abuse.noise import FLOAT32_FLOOR, Noise, measure
 from abuse.plan import Plan
-from abuse.scores import Claim, claims, compare, score
+from abuse.scores import Claim, Tolerance, claims, compare, score
 from abuse.storm import Weather, storm
 from abuse.watch import SETTLE_SECONDS, Server, State, settled, state
 
@@ -34,6 +34,7 @@ class Options:
         minutes: of storms; the quiet between them comes on top.
         clients: requests at once.
         round_seconds: length of a storm.
+        noise_limit: the most that the quiet server may differ from itself.
         requests: the run is over after so many, however few minutes it took; None for any number.
         kinds: kinds of requests; all if empty.
         pause: scale of the pauses between bursts, in seconds.
@@ -44,6 +45,7 @@ class Options:
     minutes: float
     clients: int
     round_seconds: float
+    noise_limit: float = FLOAT32_FLOOR
     requests: int | None = None
     kinds: tuple[str, ...] = ()
     pause: float = 1.0
@@ -61,6 +63,7 @@ class Run:
         full: tokens of the request that filled the whole cache at the end.
         log: all that the server wrote.
         seconds: of storms alone.
+        noise_limit: the most that the noise may be.
     """
 
     ledger: Ledger
@@ -70,6 +73,7 @@ class Run:
     full: int | None
     log: str
     seconds: float
+    noise_limit: float
 
 
 async def run(server: Server, text: str, options: Options, say: Callable[[str], None]) -> Run:
@@ -90,7 +94,16 @@ async def run(server: Server, text: str, options: Options, say: Callable[[str], 
     finally:
         await client.close()
     log = server.log.read_text("utf-8", "replace")
-    return Run(ledger, story.noise, story.before, story.after, story.full, log, story.seconds)
+    return Run(
+        ledger=ledger,
+        noise=story.noise,
+        before=story.before,
+        after=story.after,
+        full=story.full,
+        log=log,
+        seconds=story.seconds,
+        noise_limit=options.noise_limit,
+    )
 
 
 class _Story:
@@ -112,8 +125,8 @@ class _Story:
         await _fill(client, material, most)
         noise = self.noise = await measure(client, material, capacity, options.seed)
         self._say(
-            f"noise of the quiet server {noise.largest:.2g} over {noise.tokens:,} tokens; "
-            f"tolerance {noise.tolerance:.2g}"
+            f"noise of the quiet server {noise.largest:.2g} over {noise.tokens:,} tokens, "
+            f"root mean square of a request {noise.rms:.2g} at most"
         )
         plan, numbers = Plan(options.seed, material, options.kinds), itertools.count()
         for number in itertools.count(1):
@@ -172,7 +185,7 @@ async def _judge(
     case: Case,
     outcome: Outcome,
     longest: int,
-    tolerance: float,
+    tolerance: Tolerance,
     ledger: Ledger,
 ) -> None:
     ledger.count(case, outcome)

@@ -13,6 +13,9 @@ from typing import Any
 from abuse.cases import COMPLETIONS, Case, Outcome
 from abuse.client import Client, UnansweredError
 
+FEW = 8
+"""Fewer tokens tell nothing by their mean that each does not tell by itself."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -46,6 +49,19 @@ class Quiet:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """The differences that are still noise, in nats.
+
+    Attributes:
+        token: of one token's log-probability.
+        answer: root mean square over a claim of ``FEW`` tokens or more.
+    """
+
+    token: float
+    answer: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """The distance of a claim from a quiet server, in nats.
 
@@ -55,6 +71,7 @@ class Difference:
         at: the place of that token.
         lead: largest lead of a quiet first choice over the token chosen as one.
         lead_at: the place of that token.
+        rms: root mean square of the log-probabilities' differences.
     """
 
     tokens: int
@@ -62,13 +79,16 @@ class Difference:
     at: int
     lead: float
     lead_at: int
+    rms: float
 
-    def within(self, tolerance: float) -> bool:
+    def within(self, tolerance: Tolerance) -> bool:
         """Tell if the claim holds.
 
         A token that won under load trails quietly by no more than the noise of both candidates.
         """
-        return self.largest <= tolerance and self.lead <= 2 * tolerance
+        token, answer = tolerance.token, tolerance.answer
+        long = self.tokens >= FEW
+        return self.largest <= token and self.lead <= 2 * token and not (long and self.rms > answer)
 
 
 def claims(case: Case, outcome: Outcome) -> list[Claim]:
@@ -114,7 +134,11 @@ async def score(client: Client, tokens: list[int], longest: int) -> Quiet:
         ]
     except (LookupError, TypeError, ValueError) as error:
         raise UnansweredError(f"no scores of a prompt but {answer[:500]}") from error
-    return Quiet(*([row[column] for row in rows] for column in range(3)))
+    return Quiet(
+        logprobs=[own for own, _, _ in rows],
+        first_logprobs=[first for _, first, _ in rows],
+        first_tokens=[token for _, _, token in rows],
+    )
 
 
 def _first(entries: dict[str, Any]) -> tuple[float, int]:
@@ -124,7 +148,7 @@ def _first(entries: dict[str, Any]) -> tuple[float, int]:
 
 def compare(claim: Claim, quiet: Quiet) -> Difference:
     """Measure how far a claim is from a quiet server; NaN counts as infinitely far."""
-    largest, at, lead, lead_at = 0.0, claim.start, 0.0, claim.start
+    largest, at, lead, lead_at, squares = 0.0, claim.start, 0.0, claim.start, 0.0
     end = min(len(claim.tokens), len(quiet.logprobs) + 1)
     for place in range(claim.start, end):
         expected = quiet.logprobs[place - 1]
@@ -133,7 +157,10 @@ def compare(claim: Claim, quiet: Quiet) -> Difference:
             difference = math.inf
         if difference > largest:
             largest, at = difference, place
+        squares += difference**2
         behind = quiet.first_logprobs[place - 1] - expected
         if place >= claim.greedy_from and behind > lead:
             lead, lead_at = behind, place
-    return Difference(max(0, end - claim.start), largest, at, lead, lead_at)
+    tokens = max(0, end - claim.start)
+    rms = math.sqrt(squares / tokens) if tokens else 0.0
+    return Difference(tokens, largest, at, lead, lead_at, rms)
