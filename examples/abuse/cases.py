@@ -106,7 +106,7 @@ class Choice:
 
 @dataclass
 class Outcome:
-    """What became of a request.
+    """The answer to a request, as far as it came.
 
     Attributes:
         status: HTTP status; 0 where the client left, or lost the connection, before one came.
