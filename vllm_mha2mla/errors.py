@@ -43,3 +43,7 @@ class EngineMemoryError(MHA2MLAError, ValueError):
 
 class KernelBuildError(MHA2MLAError):
     """The CPU kernel cannot be compiled on this machine; PyTorch computes instead."""
+
+
+class SelfCheckError(MHA2MLAError, RuntimeError):
+    """A layer computed something else than its reference when the engine started."""

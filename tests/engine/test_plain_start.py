@@ -55,6 +55,12 @@ def test_the_log_says_how_large_the_cache_is_and_what_changes_it(started):
     assert "--kv-cache-memory-bytes sets another size" in line
 
 
+def test_the_log_says_that_the_layers_were_checked(started):
+    _, log = started
+    (line,) = [line for line in log.splitlines() if "mha2mla: the self-check" in line]
+    assert "found no error" in line
+
+
 def test_no_weight_is_rounded_while_it_is_loaded(started):
     result, log = started
     assert result["error"] is None, log

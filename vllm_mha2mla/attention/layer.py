@@ -15,6 +15,7 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
+from vllm_mha2mla.attention.self_check import check_layers
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.config import LatentWidths
@@ -63,7 +64,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         # The engine binds the real cache once it knows how many blocks fit.
         self._kv_cache = torch.empty(0)
         self._step: LayerStep | None = None
-        vllm_config = get_current_vllm_config()
+        self.vllm_config = vllm_config = get_current_vllm_config()
         self.backend: type[AttentionBackend] = LatentAttentionBackend
         self.gpu: Any = None
         if ON_CPU:
@@ -103,6 +104,10 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self.kv_cache = kv_cache
         if self.gpu is not None:
             self.gpu.warm_up(self.step)
+        all_layers = self.vllm_config.compilation_config.static_forward_context.values()
+        ours = [layer for layer in all_layers if isinstance(layer, LatentCacheAttention)]
+        if all(layer.kv_cache.numel() for layer in ours):
+            check_layers(ours, self.vllm_config)
 
     @property
     def kv_cache(self) -> Tensor:

@@ -148,7 +148,7 @@ class CpuLayer:
         coded: CodedRow | None,
     ) -> None:
         heads, nope, rank = w_uk.shape
-        self.dtype = w_uk.dtype
+        self.dtype, self.isa = w_uk.dtype, kernel.isa
         self.call = functools.partial(kernel.library.mha2mla_layer, kernel.variant)
         self.coded = None if coded is None else CodedLayer(coded, inv_freq)
         # The structure holds their addresses.

@@ -133,21 +133,27 @@ class ReferenceLayer:
             batch: the requests.
             out: filled in place  # [tokens, heads * v]
         """
-        tokens, rope = batch.num_tokens, 2 * len(self.inv_freq)
-        heads, nope, rank = self.w_uk.shape
-        q_nope, q_rope = (
-            query[:tokens].view(tokens, heads, nope + rope).split((nope, rope), dim=-1)
-        )  # [tokens, heads, nope | rope]
+        tokens, (rank, rope) = batch.num_tokens, (self.w_uk.shape[2], 2 * len(self.inv_freq))
         c, k_rope = kv_latent[:tokens].split((rank, rope), dim=-1)  # [tokens, rank | rope]
-        cos, sin = rotary_angles(positions[:tokens], self.inv_freq)  # [tokens, rope/2]
-        q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
-        k_rope = apply_rotary(k_rope, cos, sin)
+        k_rope = apply_rotary(k_rope, *rotary_angles(positions[:tokens], self.inv_freq))
         rows, slots = torch.cat((c, k_rope), dim=-1), batch.slot_mapping[:tokens]
         if self.coded is None:
             write_latents(self.cache, rows, slots)
         else:
             self.coded.write(rows, positions[:tokens], slots)
+        latents = self.latents(query, positions, batch)
+        values = torch.bmm(latents.transpose(0, 1), self.w_uv.transpose(1, 2))
+        out[:tokens] = values.transpose(0, 1).flatten(1)
 
+    def latents(self, query: Tensor, positions: Tensor, batch: PagedBatch) -> Tensor:
+        """Attention-weighted latents of a step whose rows are written  # [tokens, heads, rank]"""
+        tokens, rope = batch.num_tokens, 2 * len(self.inv_freq)
+        heads, nope, rank = self.w_uk.shape
+        q_nope, q_rope = (
+            query[:tokens].view(tokens, heads, nope + rope).split((nope, rope), dim=-1)
+        )  # [tokens, heads, nope | rope]
+        cos, sin = rotary_angles(positions[:tokens], self.inv_freq)  # [tokens, rope/2]
+        q_rope = apply_rotary(q_rope, cos.unsqueeze(1), sin.unsqueeze(1))
         q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)
         latents = query.new_empty(tokens, heads, rank)
         latent_attention(
@@ -160,5 +166,4 @@ class ReferenceLayer:
             latents,
             None if self.coded is None else self.coded.rows,
         )
-        values = torch.bmm(latents.transpose(0, 1), self.w_uv.transpose(1, 2))
-        out[:tokens] = values.transpose(0, 1).flatten(1)
+        return latents

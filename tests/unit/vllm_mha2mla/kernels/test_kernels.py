@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_mha2mla.kernels import PagedBatch, build, cpu, reference
+from vllm_mha2mla.kernels import PagedBatch, build, cpu, paired, reference
 from vllm_mha2mla.kernels.reference import ReferenceLayer
 
 LIBRARY = build.library()
@@ -30,27 +30,11 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 LARGE_TOLERANCE = 2e-3
 
 
-def in_pairs(kernel, cache):
-    """Return True if this kernel keeps this cache in the order of ``csrc/paired.h``."""
-    if getattr(kernel, "isa", None) not in ("avx512bf16", "amx") or cache.dtype != torch.bfloat16:
-        return False
-    block_size, width = cache.shape[1:]
-    return width % 2 == 0 and block_size % 8 == 0 and cache.stride(1) == width
-
-
 def in_rows(kernel, cache):
     """A copy of a kernel's cache with rows as rows  # [blocks, block_size, width]"""
-    if not in_pairs(kernel, cache):
+    if not paired.in_pairs(getattr(kernel, "isa", None), cache):
         return cache.clone()
-    blocks, block_size, width = cache.shape
-    groups = cache.reshape(blocks, block_size // 8, 8 * width)
-    columns = []
-    for column in range(0, width, 8):
-        count = min(8, width - column)
-        tiles = groups[..., 8 * column : 8 * (column + count)]
-        tiles = tiles.unflatten(-1, (2, count // 2, 4, 2))  # tile, pair, row, column of a pair
-        columns.append(tiles.transpose(-3, -2).flatten(-2).flatten(-3, -2))  # [..., 8, count]
-    return torch.cat(columns, dim=-1).flatten(1, 2)
+    return paired.in_rows(cache)
 
 
 @st.composite
