@@ -17,6 +17,7 @@ import vllm
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.forward_context import create_forward_context, override_forward_context
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 
 from vllm_mha2mla.errors import SelfCheckError
@@ -133,12 +134,12 @@ def _compute(
 def _report(layer: "LatentCacheAttention", mismatch: Mismatch) -> str:
     cache, widths = layer.kv_cache, layer.widths
     if layer.gpu is not None:
-        ways, kernel = layer.gpu.ways, f"decode by {layer.gpu.ways.decode}"
-        kernel = (
-            f"{kernel}, prefill by {ways.prefill}, on {torch.cuda.get_device_name(cache.device)}"
-        )
+        ways, gpu = layer.gpu.ways, current_platform.get_device_name()
+        kernel = f"decode by {ways.decode}, prefill by {ways.prefill}, on {gpu}"
         other = "flash" if ways.decode == "triton" else "triton"
         way_out = f"""--hf-overrides '{{"{OPTION}": "{other}"}}'"""
+        if layer.coded:
+            way_out = "--kv-cache-dtype bfloat16"
     elif isinstance(layer.step, CpuLayer):
         kernel = f"the CPU kernel for {layer.step.isa}"
         way_out = f"{ISA_VARIABLE}=portable, or another compiler in CXX,"
