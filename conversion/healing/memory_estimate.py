@@ -14,6 +14,7 @@ from conversion.healing.models import choose_trainable
 from conversion.healing.recipe import HealingRecipe
 from conversion.runtime.memory_errors import is_out_of_memory
 from vllm_mha2mla.config import latent_widths
+from vllm_mha2mla.memory import free_bytes
 
 FLOAT32, BFLOAT16 = 4, 2
 # Bytes per trained parameter: weight, gradient and Adam's two moments.
@@ -67,6 +68,23 @@ def prediction_bytes(teacher: Any, window: int, shards: int = 1) -> int:
     return logits + (weights if shards == 1 else weights // shards + _gathered_bytes(teacher))
 
 
+def host_bytes(student: Any, original: Any | None, shards: int = 1) -> int:
+    """Estimate the most host memory that a process needs beside its GPU.
+
+    A model is read into host memory before it moves to the GPU, one after the other. A sharded one
+    moves layer by layer, and the first process collects what was learned at the end.
+
+    Args:
+        student: the converted model, with what learns; it may be on the meta device.
+        original: the original if this process loads it; likewise.
+        shards: number of devices that both models are sharded over.
+    """
+    if shards > 1:
+        return FLOAT32 * sum(p.numel() for p in student.parameters() if p.requires_grad)
+    models = [student] if original is None else [student, original]
+    return FLOAT32 * max(map(_num_parameters, models))
+
+
 def _gathered_bytes(model: Any) -> int:
     """Bytes of a sharded model gathered at once: all but the layers, and two of these."""
 
@@ -100,23 +118,39 @@ def _num_parameters(model: nn.Module) -> int:
 
 
 def available_bytes(device: str) -> int:
-    """Free memory of the device that Trainer will use, ``cpu`` or ``cuda``."""
+    """Free memory of the device that Trainer will use, ``cpu`` or ``cuda``.
+
+    On the CPU, what the machine and the control groups of this process leave.
+    """
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    free = free_bytes()
+    return int(psutil.virtual_memory().available) if free is None else free
 
 
-def check_memory(needed: int, device: str) -> None:
-    """Refuse to start with too little free memory on the device, ``cpu`` or ``cuda``.
+def check_memory(needed: int, device: str, host: int = 0) -> None:
+    """Refuse to start with too little free memory, on the device or on the host beside a GPU.
+
+    Args:
+        needed: bytes of the device.
+        device: ``cpu`` or ``cuda``.
+        host: bytes of the host's memory that all processes need beside their GPUs.
 
     Raises:
-        TrainingError: fewer than ``needed`` bytes are free.
+        TrainingError: fewer are free.
     """
     free = available_bytes(device)
     if needed > free:
         raise TrainingError(
             f"healing needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
             f"{WAY_OUT}"
+        )
+    free = available_bytes("cpu") if host else host
+    if host > free:
+        raise TrainingError(
+            f"models pass through the host's memory on their way to a GPU: healing needs about "
+            f"{host / 2**30:.1f} GiB of it, {free / 2**30:.1f} GiB are free; end other programs or "
+            "raise the container's limit, or use fewer processes"
         )
 
 

@@ -14,7 +14,12 @@ from conversion.checkpoint.loading import load_converted, read_converted_config,
 from conversion.errors import RecipeError, SourceError
 from conversion.families import Family, family_of
 from conversion.healing.launch import is_sharded, local_world_size, world_size
-from conversion.healing.memory_estimate import check_memory, healing_bytes, prediction_bytes
+from conversion.healing.memory_estimate import (
+    check_memory,
+    healing_bytes,
+    host_bytes,
+    prediction_bytes,
+)
 from conversion.healing.models import choose_trainable, round_frozen, set_attention, share_frozen
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.sharding import shard
@@ -105,7 +110,11 @@ class Pair:
         # On a CPU all processes share its memory.
         needed *= local_world_size() if self._device == "cpu" else 1
         logger.info("about %.1f GiB of memory are needed", needed / 2**30)
-        check_memory(needed, self._device)
+        host = 0
+        if self._device != "cpu":
+            loaded = original if teacher is not None or stored_teacher else None
+            host = local_world_size() * host_bytes(student, loaded, shards)
+        check_memory(needed, self._device, host)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Make a context in which products run in bfloat16, if they do so in training."""

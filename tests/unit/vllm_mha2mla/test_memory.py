@@ -10,19 +10,20 @@ GIB = 1 << 30
 
 @pytest.fixture
 def system(tmp_path):
-    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
-
-    def make(groups, memory_gib=16, **files):
-        (proc / "self").mkdir(parents=True)
-        (proc / "self" / "cgroup").write_text(groups)
+    def make(groups, memory_gib=16, mounts="", **files):
+        process = tmp_path / "proc" / "self"
+        process.mkdir(parents=True)
+        (process / "cgroup").write_text(groups)
+        (process / "mountinfo").write_text(mounts)
         meminfo = f"MemTotal: 999999999 kB\nMemAvailable: {memory_gib << 20} kB\n"
-        (proc / "meminfo").write_text(meminfo)
+        (tmp_path / "proc" / "meminfo").write_text(meminfo)
         for folder, values in files.items():
-            where = cgroups / folder.replace("__", "/").removeprefix("root").lstrip("/")
+            inside = folder.replace("__", "/").removeprefix("root").lstrip("/")
+            where = tmp_path / "sys" / "fs" / "cgroup" / inside
             where.mkdir(parents=True, exist_ok=True)
             for name, value in values.items():
                 (where / f"memory.{name}").write_text(f"{value}\n")
-        return free_bytes(proc, cgroups)
+        return free_bytes(tmp_path)
 
     return make
 
@@ -57,6 +58,60 @@ def test_version_1(system):
     assert system("7:cpu:/job\n4:memory:/job\n0::/\n", memory=root, memory__job=group) == 3 * GIB
 
 
+def mount(kind, mounted, top="/", options="rw"):
+    """A line of mountinfo as Linux writes it."""
+    return f"35 31 0:32 {top} {mounted} rw,nosuid,relatime shared:9 - {kind} {kind} {options}\n"
+
+
+def test_systemds_slices_limit_what_is_in_them(system):
+    """Only inner groups have files of this kind; a slice is throttled above ``MemoryHigh``."""
+    user = {"max": "max", "high": 6 * GIB, "current": 2 * GIB, "stat": "inactive_file 0"}
+    scope = {"max": 5 * GIB, "high": "max", "current": GIB // 2, "stat": "inactive_file 0"}
+    none = {"max": "max", "high": "max", "current": 2 * GIB, "stat": ""}
+    free = system(
+        "0::/user.slice/user-0.slice/run-7.scope\n",
+        mounts=mount("cgroup2", "/sys/fs/cgroup", options="rw,nsdelegate,memory_recursiveprot"),
+        **{"root__user.slice": none, "root__user.slice__user-0.slice": user},
+        **{"root__user.slice__user-0.slice__run-7.scope": scope},
+    )
+    assert free == 4 * GIB
+
+
+def test_container_of_version_1_with_groups_inside(system):
+    """Docker mounts the container's own group, and a program in it may make groups below."""
+    own = {"limit_in_bytes": 8 * GIB, "usage_in_bytes": 3 * GIB, "stat": "total_inactive_file 0"}
+    inner = {"limit_in_bytes": 4 * GIB, "usage_in_bytes": GIB, "stat": "total_inactive_file 0"}
+    free = system(
+        "12:hugetlb:/docker/ab12\n4:memory,cpu:/docker/ab12/job\n0::/docker/ab12\n",
+        mounts=mount("cgroup", "/sys/fs/cgroup/cpu", "/docker/ab12", "rw,cpu,cpuacct")
+        + mount("cgroup", "/sys/fs/cgroup/memory,cpu", "/docker/ab12", "rw,memory,cpu")
+        + mount("cgroup2", "/sys/fs/cgroup/unified"),
+        **{"root__memory,cpu": own, "root__memory,cpu__job": inner},
+    )
+    assert free == 3 * GIB
+
+
+def test_container_of_version_2_that_sees_the_hosts_paths(system):
+    own = {"max": 8 * GIB, "current": 3 * GIB, "stat": "inactive_file 0"}
+    free = system(
+        "0::/system.slice/docker-ab12.scope\n",
+        mounts=mount("cgroup2", "/sys/fs/cgroup", "/system.slice/docker-ab12.scope"),
+        root=own,
+    )
+    assert free == 5 * GIB
+
+
+def test_a_path_outside_of_what_is_mounted(system):
+    """A process that was moved into another's container: paths begin with ``/..``."""
+    own = {"max": 3 * GIB, "current": GIB, "stat": ""}
+    assert system("0::/../other\n", root=own) == 2 * GIB
+
+
+def test_no_limit_in_version_1_is_a_large_number(system):
+    root = {"limit_in_bytes": 9223372036854771712, "usage_in_bytes": GIB, "stat": ""}
+    assert system("4:memory:/\n", memory_gib=5, memory=root) == 5 * GIB
+
+
 def test_the_machine_has_less_than_the_group_may_use(system):
     group = {"max": 32 * GIB, "current": 0, "stat": ""}
     assert system("0::/job\n", memory_gib=5, root__job=group) == 5 * GIB
@@ -68,7 +123,7 @@ def test_used_beyond_the_limit(system):
 
 
 def test_no_information(tmp_path):
-    assert free_bytes(tmp_path, tmp_path) is None
+    assert free_bytes(tmp_path) is None
 
 
 def test_half_of_what_is_left(system):
