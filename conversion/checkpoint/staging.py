@@ -1,13 +1,13 @@
 """A folder under a temporary name, moved into place when it is whole."""
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from conversion.checkpoint.locks import locked
 from conversion.errors import OutputError
 
 
@@ -16,7 +16,8 @@ def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]
     """A folder to write into that becomes ``out`` when the block ends well.
 
     Whatever ends it otherwise, an error or Ctrl-C, leaves nothing behind. A killed process leaves
-    ``.OUT.partial`` beside ``out``, without a config.json; the next run removes it.
+    ``.OUT.partial`` and its lock file beside ``out``, without a config.json; the next run removes
+    them.
 
     Args:
         out: the folder to create.
@@ -30,8 +31,9 @@ def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]
     partial = out.parent / f".{out.name}.partial"
     replaced = out.parent / f".{out.name}.replaced"
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
         with locked(partial, out):
+            partial.mkdir(exist_ok=True)
             try:
                 _empty(partial)
                 yield partial
@@ -47,22 +49,6 @@ def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]
                 f"{out}: the disk is full; free some space or choose another folder"
             ) from error
         raise OutputError(f"{out}: cannot be written ({error})") from error
-
-
-@contextmanager
-def locked(folder: Path, out: Path) -> Iterator[None]:
-    """Keep a second conversion out of a folder; a killed process gives up its lock."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{out}: another process is writing it; wait for it or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def check_output(out: Path, overwrite: bool, *originals: str) -> None:
