@@ -1,8 +1,8 @@
 """The checkpoint contract: the keys of a converted ``config.json``.
 
 ``conversion`` writes them and ``vllm_mha2mla`` serves by them. Of this package, ``conversion``
-imports this file, errors, version, rotary embedding and the transformers models; ``vllm_mha2mla``
-imports nothing of ``conversion``. The names follow DeepSeek-V2's MLA.
+imports this file, errors, version, free memory, rotary embedding and the transformers models;
+``vllm_mha2mla`` imports nothing of ``conversion``. The names follow DeepSeek-V2's MLA.
 """
 
 from collections.abc import Iterable, Sequence
@@ -109,6 +109,9 @@ class HealingInfo(BaseModel):
     files: list[str]
     fingerprint: str
     tokens: int
+    rates: dict[int, float] = {}
+    """Peak learning rates by the step from which each held, where a resumed run was given another
+    than the recipe's; empty: the recipe's throughout."""
     stored_top_k: int | None = None
     """Predictions stored per position; ``None`` where the teacher itself was run in training."""
     versions: dict[str, str] = {}

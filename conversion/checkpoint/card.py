@@ -42,6 +42,7 @@ Source fingerprint: `{fingerprint}`. Versions: {versions}.
 """
 
 CODED = " in coded rows, {bits:.2f} bits a number on average"
+RATES = "\nIt was resumed with another learning rate: {rates}.\n"
 KEPT_START = " These are the weights from before this training, which did better."
 HEALING = """
 ## Healed
@@ -51,7 +52,7 @@ On {tokens} tokens of {files}{teacher}.
 ```yaml
 {recipe}
 ```
-
+{rates}
 On held-out windows of that text: {figures}.{kept}
 """
 
@@ -108,6 +109,11 @@ def _healing(done: HealingInfo) -> str:
         files=", ".join(done.files),
         teacher=teacher,
         recipe=yaml.safe_dump(done.recipe, sort_keys=False).strip(),
+        rates=RATES.format(rates=_rates(done.rates)) if done.rates else "",
         figures=", ".join(changes) or "nothing was held out",
         kept=KEPT_START if done.kept == "start" else "",
     )
+
+
+def _rates(rates: dict[int, float]) -> str:
+    return ", ".join(f"{rate:g} from step {step} on" for step, rate in rates.items())

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from conversion.checkpoint.staging import locked
+from conversion.checkpoint.locks import locked
 from conversion.errors import OutputError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,9 @@ RUN = "run.json"
 class TrainingCheckpoints:
     """The folder ``.OUT.healing`` beside ``OUT``: ``run.json`` and Trainer's ``checkpoint-N``.
 
-    ``run.json`` has two keys: ``run``, all that decides the result, and ``before``, the figures
-    measured before the training.
+    ``run.json`` has three keys: ``run``, all that decides the result; ``before``, the figures
+    measured before the training; and ``rates``, the peak learning rates, by the step from which on
+    each held.
 
     Args:
         out: the converted checkpoint that is being made.
@@ -80,6 +81,22 @@ class TrainingCheckpoints:
     def record_before(self, figures: dict[str, float]) -> None:
         """Keep the figures measured before the training, for a resumed run."""
         self._write_record((self._read_record() or {}) | {"before": figures})
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """Peak learning rates so far, by the step from which on each held."""
+        stored = (self._read_record() or {}).get("rates", {})
+        return {int(step): float(rate) for step, rate in stored.items()}
+
+    def record_rate(self, rate: float) -> None:
+        """Keep the peak learning rate that holds from the last training checkpoint on."""
+        last = self.last()
+        start = 0 if last is None else step_of(last)
+        # Steps behind the checkpoint are trained again, and their rates forgotten.
+        rates = {step: before for step, before in self.rates.items() if step < start}
+        if list(rates.values())[-1:] != [rate]:
+            rates[start] = rate
+        self._write_record((self._read_record() or {}) | {"rates": rates})
 
     def last(self) -> Path | None:
         """The newest complete training checkpoint; incomplete ones are deleted on the way."""

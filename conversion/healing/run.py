@@ -108,6 +108,8 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     run = _run_identity(pair, text, recipe, arguments, stored)
     claimed = checkpoints.claimed(run, request.restart) if arguments.should_save else nullcontext()
     with memory_errors(), claimed:
+        if arguments.should_save:
+            checkpoints.record_rate(recipe.lr)
         PartialState().wait_for_everyone()
         teacher, model = _teacher(pair, recipe, request, text, arguments, progress)
         student = pair.load_student(arguments.device, model)
@@ -119,7 +121,8 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
             before, after = training.before, training.after
             outcome = judge(recipe, before, after)
             provenance = healed_provenance(
-                pair, recipe, text, steps * step_tokens, stored, before, after, outcome.kept
+                *(pair, recipe, text, steps * step_tokens, checkpoints.rates),
+                *(stored, before, after, outcome.kept),
             )
             changed = trained if outcome.kept == "end" else {}
             write_healed(pair, changed, provenance, curve, request.out, request.overwrite)

@@ -27,6 +27,7 @@ def healed_provenance(
     recipe: HealingRecipe,
     text: HealingText,
     tokens: int,
+    rates: dict[int, float],
     stored: bool,
     before: dict[str, float],
     after: dict[str, float],
@@ -39,6 +40,7 @@ def healed_provenance(
         recipe: the healing's recipe.
         text: the text it trained on.
         tokens: number of tokens it trained on, repeats included.
+        rates: peak learning rates, by the step from which on each held.
         stored: the teacher's predictions were stored.
         before: figures on held-out text before the training.
         after: the same after it.
@@ -51,6 +53,7 @@ def healed_provenance(
         files=text.files,
         fingerprint=text.fingerprint,
         tokens=tokens,
+        rates={} if rates == {0: recipe.lr} else rates,
         stored_top_k=recipe.teacher_top_k if stored else None,
         versions={"vllm-mha2mla": __version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},

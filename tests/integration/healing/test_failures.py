@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conversion.healing import memory_estimate as memory
+from conversion.healing.recipe import HealingRecipe
 from conversion.healing.trainer import HealingTrainer
 from tests.support.healing import interrupt_at
 from tests.support.processes import full_disk, one_line
@@ -197,6 +198,11 @@ def test_interrupted_it_says_how_to_go_on(mha2mla, models, tmp_path, monkeypatch
     assert len(rates) == 10
     assert min(rates[:4]) > 1e-6
     assert max(rates[4:]) <= 1e-9
+    # The rate of every step is in the provenance, not only that of the last command.
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (healing,) = config["mha2mla"]["healing"]
+    assert healing["rates"] == {"0": HealingRecipe().lr, "4": 1e-9}
+    assert "from step 0 on, 1e-09 from step 4 on" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("limit", [50_000, 300_000])

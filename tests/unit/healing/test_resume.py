@@ -78,6 +78,21 @@ def test_figures_before_training_are_kept(tmp_path):
         assert checkpoints.before == {"perplexity": 3.0}
 
 
+def test_every_rate_is_kept_with_the_step_it_began_at(tmp_path):
+    checkpoints = TrainingCheckpoints(tmp_path / "out")
+    with checkpoints.claimed({"text": "a"}, restart=False):
+        for rate, saved in ((1e-3, 4), (1e-3, 8), (1e-4, 12), (1e-5, None)):
+            checkpoints.record_rate(rate)
+            if saved is not None:
+                save(checkpoints, saved)
+        assert checkpoints.rates == {0: 1e-3, 8: 1e-4, 12: 1e-5}
+        # Nothing was trained with the last: another takes its place, or the one before goes on.
+        checkpoints.record_rate(1e-6)
+        assert checkpoints.rates == {0: 1e-3, 8: 1e-4, 12: 1e-6}
+        checkpoints.record_rate(1e-4)
+        assert checkpoints.rates == {0: 1e-3, 8: 1e-4}
+
+
 def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
