@@ -6,7 +6,10 @@ llama.cpp's.
 
 from typing import Any
 
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+try:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+except ImportError:  # It comes with transformers 5.18; without it no tokenizer is read from GGUF.
+    GGUF_PRE_TOKENIZER_SPLITS = None
 
 # Split as GPT-2 does.
 LIKE_GPT2 = {
