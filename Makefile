@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-engine test-gpu test-all fuzz abuse lint format demo
+.PHONY: help setup test test-slow test-engine test-matrix test-gpu test-all fuzz abuse lint format demo
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test-slow: setup ## Run the tests that start processes or measure memory
 
 test-engine: setup ## Run the tests of the real vLLM engine
 	$(PYTEST) -m engine $(ARGS)
+
+# Not a part of test-all: another 700 MB for each release, and the engine's tests once more.
+test-matrix: setup ## Run the engine's tests with every vLLM release that is served, and print a table
+	$(BIN)/python requirements/test_matrix.py $(ARGS)
 
 # Not those of `make setup`, whose vLLM is built for CPUs: an environment with vLLM for GPUs. One
 # process, because engines that start side by side on a GPU fail.

@@ -17,6 +17,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
 from vllm_mha2mla.attention.self_check import check_layers
 from vllm_mha2mla.attention.up_projection import UpProjection
+from vllm_mha2mla.attention.vllm_releases import REPLICATED
 from vllm_mha2mla.coding.row_code import CodedRow
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import LayerStep, layer_factory
@@ -93,10 +94,10 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         return MLAAttentionSpec(
             block_size=vllm_config.cache_config.block_size,
             num_kv_heads=1,
-            max_tp_shards=1,
             head_size=self.row,
             dtype=dtype if self.coded is None else torch.uint8,
             cache_dtype_str=self.cache_dtype,
+            **REPLICATED,
         )
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
