@@ -82,6 +82,18 @@ TRANSFORMERS_NAMES = (
         "the attention function of that name",
     ),
     PrivateName(
+        f"{_MODELLING}._load_pretrained_model",
+        "model, state_dict, checkpoint_files, load_config, expected_keys",
+        "vllm_mha2mla/hf/loading.py",
+        "the tensors as they are stored, before transformers casts them",
+    ),
+    PrivateName(
+        "transformers.modeling_utils:load_state_dict",
+        "..., checkpoint_file, map_location",
+        "vllm_mha2mla/hf/loading.py",
+        "their dtypes in files of torch.save",
+    ),
+    PrivateName(
         "transformers.conversion_mapping:register_checkpoint_conversion_mapping",
         "model_type_or_class_name, mapping, overwrite",
         "vllm_mha2mla/hf/registration.py",
@@ -89,7 +101,33 @@ TRANSFORMERS_NAMES = (
     ),
 )
 
+_EXACT = "vllm_mha2mla/hf/exact.py"
+
 TORCH_NAMES = (
+    PrivateName(f"{_MODULE}._apply", "self, fn, recurse", _EXACT, "casts pass constants by"),
+    PrivateName(f"{_MODULE}._buffers", "", _EXACT, "the constants"),
+    PrivateName(
+        f"{_MODULE}._save_to_state_dict",
+        "self, destination, prefix, keep_vars",
+        _EXACT,
+        "rounded constants are not saved",
+    ),
+    PrivateName(
+        f"{_MODULE}._load_from_state_dict",
+        "self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, "
+        "error_msgs",
+        f"{_EXACT}, {_ATTENTION}",
+        "rounded constants and adapters of the original are not loaded",
+    ),
+    PrivateName(
+        f"{_MODULE}._forward_hooks",
+        "",
+        "vllm_mha2mla/hf/effective_weight.py",
+        "a layer whose weight is not all that it multiplies by",
+    ),
+    PrivateName(
+        f"{_MODULE}._forward_pre_hooks", "", "vllm_mha2mla/hf/effective_weight.py", "the same"
+    ),
     PrivateName(
         "torch.optim.lr_scheduler:LRScheduler._last_lr",
         "",
@@ -305,6 +343,36 @@ VLLM_NAMES = (
         "",
         "vllm_mha2mla/attention/joined.py",
         "weights that are moved may not be joined",
+    ),
+    PrivateName(
+        "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter",
+        "self, lora_request",
+        "vllm_mha2mla/models/adapters.py",
+        "adapters are checked before the engine loads them",
+    ),
+    PrivateName(
+        "vllm.lora.worker_manager:WorkerLoRAManager._adapter_manager",
+        "",
+        "vllm_mha2mla/models/adapters.py",
+        "the model that an adapter is for",
+    ),
+    PrivateName(
+        "vllm.lora.utils:get_adapter_absolute_path",
+        "lora_path",
+        "vllm_mha2mla/models/adapters.py",
+        "the adapter's files",
+    ),
+    PrivateName(
+        "vllm.model_executor.layers.attention.kv_transfer_utils:maybe_transfer_kv_layer",
+        "func",
+        _LAYER,
+        "KV connectors wait for a layer's cache and take it",
+    ),
+    PrivateName(
+        "vllm.transformers_utils.config:get_config",
+        "..., model, trust_remote_code, revision",
+        "vllm_mha2mla/overrides.py",
+        "a checkpoint's config without overrides",
     ),
     PrivateName(
         "vllm.utils.cpu_resource_utils:get_memory_node_info",

@@ -21,10 +21,15 @@ DISTRIBUTIONS = {
     "xdist": "pytest-xdist",
     "yaml": "pyyaml",
 }
-# Of vLLM, which brings it where there are GPUs; of openai; of vLLM, for a format of checkpoints.
-WITH_ANOTHER = {"triton": "vllm", "httpx": "openai", "compressed_tensors": "vllm"}
-# The last two stand beside scripts in examples/.
-OURS = {"conversion", "vllm_mha2mla", "tests", "examples", "gpu", "gpu_kernels_parts"}
+# Requirements of a package that is there wherever they are imported.
+WITH_ANOTHER = {
+    "aiohttp": "vllm",
+    "compressed_tensors": "vllm",
+    "httpx": "openai",
+    "triton": "vllm",
+}
+# The last three stand beside scripts in examples/.
+OURS = {"conversion", "vllm_mha2mla", "tests", "examples", "abuse", "gpu", "gpu_kernels_parts"}
 USES = {
     "vllm_mha2mla": ("serve",),
     "conversion": ("convert", "eval"),
