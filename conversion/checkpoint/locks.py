@@ -17,29 +17,28 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def locked(folder: Path, out: Path) -> Iterator[None]:
-    """Keep a second conversion out of a folder; a killed process gives up its lock.
+def locked(file: Path, out: Path) -> Iterator[None]:
+    """Keep a second process out of a folder; a killed process gives up its lock.
 
-    The lock is on a file beside the folder, ``FOLDER.lock``, open for writing. NFS passes such
-    locks on to its server, where they hold for all machines. It does not pass on those of folders,
-    nor of files that are open for reading. Where there are no locks, a warning says so.
+    The lock is on a file that is open for writing. NFS passes such locks on to its server, where
+    they hold for all machines. It does not pass on those of folders, nor of files that are open for
+    reading. Where there are no locks, a warning says so.
 
     Args:
-        folder: the folder to keep to oneself; it need not exist.
+        file: the file to lock, which is made and removed.
         out: the folder that is being made, for messages.
 
     Raises:
         OutputError: another process has it.
         OSError: the file cannot be made.
     """
-    path = folder.with_name(f"{folder.name}.lock")
-    handle = _open_locked(path, out)
+    handle = _open_locked(file, out)
     try:
         yield
     finally:
         # While the lock is held: who opened the file meanwhile sees that it is gone.
         with suppress(OSError):
-            path.unlink()
+            file.unlink()
         os.close(handle)
 
 

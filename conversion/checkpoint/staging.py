@@ -32,7 +32,7 @@ def staged_folder(out: Path, overwrite: bool, *originals: str) -> Iterator[Path]
     replaced = out.parent / f".{out.name}.replaced"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(partial, out):
+        with locked(out.parent / f".{out.name}.partial.lock", out):
             partial.mkdir(exist_ok=True)
             try:
                 _empty(partial)

@@ -80,7 +80,7 @@ def host_bytes(student: Any, original: Any | None, shards: int = 1) -> int:
         shards: number of devices that both models are sharded over.
     """
     if shards > 1:
-        return FLOAT32 * sum(p.numel() for p in student.parameters() if p.requires_grad)
+        return int(FLOAT32 * sum(p.numel() for p in student.parameters() if p.requires_grad))
     models = [student] if original is None else [student, original]
     return FLOAT32 * max(map(_num_parameters, models))
 

@@ -50,7 +50,7 @@ class TrainingCheckpoints:
         """
         with self._write_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder, self._out):
+        with locked(self.folder.with_name(f"{self.folder.name}.lock"), self._out):
             record = self._read_record()
             if restart or record is None:
                 with self._write_errors():

@@ -8,8 +8,11 @@ from typing import Any
 
 try:
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-except ImportError:  # It comes with transformers 5.18; without it no tokenizer is read from GGUF.
+except ImportError:
     GGUF_PRE_TOKENIZER_SPLITS = None
+
+KNOWN_SPLITS: Any = GGUF_PRE_TOKENIZER_SPLITS
+"""By name; ``None`` before transformers 5.18, with which no tokenizer is read from GGUF."""
 
 # Split as GPT-2 does.
 LIKE_GPT2 = {
@@ -41,7 +44,7 @@ def set_split(backend: dict[str, Any], pre: str | None) -> None:
         digits = {"type": "Digits", "individual_digits": True}
         rest = backend["pre_tokenizer"]
         backend["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, rest]}
-    elif pre not in LIKE_GPT2 and pre not in GGUF_PRE_TOKENIZER_SPLITS:
+    elif pre not in LIKE_GPT2 and pre not in KNOWN_SPLITS:
         raise ValueError(f"its split of text, tokenizer.ggml.pre {pre!r}, is not known")
     if pre in WHOLE_WORDS:
         backend["model"]["ignore_merges"] = True

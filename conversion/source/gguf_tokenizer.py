@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from conversion.errors import SourceError, first_line
-from conversion.source.gguf_split import GGUF_PRE_TOKENIZER_SPLITS, WHOLE_WORDS, set_split
+from conversion.source.gguf_split import KNOWN_SPLITS, WHOLE_WORDS, set_split
 
 # Ends of an answer: of a text, a turn, a message.
 END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
@@ -74,7 +74,7 @@ def gguf_tokenizer(path: Path, metadata: dict[str, Any], name: str) -> PreTraine
     Raises:
         SourceError: there is none, or it cannot be read.
     """
-    if GGUF_PRE_TOKENIZER_SPLITS is None:
+    if KNOWN_SPLITS is None:
         raise SourceError(
             f"{name}: tokenizers in GGUF files are read with transformers 5.18 or newer; "
             'pip install "transformers>=5.18", or convert from the model\'s Hugging Face folder'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conversion.checkpoint.dtypes import written_dtype
 from conversion.checkpoint.inspection import RowBits, inspect
-from conversion.checkpoint.staging import locked
+from conversion.checkpoint.locks import locked
 from conversion.errors import first_line
 from conversion.evaluation import Comparer, Entry, Measurement
 from conversion.evaluation.inputs import text_windows
@@ -74,7 +74,7 @@ def run_sweep(sweep: Sweep, options: Options, progress: Progress) -> SweepResult
     options = replace(options, dtype=written_dtype(sweep.source, options.dtype))
     subject = _subject(sweep, options)
     make_folder(sweep.out)
-    with locked(sweep.out, sweep.out):
+    with locked(sweep.out / ".lock", sweep.out):
         return _run_all(sweep, subject, options, progress)
 
 

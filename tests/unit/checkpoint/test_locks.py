@@ -25,29 +25,29 @@ FLOCK = fcntl.flock
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "folder"
+def file(tmp_path):
+    return tmp_path / "folder.lock"
 
 
-def hold(folder):
+def hold(file):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
+        [sys.executable, "-c", HOLD, str(file)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def test_another_process_is_kept_out_until_it_ends_or_is_killed(folder):
+def test_another_process_is_kept_out_until_it_ends_or_is_killed(file):
     for end in (lambda process: process.stdin.close(), lambda process: process.kill()):
-        with hold(folder) as process:
+        with hold(file) as process:
             with pytest.raises(OutputError, match="another process is writing it"):
-                locked(folder, folder).__enter__()
+                locked(file, file).__enter__()
             end(process)
         assert process.returncode in (0, -signal.SIGKILL)
-        with locked(folder, folder):
+        with locked(file, file):
             pass
-        assert not list(folder.parent.iterdir())
+        assert not list(file.parent.iterdir())
 
 
 def of_nfs(handle, operation):
@@ -62,41 +62,41 @@ def of_nfs(handle, operation):
     FLOCK(handle, operation)
 
 
-def test_the_lock_is_one_that_nfs_passes_on(folder, monkeypatch):
+def test_the_lock_is_one_that_nfs_passes_on(file, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", of_nfs)
     with (
-        locked(folder, folder),
+        locked(file, file),
         pytest.raises(OutputError, match="another process"),
-        locked(folder, folder),
+        locked(file, file),
     ):
         pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_without_locks_it_goes_on_and_says_so(folder, monkeypatch, caplog, code):
+def test_without_locks_it_goes_on_and_says_so(file, monkeypatch, caplog, code):
     def none(handle, operation):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with locked(folder, folder):
+    with locked(file, file):
         pass
-    assert f"{folder.parent}: this file system has no locks ({os.strerror(code)})" in caplog.text
+    assert f"{file.parent}: this file system has no locks ({os.strerror(code)})" in caplog.text
     assert "let no other process write there" in caplog.text
-    assert not list(folder.parent.iterdir())
+    assert not list(file.parent.iterdir())
 
 
-def test_other_errors_are_not_hidden(folder, monkeypatch):
+def test_other_errors_are_not_hidden(file, monkeypatch):
     def broken(handle, operation):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", broken)
-    with pytest.raises(OSError, match="Input/output error"), locked(folder, folder):
+    with pytest.raises(OSError, match="Input/output error"), locked(file, file):
         pass
 
 
-def test_a_file_that_its_last_owner_removes_is_made_anew(folder, monkeypatch):
+def test_a_file_that_its_last_owner_removes_is_made_anew(file, monkeypatch):
     """Between open and lock: a lock on the removed file would keep nobody out."""
-    file, removed = folder.with_name("folder.lock"), []
+    removed = []
 
     def late(handle, operation):
         if not removed:
@@ -105,8 +105,8 @@ def test_a_file_that_its_last_owner_removes_is_made_anew(folder, monkeypatch):
         FLOCK(handle, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with locked(folder, folder):
+    with locked(file, file):
         assert file.exists()
-        with pytest.raises(OutputError, match="another process"), locked(folder, folder):
+        with pytest.raises(OutputError, match="another process"), locked(file, file):
             pass
     assert removed
