@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm_mha2mla.self_check.inputs import draw
 from vllm_mha2mla.self_check.reference import Reference, Subject
 from vllm_mha2mla.self_check.requests import Batch, batches
-from vllm_mha2mla.self_check.stored import StoredBlocks
+from vllm_mha2mla.self_check.stored import StoredBlocks, row_places
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,26 @@ def _mismatch(
     inputs = draw(reference.sizes, positions, reference.coded, generator)
     query, rows = (part.to(subject.w_uk.dtype) for part in inputs)
     outs, stored = [], []
-    before = empty = StoredBlocks(subject, touched)
+    places = row_places(subject)
+    before = StoredBlocks(subject, touched, places)
+    nothing = before.at(steps[0].slots[:1])
     for batch, of_query, of_rows in zip(
         steps, query.split(counts), rows.split(counts), strict=True
     ):
         # Copies, because kernels for GPUs turn the query in place.
         outs.append(compute(of_query.clone(), of_rows.clone(), batch).float().cpu())
-        after = StoredBlocks(subject, touched)
+        after = StoredBlocks(subject, touched, places)
         if not after.differ_only_at(batch.slots, before):
-            return Mismatch(batch.case_of(0), "a row beside those of the step", 1.0, 0.0)
+            return Mismatch(batch.cases[0], "a row beside those of the step", 1.0, 0.0)
         stored.append(after.at(batch.slots))
         before = after
-    reference.read(empty, steps)
-    seen, row_errors = reference.rows(torch.cat(stored), rows.float(), positions)
-    cases = [batch.case_of(token) for batch in steps for token in range(batch.tokens)]
+    # Where nothing has been written attention reads zero bytes.
+    seen, row_errors = reference.rows(torch.cat((*stored, nothing)), rows.float(), positions)
+    reference.begin(before, steps, seen[-1])
     output_errors = [
         reference.output_errors(of_query.float(), of_seen, batch, out)
         for batch, of_query, of_seen, out in zip(
-            steps, query.split(counts), seen.split(counts), outs, strict=True
+            steps, query.split(counts), seen[:-1].split(counts), outs, strict=True
         )
     ]
     mismatches = []
@@ -93,5 +95,6 @@ def _mismatch(
         # What is no number counts as the largest error.
         error, token = errors.nan_to_num(torch.inf, posinf=torch.inf).max(0)
         if error > allowed:
-            mismatches.append(Mismatch(cases[int(token)], found, float(error), allowed))
+            case = [of for batch in steps for of in batch.cases][int(token)]
+            mismatches.append(Mismatch(case, found, float(error), allowed))
     return max(mismatches, key=lambda one: one.error / one.allowed, default=None)

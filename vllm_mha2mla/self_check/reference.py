@@ -81,21 +81,6 @@ class Reference:
         self.tolerance = max(TOLERANCES[dtype] for dtype in dtypes)
         self.row_tolerance = max(ROW_TOLERANCES[dtype] for dtype in dtypes)
 
-    def read(self, blocks: StoredBlocks, steps: Sequence[Batch]) -> None:
-        """Take blocks of zero bytes, which no step has written to, as they are read.
-
-        Args:
-            blocks: all that the steps use.
-            steps: for the place of each block in its text.
-        """
-        size = blocks.block_size
-        self.blocks = blocks
-        place = {b: i for batch in steps for r in batch.requests for i, b in enumerate(r.blocks)}
-        first = torch.tensor([place[number] * size for number in blocks.numbers], device="cpu")
-        n = (first[:, None] + torch.arange(size, device="cpu")).flatten()  # [copied * block_size]
-        zero = self._decoded(blocks.at(torch.tensor([blocks.numbers[0] * size], device="cpu")))
-        self.cache = zero[:, : self.subject.widths.width] + self._mean(n)  # [rows, rank + rope]
-
     def rows(self, stored: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Judge new rows.
 
@@ -103,19 +88,22 @@ class Reference:
         a border between codes may get either, so that a tenth more is no error.
 
         Args:
-            stored: the rows' numbers or bytes  # [tokens, row]
+            stored: the rows' numbers or bytes, and those of a row that nobody has written
+                # [tokens + 1, row]
             rows: as the layer got them  # [tokens, rank + rope]
             positions: of the tokens  # [tokens]
 
         Returns:
-            rows as attention uses them  # [tokens, rank + rope], and the error of each, relative
-            to its size, the larger one of the latent and the rotary part  # [tokens]
+            rows as attention uses them, the last without its mean  # [tokens + 1, rank + rope],
+            and the error of each new one, relative to its size, the larger one of the latent and
+            the rotary part  # [tokens]
         """
         widths = self.subject.widths
         c, k_rope = rows.split((widths.kv_lora_rank, widths.qk_rope_head_dim), dim=-1)
         k_rope = apply_rotary(k_rope, *rotary_angles(positions, self.inv_freq))
         expected = torch.cat((c, k_rope), dim=-1)  # [tokens, rank + rope]
-        found, best = self._decoded(stored), expected
+        decoded = self._decoded(stored)
+        found, nothing, best = decoded[:-1], decoded[-1:], expected
         if self.coded is not None:
             first = positions == 0
             best = rounded(self.coded.code, expected, self.coded.first_row, first)
@@ -126,7 +114,23 @@ class Reference:
             size = expected[:, part].norm(dim=-1).clamp_min(SMALLEST)
             of_best = (best - expected)[:, part].norm(dim=-1)
             errors.append((off - 1.1 * of_best).clamp_min(0) / size)
-        return found[:, : widths.width] + self._mean(positions), torch.stack(errors).amax(0)
+        found = found[:, : widths.width] + self._mean(positions)
+        return torch.cat((found, nothing[:, : widths.width])), torch.stack(errors).amax(0)
+
+    def begin(self, blocks: StoredBlocks, steps: Sequence[Batch], nothing: Tensor) -> None:
+        """Take a cache that no step has written to.
+
+        Args:
+            blocks: all that the steps use.
+            steps: for the place of each block in its text.
+            nothing: a row that nobody has written, without its mean  # [rank + rope]
+        """
+        size = blocks.block_size
+        self.blocks = blocks
+        place = {b: i for batch in steps for r in batch.requests for i, b in enumerate(r.blocks)}
+        first = torch.tensor([place[number] * size for number in blocks.numbers], device="cpu")
+        n = (first[:, None] + torch.arange(size, device="cpu")).flatten()  # [copied * block_size]
+        self.cache = nothing + self._mean(n)  # [copied * block_size, rank + rope]
 
     def output_errors(self, query: Tensor, rows: Tensor, batch: Batch, out: Tensor) -> Tensor:
         """Error of each token's output, relative to its size; the largest of all heads.

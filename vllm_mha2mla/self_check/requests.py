@@ -86,10 +86,10 @@ class Batch:
         padded = [[*r.blocks, *[0] * (longest - len(r.blocks))] for r in self.requests]
         return torch.tensor(padded, dtype=torch.int32, device="cpu")
 
-    def case_of(self, token: int) -> str:
-        """A token's case and position, for the report."""
-        cases = [r.case for r in self.requests for _ in range(r.start, r.end)]
-        return f"{cases[token]}, position {int(self.positions[token])}"
+    @property
+    def cases(self) -> list[str]:
+        """Each token's case and position, for the report."""
+        return [f"{r.case}, position {n}" for r in self.requests for n in range(r.start, r.end)]
 
 
 def batches(blocks: int, block_size: int, longest: int) -> Iterator[Batch]:

@@ -19,16 +19,15 @@ class StoredBlocks:
     Args:
         subject: the layer.
         numbers: of the blocks.
+        places: from ``row_places``.
     """
 
-    def __init__(self, subject: "Subject", numbers: Sequence[int]) -> None:
-        self.numbers = list(numbers)
+    def __init__(self, subject: "Subject", numbers: Sequence[int], places: Tensor) -> None:
+        self.numbers, self.places = list(numbers), places
         blocks = subject.cache[self.numbers].cpu()  # [copied, block_size, row]
         if in_pairs(subject.isa, subject.cache):
             blocks = in_rows(blocks)
-        self.flat = blocks.flatten(1)  # [copied, block_size * row]
-        self.block_size, self.row = blocks.shape[1:]
-        self.code = None if subject.coded is None else subject.coded.code
+        self.flat, self.block_size = blocks.flatten(1), blocks.shape[1]  # [copied, block's numbers]
 
     def local(self, slots: Tensor) -> Tensor:
         """Slots of the cache as slots of the copies  # [tokens], int64"""
@@ -48,9 +47,13 @@ class StoredBlocks:
     def _places(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of rows, and places there  # [tokens, 1], [tokens, row]"""
         local = self.local(slots)
-        offsets = local % self.block_size
-        if self.code is None:
-            places = offsets[:, None] * self.row + torch.arange(self.row, device="cpu")
-        else:
-            places = byte_places(self.code, offsets)
-        return (local // self.block_size)[:, None], places
+        return (local // self.block_size)[:, None], self.places[local % self.block_size]
+
+
+def row_places(subject: "Subject") -> Tensor:
+    """Where the numbers or bytes of each row lie in their block  # [block_size, row], int64"""
+    _, block_size, row = subject.cache.shape
+    offsets = torch.arange(block_size, device="cpu")
+    if subject.coded is not None:
+        return byte_places(subject.coded.code, offsets)
+    return offsets[:, None] * row + torch.arange(row, device="cpu")
