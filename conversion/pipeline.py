@@ -113,7 +113,8 @@ def convert(
     if recipe.refine_steps:
         training_device(options.device)
     return_freed_memory()
-    check_output(out, options.overwrite, source.name)
+    originals = (source.name, *recipe.calibration)
+    check_output(out, options.overwrite, *originals)
     dtype = written_dtype(source, options.dtype)
     config = source.config
     widths = _possible_widths(recipe, source)
@@ -124,7 +125,7 @@ def convert(
         to_refine = refinement_windows(source, _files(recipe), recipe)
     provenance = _provenance(source, recipe, windows)
     with (
-        staged_folder(out, options.overwrite, source.name) as folder,
+        staged_folder(out, options.overwrite, *originals) as folder,
         progress.whole(f"Converting {source.name}", stage_shares(recipe)),
         memory_errors(WAY_OUT),
     ):

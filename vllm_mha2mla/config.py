@@ -5,6 +5,7 @@ imports this file, errors, version, free memory, rotary embedding and the transf
 ``vllm_mha2mla`` imports nothing of ``conversion``. The names follow DeepSeek-V2's MLA.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -171,6 +172,16 @@ def check_format_version(block: dict[str, Any] | None) -> None:
             f"config.json: format_version {version} is newer than this release reads "
             f"({FORMAT_VERSION}); upgrade with: pip install -U vllm-mha2mla"
         )
+
+
+def check_scale(scale: float) -> None:
+    """Refuse a factor of the scores that no attention has.
+
+    Raises:
+        CheckpointError: not a positive number.
+    """
+    if not 0 < scale < math.inf:
+        raise CheckpointError(f"config.json: attention_scale is {scale}; convert the model again")
 
 
 def source_head_dim(config: Any) -> int:

@@ -1,6 +1,5 @@
 """Loading originals and converted checkpoints as transformers models."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,6 @@ def _check_values(config: Any, folder: Path) -> None:
         raise
     except CONFIG_ERRORS as error:
         reason = first_line(error)
-    if reason is None and not (math.isfinite(config.attention_scale) and config.attention_scale):
-        reason = f"attention_scale {config.attention_scale}"
     if reason is not None:
         raise CheckpointError(f"{folder}: config.json: {reason}; convert the model again")
 

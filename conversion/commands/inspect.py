@@ -45,7 +45,7 @@ def inspection_table(result: "Inspection") -> Table:
     """The table of a checkpoint's origin, method, widths and cache."""
     table = Table(show_header=False, box=None)
     table.add_row("source", f"{escape(result.source)} ({result.source_fingerprint[:12]})")
-    table.add_row("method", result.method)
+    table.add_row("method", escape(result.method))
     table.add_row("layers", str(result.layers))
     table.add_row("kv_lora_rank", _widths(result.kv_lora_rank))
     table.add_row("qk_rope_head_dim", _widths(result.qk_rope_head_dim))

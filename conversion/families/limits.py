@@ -59,6 +59,8 @@ def window_reason(config: Any) -> str | None:
 
 
 def _reason_of_keys(config: Any) -> str | None:
+    if getattr(config, "is_causal", None) is False:
+        return "every token attends to all others (is_causal false), and a cache has no use"
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "clip_qkv"):
         if getattr(config, key, None) is not None:
             return f"{key} {getattr(config, key)} is not linear, and not served"

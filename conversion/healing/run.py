@@ -83,7 +83,8 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
         CheckpointError, SourceError, TextError, UsageError, RecipeError, MissingExtraError,
             OutputError, TrainingError: with the way out.
     """
-    check_output(request.out, request.overwrite, request.teacher, str(request.checkpoint))
+    inputs = (request.teacher, str(request.checkpoint), *map(str, request.text))
+    check_output(request.out, request.overwrite, *inputs)
     _check_options(request, recipe)
     device = training_device(request.device)
     pair = Pair(request.checkpoint, request.teacher, recipe, device)

@@ -63,7 +63,7 @@ class Progress:
             logger.info("%s: done", description)
         else:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -97,7 +97,7 @@ class Progress:
     @contextmanager
     def _bar(self, description: str, whole: "_Whole") -> Iterator[None]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             _Times(),

@@ -26,7 +26,7 @@ PIECE_BYTES = 16 << 20
 # What transformers raises for a config that describes no model.
 CONFIG_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
-    *(RuntimeError, OSError, StrictDataclassError),
+    *(RuntimeError, OSError, ImportError, StrictDataclassError),
 )
 
 

@@ -57,6 +57,8 @@ def weights(
         module = name.removesuffix(".weight_scale")
         if module != name:
             found[f"{module}.weight"] = _weight(module, schemes, stored, read)
+    if not found:
+        raise ValueError("none of its matrices is")
     return found
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES
@@ -35,6 +36,11 @@ from conversion.source.weight_files import weight_files
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Of a generation config that is made of a config without sampling.
+ANY_CONFIGS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
+    *("_from_model_config", "transformers_version"),
+}
 # How much of each shard's head and tail goes into the fingerprint.
 FINGERPRINT_BYTES = 1 << 20
 # Of every transformers model that the converter knows: the decoder within the language model.
@@ -143,8 +149,15 @@ class FolderCheckpoint(SourceCheckpoint):
         return tokenizer
 
     def write_assets(self, folder: Path) -> None:
-        """Copy every file that belongs to the model and is not made anew, byte for byte."""
+        """Copy every file that belongs to the model and is not made anew, byte for byte.
+
+        Old models have their sampling in ``config.json``, where transformers no longer saves it.
+        """
         copy_assets(self.folder, folder)
+        written = folder / GENERATION_CONFIG_NAME
+        sampling = GenerationConfig.from_model_config(self.config)
+        if not written.exists() and sampling.to_diff_dict().keys() - ANY_CONFIGS:
+            written.write_text(sampling.to_json_string(), "utf-8")
 
 
 def own_names(keys: Iterable[str], head: str | None, name: str) -> dict[str, str]:

@@ -81,8 +81,8 @@ class GgufCheckpoint(SourceCheckpoint):
         shapes = {name: _shape(place) for name, place in self._stored.items()}
         config = gguf_config(self._metadata, self._family, shapes, freqs, self.name)
         ends = end_tokens(self._metadata)
-        if len(ends) > 1:
-            config.eos_token_id = ends
+        if ends:
+            config.eos_token_id = ends if len(ends) > 1 else ends[0]
         self.config = with_head_dim(config)
         self.tensors = {
             name: TensorInfo(shape, torch.float32, self._shard(self._stored[name].path))

@@ -15,14 +15,17 @@ from transformers import (
 from conversion.errors import SourceError, first_line
 from conversion.source.gguf_split import KNOWN_SPLITS, WHOLE_WORDS, set_split
 
-# Ends of an answer: of a text, a turn, a message.
-END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
-# llama.cpp takes control tokens of these spellings for end tokens, whatever the metadata say.
+# Ends of an answer: of a text, a turn, a message, and of what is filled in between two texts.
+ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ENDS)
+# llama.cpp takes tokens of these spellings for end tokens, whatever the metadata say of them.
 END_SPELLINGS = {
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"),
-    *("< EOT >", "_<EOT>", "<|return|>", "<|call|>"),
+    *("< EOT >", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|return|>", "<|call|>", "<|end_of_text|>"),
+    *("<end_of_utterance>", "<|flush|>", "<|calls|>", "</s>", "<eos>", "<turn|>"),
 }
-CONTROL = 3
+# Of a SentencePiece vocabulary, where the metadata do not say.
+USUAL_END = 2
 # general.sampling.KEY -> key of a generation config.
 SAMPLING = {
     "temp": "temperature",
@@ -39,13 +42,10 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 def end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Every token at which llama.cpp ends an answer, the file's ``eos`` first."""
     named = [int(metadata[key]) for key in END_TOKENS if metadata.get(key) is not None]
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    types = metadata.get("tokenizer.ggml.token_type") or []
-    spelled = [
-        token
-        for token, (text, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind == CONTROL and text in END_SPELLINGS
-    ]
+    tokens = metadata.get(f"{GGML}.tokens") or []
+    if END_TOKENS[0] not in metadata and metadata.get(f"{GGML}.model") == SENTENCEPIECE:
+        named.insert(0, USUAL_END)
+    spelled = [token for token, text in enumerate(tokens) if text in END_SPELLINGS]
     return list(dict.fromkeys(named + spelled))
 
 

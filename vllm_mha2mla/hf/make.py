@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from huggingface_hub.dataclasses import strict
 
 from vllm_mha2mla.coding.row_code import row_codes
-from vllm_mha2mla.config import CONSTANTS, check_format_version, latent_widths
+from vllm_mha2mla.config import CONSTANTS, check_format_version, check_scale, latent_widths
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.fixed_rope import other_rope
 from vllm_mha2mla.hf.attention import LatentAttention
@@ -48,6 +48,7 @@ class LatentKeys(FindsPackage):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_format_version(self.mha2mla)
+        check_scale(self.attention_scale)
         super().__post_init__(**kwargs)
 
     @classmethod

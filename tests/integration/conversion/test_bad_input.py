@@ -211,6 +211,18 @@ def test_existing_output(source, refused):
     assert (out / "precious.txt").read_text() == "mine"
 
 
+def test_overwrite_spares_the_calibration_text(source, mha2mla):
+    out = source.parent / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    (out / "mine.txt").write_text(TEXT[:3000])
+    text = out / "mine.txt"
+    result = mha2mla("convert", source, out, "--calibration", text, "--overwrite")
+    assert result.returncode == 2
+    assert "would replace" in result.stderr
+    assert text.read_text() == TEXT[:3000]
+
+
 def test_overwrite_replaces_a_checkpoint(source, mha2mla):
     out = source.parent / "out"
     arguments = ("convert", source, out, "--calibration", source.parent / "text.txt")

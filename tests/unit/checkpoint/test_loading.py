@@ -68,6 +68,7 @@ def test_weights_that_are_cut(folder):
     [
         {"attention_scale": float("nan")},
         {"attention_scale": 0.0},
+        {"attention_scale": -1.0},
         {"sliding_window": [1]},
         {"sliding_window": 16, "layer_types": ["sliding_attention"] * 5},
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},

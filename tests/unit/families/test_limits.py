@@ -32,6 +32,7 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
     ("model_type", "changes", "reason"),
     [
         ("mistral", SLIDING, "slides over a window of 256"),
+        ("llama", {"is_causal": False}, "attends to all others"),
         ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 1}, "slides over"),
         ("ministral", SLIDING, "slides over"),
         ("olmo3", SLIDING, "slides over"),

@@ -73,3 +73,14 @@ def test_bars_on_a_terminal():
         advance("done")
     assert "Converting" in out.getvalue()
     assert "100 %" in out.getvalue()
+
+
+def test_a_name_is_shown_as_it_is():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = Progress(console)
+    with progress.task("Writing [bold] [/x]", 1) as advance:
+        advance()
+    with progress.whole("Converting [bold] [/x]", {}):
+        pass
+    assert "Writing [bold] [/x]" in console.file.getvalue()
+    assert "Converting [bold] [/x]" in console.file.getvalue()

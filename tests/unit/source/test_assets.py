@@ -1,5 +1,7 @@
 """The files beside the weights are carried over, weights and what is made anew are not."""
 
+import json
+
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -51,6 +53,19 @@ def test_several_end_tokens(tmp_path):
     out.mkdir()
     open_source(str(folder)).write_assets(out)
     assert GenerationConfig.from_pretrained(out).eos_token_id == [3, 5, 7]
+
+
+def test_sampling_that_is_in_the_config(tmp_path):
+    folder = save_tiny(tmp_path / "source")
+    (folder / "generation_config.json").unlink()
+    path = folder / "config.json"
+    sampling = {"temperature": 0.5, "do_sample": True, "top_k": 7, "eos_token_id": [3, 5]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | sampling))
+    out = tmp_path / "out"
+    out.mkdir()
+    open_source(str(folder)).write_assets(out)
+    found = GenerationConfig.from_pretrained(out)
+    assert {key: getattr(found, key) for key in sampling} == sampling
 
 
 @pytest.mark.parametrize("place", ["my model", "[bold]x[/bold]", "Größe", "it's", 'a "b" $c'])

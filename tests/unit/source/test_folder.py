@@ -150,6 +150,7 @@ def test_dtypes_that_are_mixed(folder):
         {"vocab_size": 10**12},
         {"pad_token_id": 10**6},
         {"dtype": ""},
+        {"_attn_implementation": "flash_attention_2"},
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from conversion.errors import SourceError
 from conversion.source import open_source
-from tests.support.gguf import VOCABULARY, gguf_tensors, write_gguf
+from tests.support.gguf import VOCABULARY, byte_vocabulary, gguf_tensors, write_gguf
 from tests.support.tiny import tiny_llama
 
 IM_END, EOT, EOM, BOS = range(257, 261)
@@ -44,6 +44,26 @@ def test_every_end_token(assets):
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [EOM, EOT, IM_END]
     assert source.config.eos_token_id == [EOM, EOT, IM_END]
     assert source.tokenizer().eos_token_id == EOM
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+@pytest.mark.parametrize("text", ["<|end_of_text|>", "<EOT>", "<end_of_utterance>"])
+def test_an_end_token_by_its_spelling_whatever_its_type(tmp_path, text, kind):
+    tokens, types, merges = byte_vocabulary()
+    original = tiny_llama(vocab_size=VOCABULARY)
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        gguf_tensors(original),
+        original.config,
+        {"tokenizer.ggml.eos_token_id": IM_END},
+        vocabulary=([*tokens[:-1], text], [*types[:-1], kind], merges),
+    )
+    assert open_source(str(path)).config.eos_token_id == [IM_END, BOS]
+
+
+def test_the_end_of_what_is_filled_in(assets):
+    source, _ = assets(**{"ggml.eos_token_id": IM_END, "ggml.fim_pad_token_id": 65})
+    assert source.config.eos_token_id == [IM_END, 65]
 
 
 def test_one_end_token(assets):

@@ -243,6 +243,18 @@ def test_compressed_tensors_that_are_not_read(folder, changes, message):
     assert message in str(error.value)
 
 
+def test_plain_weights_that_the_config_calls_quantised(folder):
+    weights = {"num_bits": 8, "strategy": "channel"}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "naive-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+    change_config(folder, quantization_config=settings)
+    with pytest.raises(SourceError, match="none of its matrices is"):
+        open_source(str(folder))
+
+
 @pytest.mark.parametrize("damage", ["scale", "shape", "missing"])
 def test_parts_that_do_not_fit(folder, damage):
     def change(module, weight):
