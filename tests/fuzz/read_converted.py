@@ -1,7 +1,6 @@
 """Converted checkpoints: the product's commands and transformers beside what the bytes say."""
 
 import json
-import math
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -69,16 +68,17 @@ def _contract(folder: Path, model: Any) -> str | None:
     for key in KEYS:
         if key in values and values[key] != getattr(model.config, key):
             return f"{key} is {values[key]}, not {getattr(model.config, key)}"
-    scale = model.config.attention_scale
-    if not math.isfinite(scale):
-        return f"attention_scale {scale}"
     return None
 
 
 def _tensors(folder: Path, model: Any) -> str | None:
     stored: dict[str, torch.Tensor] = {}
-    for path in folder.glob("model*.safetensors"):
-        stored |= safetensors_bytes.tensors(path)
+    files = {"model.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    for file in sorted(files):
+        stored |= safetensors_bytes.tensors(folder / file)
     stored = {name: tensor for name, tensor in stored.items() if not name.endswith(IGNORED)}
     for name, parameter in model.named_parameters():
         if name not in stored:
