@@ -1,5 +1,6 @@
 """Attention that a latent cache cannot serve exactly, whatever the family."""
 
+import math
 from typing import Any
 
 # These frequencies do not change with the length of the input, so they can be stored.
@@ -16,6 +17,7 @@ def changes_with_length(config: Any) -> str | None:
         rope_reason(config.rope_parameters or {})
         or window_reason(config)
         or _reason_of_keys(config)
+        or _reason_of_numbers(config)
     )
 
 
@@ -55,6 +57,17 @@ def window_reason(config: Any) -> str | None:
     slides = bool(others) if kinds is not None else window is not None and not unused
     if slides and (window is None or longest is None or window < longest):
         return f"its attention slides over a window of {window} tokens (sliding_window)"
+    return None
+
+
+def _reason_of_numbers(config: Any) -> str | None:
+    for key in ("rms_norm_eps", "layer_norm_eps"):
+        value = getattr(config, key, None)
+        if value is not None and not 0 <= value < 1:
+            return f"{key} {value} makes its norms infinite"
+    theta = (config.rope_parameters or {}).get("rope_theta", 1.0)
+    if isinstance(theta, int | float) and not 0 < theta < math.inf:
+        return f"rope_theta {theta} gives no frequencies"
     return None
 
 

@@ -38,6 +38,10 @@ def with_head_dim(config: Any) -> Any:
     return config
 
 
+# What transformers knows of a config's class, and reads from the config.
+OF_THE_CLASS = {"attribute_map", "sub_configs", "base_config_key", "has_no_defaults_at_init"}
+
+
 def check_keys(config: Any) -> None:
     """Refuse a config.json whose keys would stand in the place of a config's methods.
 
@@ -45,7 +49,7 @@ def check_keys(config: Any) -> None:
         ValueError: with the key.
     """
     for key in vars(config):
-        if callable(getattr(type(config), key, None)):
+        if key in OF_THE_CLASS or callable(getattr(type(config), key, None)):
             raise ValueError(f"{key} is no key of a config")
 
 

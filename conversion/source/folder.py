@@ -155,8 +155,18 @@ class FolderCheckpoint(SourceCheckpoint):
         """
         copy_assets(self.folder, folder)
         written = folder / GENERATION_CONFIG_NAME
-        sampling = GenerationConfig.from_model_config(self.config)
-        if not written.exists() and sampling.to_diff_dict().keys() - ANY_CONFIGS:
+        if written.exists():
+            return
+        try:
+            sampling = GenerationConfig.from_pretrained(
+                self.folder, config_file_name="config.json", _from_model_config=True
+            )
+        except CONFIG_ERRORS as error:
+            raise SourceError(
+                f"{self.name}: the sampling in config.json cannot be read ({first_line(error)}); "
+                "take it out"
+            ) from error
+        if sampling.to_diff_dict().keys() - ANY_CONFIGS:
             written.write_text(sampling.to_json_string(), "utf-8")
 
 

@@ -58,6 +58,11 @@ def check_metadata(metadata: dict[str, Any], name: str) -> None:
         SourceError: with the key.
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
+    if BY_KEY["tokenizer.ggml.tokens"](tokens) and len(set(tokens)) < len(tokens):
+        raise SourceError(
+            f"{name}: GGUF metadata: a token is there twice (tokenizer.ggml.tokens); convert from "
+            "the model's Hugging Face folder"
+        )
     for key, value in metadata.items():
         checks = [check for start, check in BY_BEGINNING.items() if key.startswith(start)]
         if key in BY_KEY:

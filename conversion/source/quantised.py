@@ -28,7 +28,10 @@ def quantisation(config: Any) -> Mapping[str, Any] | None:
     found = getattr(config, "quantization_config", None)
     if found is None:
         found = getattr(config, "compression_config", None)
-    return found if found is None or isinstance(found, Mapping) else found.to_dict()
+    if found is None or isinstance(found, Mapping):
+        return found
+    # Of whatever else, nothing is known.
+    return found.to_dict() if hasattr(found, "to_dict") else {}
 
 
 def refusal(settings: Mapping[str, Any]) -> str | None:

@@ -14,8 +14,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -35,19 +37,22 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable(logging.CRITICAL)
     work = Path(tempfile.mkdtemp(prefix="mha2mla-fuzz-"))
     try:
-        numbers = range(options.count) if options.only is None else [options.only]
+        numbers = range(options.first, options.first + options.count)
+        if options.only is not None:
+            numbers = range(options.only, options.only + 1)
         return _run(options, numbers, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(options: argparse.Namespace, numbers: range | list[int], work: Path) -> int:
+def _run(options: argparse.Namespace, numbers: range, work: Path) -> int:
     write_bases(work / "bases", options.kind)
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[Failure] = []
     cases = [Case(options.seed, number, options.kind) for number in numbers]
     began = told = time.monotonic()
-    for done, (case, damage, outcome) in enumerate(_outcomes(cases, options.jobs, work)):
+    outcomes = _until_interrupted(_outcomes(cases, options.jobs, work))
+    for done, (case, damage, outcome) in enumerate(outcomes):
         counts[case.kind, outcome.verdict] += 1
         if outcome.verdict == "wrong":
             failures.append(Failure(case, damage, outcome.detail))
@@ -60,6 +65,12 @@ def _run(options: argparse.Namespace, numbers: range | list[int], work: Path) ->
     _say(_table(counts))
     _say(f"{time.monotonic() - began:.0f} s, seed {options.seed}")
     return 1 if failures else 0
+
+
+def _until_interrupted(outcomes: Iterator[Any]) -> Iterator[Any]:
+    """The outcomes until Ctrl-C, which shows the table of what was read so far."""
+    with suppress(KeyboardInterrupt):
+        yield from outcomes
 
 
 def _outcomes(
@@ -90,6 +101,7 @@ def _say(text: str) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=10000, help="cases to run")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other cases")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="run one case and describe it")

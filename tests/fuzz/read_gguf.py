@@ -34,7 +34,6 @@ NEUTRAL = {
     "attention.value_length": None,
     "rope.dimension_count": None,
     "attention.causal": True,
-    "attention.sliding_window": 0,
     "attention.clamp_kqv": 0.0,
     "expert_count": 0,
     "rope.scaling.finetuned": None,
@@ -99,6 +98,9 @@ def _config(values: dict[str, Any], config: Any, freqs: np.ndarray | None) -> st
             found = getattr(config, SAID[name])
         elif name in ROPE:
             found = rope.get(ROPE[name], _unscaled(name, values))
+        elif name == "attention.sliding_window":
+            longest = values["llama.context_length"]
+            found = value if value == 0 or value >= longest else "refused"
         elif name in NEUTRAL:
             found = value if NEUTRAL[name] is None else NEUTRAL[name]
         else:

@@ -17,15 +17,16 @@ LARGEST_FILE = 64 << 20
 CPU_SECONDS = 60
 WALL_SECONDS = 180
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Audit events with the places of the paths that they change.
+# Audit events with the places of the paths that they change, and of the open folders, or 0 for
+# none, that these are relative to.
 CHANGES = {
-    "os.mkdir": (0,),
-    "os.remove": (0,),
-    "os.rmdir": (0,),
-    "os.truncate": (0,),
-    "os.rename": (0, 1),
-    "os.link": (1,),
-    "os.symlink": (1,),
+    "os.mkdir": ((0,), (2,)),
+    "os.remove": ((0,), (1,)),
+    "os.rmdir": ((0,), (1,)),
+    "os.truncate": ((0,), (0,)),
+    "os.rename": ((0, 1), (2, 3)),
+    "os.link": ((1,), (3,)),
+    "os.symlink": ((1,), (2,)),
 }
 NEVER = {
     "pickle.find_class",
@@ -68,15 +69,17 @@ class Watch:
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
             self._written(event, arguments[0])
         elif event in CHANGES:
-            for at in CHANGES[event]:
-                self._written(event, arguments[at])
+            paths, folders = CHANGES[event]
+            for path, folder in zip(paths, folders, strict=True):
+                self._written(event, arguments[path], arguments[folder] if folder else -1)
         elif event == "exec" and str(self.model) in getattr(arguments[0], "co_filename", ""):
             self.seen.append(f"code of {arguments[0].co_filename} was run")
 
-    def _written(self, event: str, path: object) -> None:
+    def _written(self, event: str, path: object, folder: int = -1) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return
-        where = os.path.abspath(os.fsdecode(path))
+        here = os.getcwd() if folder < 0 else os.readlink(f"/proc/self/fd/{folder}")
+        where = os.path.normpath(os.path.join(here, os.fsdecode(path)))
         # Importing a library may make the folder of torch's compiler, whatever the model.
         known = where == os.devnull or Path(where).name.startswith("torchinductor_")
         if not known and not where.startswith(f"{self.folder}{os.sep}"):

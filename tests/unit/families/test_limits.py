@@ -33,6 +33,9 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
     [
         ("mistral", SLIDING, "slides over a window of 256"),
         ("llama", {"is_causal": False}, "attends to all others"),
+        ("llama", {"rms_norm_eps": -1.0}, "rms_norm_eps -1.0 makes"),
+        ("cohere", {"layer_norm_eps": float("nan")}, "layer_norm_eps nan makes"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta 0"),
         ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 1}, "slides over"),
         ("ministral", SLIDING, "slides over"),
         ("olmo3", SLIDING, "slides over"),

@@ -4,7 +4,7 @@ import pytest
 
 from conversion.errors import SourceError
 from conversion.source import open_source
-from tests.support.gguf import VOCABULARY, gguf_tensors, write_gguf
+from tests.support.gguf import VOCABULARY, byte_vocabulary, gguf_tensors, write_gguf
 from tests.support.tiny import tiny_llama
 
 
@@ -82,3 +82,12 @@ def test_a_tensor_over_another(tmp_path):
 def test_a_value_of_another_type(tmp_path, key, value):
     path = written(tmp_path / "m.gguf", {key: value})
     assert f"{key} is '{value}'" in refused(path)
+
+
+def test_a_token_that_is_there_twice(tmp_path):
+    tokens, types, merges = byte_vocabulary()
+    model = tiny_llama(vocab_size=VOCABULARY)
+    vocabulary = ([*tokens[:-1], tokens[0]], types, merges)
+    path = tmp_path / "m.gguf"
+    write_gguf(path, gguf_tensors(model), model.config, vocabulary=vocabulary)
+    assert "a token is there twice" in refused(path)

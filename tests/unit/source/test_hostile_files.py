@@ -88,9 +88,15 @@ def test_links_of_the_hubs_cache_are_followed(folder, tmp_path):
     assert not (tmp_path / "out" / "LICENSE").is_symlink()
 
 
-def test_a_config_that_replaces_a_method(folder):
-    change_config(folder, save_pretrained="x")
-    assert "save_pretrained is no key of a config" in refused(folder)
+@pytest.mark.parametrize("key", ["save_pretrained", "sub_configs"])
+def test_a_config_that_replaces_what_its_class_has(folder, key):
+    change_config(folder, **{key: "x"})
+    assert f"{key} is no key of a config" in refused(folder)
+
+
+def test_a_quantisation_that_nobody_can_read(folder):
+    change_config(folder, compression_config=-0.0)
+    assert "quantised" in refused(folder)
 
 
 def test_two_tensors_for_one_place(folder):
