@@ -58,7 +58,7 @@ def check_metadata(metadata: dict[str, Any], name: str) -> None:
         SourceError: with the key.
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if BY_KEY["tokenizer.ggml.tokens"](tokens) and len(set(tokens)) < len(tokens):
+    if isinstance(tokens, list) and len({str(token) for token in tokens}) < len(tokens):
         raise SourceError(
             f"{name}: GGUF metadata: a token is there twice (tokenizer.ggml.tokens); convert from "
             "the model's Hugging Face folder"
