@@ -215,9 +215,20 @@ def read_config(folder: Path, name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         check_keys(config)
-        return with_head_dim(config)
+        with_head_dim(config)
     except CONFIG_ERRORS as error:
         raise SourceError(
             f"{name}: config.json cannot be read ({first_line(error)}); give a decoder model "
             "that this transformers release knows"
         ) from error
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except OSError:
+        # Without one, or with one that is no JSON, transformers does without.
+        pass
+    except CONFIG_ERRORS as error:
+        raise SourceError(
+            f"{name}: {GENERATION_CONFIG_NAME} cannot be read ({first_line(error)}); download the "
+            "model again"
+        ) from error
+    return config

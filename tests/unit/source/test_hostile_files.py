@@ -135,3 +135,9 @@ def test_an_index_that_transformers_refuses(folder, metadata):
     index = {"weight_map": weight_map, "metadata": metadata}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "is not a safetensors index" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["null", "[" * 100_000])
+def test_a_generation_config_that_transformers_refuses(folder, text):
+    (folder / "generation_config.json").write_text(text)
+    assert "generation_config.json cannot be read" in refused(folder)
