@@ -36,7 +36,7 @@ FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 # of their blocks as it is told.
 CACHE_BYTES = 1 << 30
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def abuse(arguments: argparse.Namespace) -> bool:
         seed=arguments.seed,
         minutes=arguments.minutes,
         clients=arguments.clients,
-        round_seconds=min(60.0, arguments.minutes * 60 / 2),
+        round_seconds=min(arguments.round_seconds, arguments.minutes * 60 / 2),
         noise_limit=noise_limit(arguments.folder, arguments.dtype),
         kinds=tuple(filter(None, arguments.kinds.split(","))),
     )
@@ -115,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("folder", type=Path, nargs="?", default=Path(".demo/converted"), help="of the checkpoint")
     add("--minutes", type=float, default=30.0, help="of load; the quiet between comes on top")
+    add("--round-seconds", type=float, default=60.0, help="of load before each judgement")
     add("--seed", type=int, default=0, help="of all requests")
     add("--kinds", default="", metavar="A,B", help=f"some of {','.join(KINDS)}; default all")
     add("--clients", type=int, default=16, help="requests at once")
