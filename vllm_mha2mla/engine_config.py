@@ -24,6 +24,7 @@ from vllm_mha2mla.padding import padded_width
 logger = logging.getLogger("vllm.mha2mla")
 
 ATTENTION_OP = "vllm::mha2mla_attention"
+CPU_WORKER = "vllm_mha2mla.cpu_worker.LatentCPUWorker"
 OLDEST_GPU = 80
 """Compute capability, times ten, of the first GPUs with bfloat16 (Ampere)."""
 
@@ -42,8 +43,15 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         row_codes(vllm_config.model_config.hf_config)
         if current_platform.is_cpu():
             choose_cache_size(vllm_config)
+            _choose_worker(vllm_config)
         elif not _is_coded(vllm_config):
             _tell_padding(vllm_config)
+
+
+def _choose_worker(vllm_config: VllmConfig) -> None:
+    # A worker that the user has chosen stays.
+    if vllm_config.parallel_config.worker_cls == "auto":
+        vllm_config.parallel_config.worker_cls = CPU_WORKER
 
 
 def _is_coded(vllm_config: VllmConfig) -> bool:

@@ -32,6 +32,7 @@ _ATTENTION = "vllm_mha2mla/hf/attention.py"
 _LAYER = "vllm_mha2mla/attention/layer.py"
 _BACKEND = "vllm_mha2mla/attention/backend.py"
 _CUDA = "vllm_mha2mla/attention/cuda_backend.py"
+_WORKER = "vllm_mha2mla/cpu_worker.py"
 _FLASH = "vllm_mha2mla/kernels/cuda/flash.py"
 _LLAMA = "vllm_mha2mla/models/llama.py"
 _FAMILIES = "vllm_mha2mla/models/transformers_backend.py"
@@ -137,6 +138,25 @@ TORCH_NAMES = (
 )
 
 VLLM_NAMES = (
+    PrivateName("vllm.v1.worker.cpu_worker:CPUWorker", "...", _WORKER, "seeds of requests on CPUs"),
+    PrivateName(
+        "vllm.v1.worker.gpu_worker:Worker.sample_tokens",
+        "self, grammar_output",
+        _WORKER,
+        "the same",
+    ),
+    PrivateName(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.discard_request_mask",
+        "",
+        _WORKER,
+        "the requests whose token is dropped",
+    ),
+    PrivateName(
+        "vllm.v1.worker.gpu_input_batch:InputBatch.generators",
+        "",
+        _WORKER,
+        "their generators, by their place in the batch",
+    ),
     PrivateName(
         "vllm.config.compilation:CompilationConfig._attention_ops",
         "",

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 ROW_BYTES = sum(sum(bits) + 2 for bits in CODED_BITS)
 WHOLE_BYTES = 2 * sum(rank + rope for rank, rope in CODED_WIDTHS)  # in bfloat16
 TOKENS, FEW_TOKENS = 1024, 320
+SEEDED = SAMPLING | {"temperature": 1.0, "seed": 7}
 NO_GUESSES = find_spec("vllm") is not None and version("vllm").startswith("0.30.")
 GUESSES = {
     "method": "ngram",
@@ -37,9 +38,12 @@ def runs(coded, tiny_prompts):
         return tiny_engine(coded, tiny_prompts, block_size, kv_cache_memory_bytes=size, **changes)
 
     plenty = engine(128, TOKENS, ROW_BYTES)
+    plenty["steps"].append({"prompts": tiny_prompts, "sampling": SEEDED})
     # Prompts in chunks, requests that are preempted, and a prefix that is found again.
     few = engine(16, FEW_TOKENS, ROW_BYTES, max_num_batched_tokens=32, max_num_seqs=8)
     few["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "alone": True})
+    # Read in chunks again.
+    few["steps"].append({"prompts": tiny_prompts, "sampling": SEEDED, "reset": True})
     uncoded = engine(16, TOKENS, WHOLE_BYTES, kv_cache_dtype="bfloat16")
     guessing = engine(32, TOKENS, ROW_BYTES, speculative_config=GUESSES)
     return run_engines(plenty, few, uncoded, *([] if NO_GUESSES else [guessing]))
@@ -58,15 +62,22 @@ def test_the_cache_holds_as_many_tokens_as_rows_have_bytes(runs):
 
 
 def test_same_tokens_as_transformers(runs, references):
-    (batch,) = runs[0]["steps"]
-    assert_same_greedy(batch["outputs"], references)
+    assert_same_greedy(runs[0]["steps"][0]["outputs"], references)
 
 
 def test_chunked_prefill_preemption_and_prefix_cache(runs, references):
-    batch, again = runs[1]["steps"]
+    batch, again, _ = runs[1]["steps"]
     assert batch["preemptions"] > 0
     assert_same_greedy(batch["outputs"], references)
     assert_same_greedy(again["outputs"], references)
+
+
+def test_a_seed_makes_the_same_tokens_however_a_prompt_is_read(runs):
+    whole, chunks = (run["steps"][-1] for run in runs[:2])
+    assert chunks["preemptions"] > 0
+    tokens = [[output["tokens"] for output in step["outputs"]] for step in (whole, chunks)]
+    assert tokens[0] == tokens[1]
+    assert tokens[0] != [output["tokens"] for output in runs[0]["steps"][0]["outputs"]]
 
 
 def test_served_uncoded_where_it_is_asked_for(runs, coded, references, tiny_prompts):

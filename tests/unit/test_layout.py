@@ -40,8 +40,8 @@ NEVER = {
 }
 # Of vllm_mha2mla, the files that run inside the engine.
 IN_THE_ENGINE = (
-    *("plugin.py", "refusal.py", "engine_config.py", "cpu_cache.py", "overrides.py"),
-    *("attention/", "models/"),
+    *("plugin.py", "refusal.py", "engine_config.py", "cpu_cache.py", "cpu_worker.py"),
+    *("overrides.py", "attention/", "models/"),
     *("kernels/cuda/flash.py", "kernels/cuda/workspace.py"),
 )
 
