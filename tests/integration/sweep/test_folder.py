@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from conversion.checkpoint.staging import locked
+from conversion.checkpoint.locks import locked
 from conversion.recipes.recipe import Recipe
 from conversion.sweep import run as sweep
 from conversion.sweep.folder import SweepFolder
@@ -36,7 +36,7 @@ def test_it_deletes_nothing_of_others(folder, tmp_path, run):
 
 def test_two_sweeps_do_not_share_a_folder(folder, tmp_path, run):
     (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out", tmp_path / "out"):
+    with locked(tmp_path / "out" / ".lock", tmp_path / "out"):
         code, _, error = run(folder / "ours.yaml")
     assert code == 2
     assert "another process is writing it" in error
