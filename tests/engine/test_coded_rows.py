@@ -32,13 +32,20 @@ def coded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(coded, tiny_prompts):
+def other(tmp_path_factory):
+    """Other weights for the same widths and bits."""
+    return save_tiny_coded(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def runs(coded, other, tiny_prompts):
     def engine(block_size, tokens, row_bytes, **changes):
         size = tokens * row_bytes
         return tiny_engine(coded, tiny_prompts, block_size, kv_cache_memory_bytes=size, **changes)
 
     plenty = engine(128, TOKENS, ROW_BYTES)
     plenty["steps"].append({"prompts": tiny_prompts, "sampling": SEEDED})
+    plenty["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "weights": str(other)})
     # Prompts in chunks, requests that are preempted, and a prefix that is found again.
     few = engine(16, FEW_TOKENS, ROW_BYTES, max_num_batched_tokens=32, max_num_seqs=8)
     few["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "alone": True})
@@ -63,6 +70,12 @@ def test_the_cache_holds_as_many_tokens_as_rows_have_bytes(runs):
 
 def test_same_tokens_as_transformers(runs, references):
     assert_same_greedy(runs[0]["steps"][0]["outputs"], references)
+
+
+def test_weights_exchanged_in_the_running_engine(runs, other, tiny_prompts):
+    batch = runs[0]["steps"][-1]
+    model = load_converted(other, torch.float32)[0]
+    assert_same_greedy(batch["outputs"], [greedy(model, p, NEW_TOKENS) for p in tiny_prompts])
 
 
 def test_chunked_prefill_preemption_and_prefix_cache(runs, references):

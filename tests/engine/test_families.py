@@ -5,7 +5,12 @@ The others are converted to half of the cache, and one to coded rows: they are c
 transformers makes of the same checkpoint.
 """
 
+import shutil
+
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.support.convert import convert_tiny
 from tests.support.engine import assert_same_greedy, greedy, run_engines
@@ -21,6 +26,7 @@ NEW_TOKENS = 16
 WHOLE = ("Qwen2", "Mistral", "Phi3", "Granite", "SmolLM3", "Gemma", "Qwen3Moe", "Olmoe")
 HALF = ("Qwen3", "Olmo2", "Mixtral", "Cohere")
 CODED = "coded Qwen3"
+EXCHANGED = "Qwen3"
 
 
 def engine(folder, **changes):
@@ -47,13 +53,34 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(models):
-    engines = [engine(folder, enforce_eager=name != CODED) for name, (folder, _) in models.items()]
-    return dict(zip(models, run_engines(*engines), strict=True))
+def exchanged(models, tmp_path_factory):
+    """The checkpoint of one family with other matrices."""
+    folder = tmp_path_factory.mktemp("exchanged") / "checkpoint"
+    shutil.copytree(models[EXCHANGED][0], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: 1.25 * w if w.dim() == 2 else w for name, w in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(models, exchanged):
+    engines = {
+        name: engine(folder, enforce_eager=name != CODED) for name, (folder, _) in models.items()
+    }
+    (plain,) = engines[EXCHANGED]["steps"]
+    engines[EXCHANGED]["steps"].append(plain | {"weights": str(exchanged)})
+    return dict(zip(models, run_engines(*engines.values()), strict=True))
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *HALF, CODED])
 def test_same_tokens_as_transformers(runs, models, name):
-    (batch,) = runs[name]["steps"]
     _, model = models[name]
-    assert_same_greedy(batch["outputs"], [greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS])
+    outputs = runs[name]["steps"][0]["outputs"]
+    assert_same_greedy(outputs, [greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS])
+
+
+def test_weights_exchanged_in_the_running_engine(runs, exchanged):
+    model = AutoModelForCausalLM.from_pretrained(exchanged, dtype=torch.float32)
+    outputs = runs[EXCHANGED]["steps"][1]["outputs"]
+    assert_same_greedy(outputs, [greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS])

@@ -5,7 +5,8 @@ tests: the plugin is found through its entry point, as a user's engine finds it.
 
     [{"llm": {LLM arguments},
       "steps": [{"prompts": [[token ids]], "alone": bool, "reset": bool, "sampling": {...},
-                 "adapter": folder of a LoRA adapter}]}]
+                 "adapter": folder of a LoRA adapter,
+                 "weights": folder of a checkpoint that is served from this step on}]}]
 """
 
 import gc
@@ -48,7 +49,9 @@ def run(specification: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
-    if step.get("reset") and not llm.reset_prefix_cache():
+    if "weights" in step:
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": step["weights"]})
+    if ("weights" in step or step.get("reset")) and not llm.reset_prefix_cache():
         raise RuntimeError("prefix cache not reset: blocks are still in use")
     before = {name: counted(llm, name) for name in COUNTERS}
     params = SamplingParams(**step["sampling"])

@@ -21,6 +21,7 @@ def save_tiny_converted(
     widths: Sequence[tuple[int, int]] = TINY_WIDTHS,
     v_head_dim: int = 12,
     row_bits: list[list[int]] | None = None,
+    seed: int = 0,
 ) -> Path:
     config = LlamaMLAConfig(
         vocab_size=256,
@@ -46,7 +47,7 @@ def save_tiny_converted(
         mha2mla={"format_version": FORMAT_VERSION},
     )
     model = LlamaMLAForCausalLM(config).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in model.named_modules():
             if "norm" in name:
@@ -64,6 +65,6 @@ def save_tiny_converted(
     return folder
 
 
-def save_tiny_coded(folder: Path) -> Path:
+def save_tiny_coded(folder: Path, seed: int = 0) -> Path:
     """The same with coded rows."""
-    return save_tiny_converted(folder, widths=CODED_WIDTHS, row_bits=CODED_BITS)
+    return save_tiny_converted(folder, widths=CODED_WIDTHS, row_bits=CODED_BITS, seed=seed)

@@ -16,10 +16,11 @@ def constant(name: str, numbers: int) -> nn.Parameter:
         numbers: its length.
     """
 
-    def load(parameter: Tensor, loaded: Tensor) -> None:
+    # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
+    def load(param: Tensor, loaded_weight: Tensor) -> None:
         # vLLM would cast it without a word.
-        refuse_rounded([(name, str(loaded.dtype))])
-        default_weight_loader(parameter, loaded)
+        refuse_rounded([(name, str(loaded_weight.dtype))])
+        default_weight_loader(param, loaded_weight)
 
     parameter = nn.Parameter(torch.empty(numbers, dtype=torch.float32), requires_grad=False)
     set_weight_attrs(parameter, {"weight_loader": load})

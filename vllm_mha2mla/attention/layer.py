@@ -128,8 +128,12 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         if self.gpu is not None:
             self.gpu.reserve(len(query), query.device)
 
-    def weights_changed(self) -> None:
-        """Drop what was made of the old weights, which a kernel keeps in an order of its own."""
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Drop what was made of the old weights, which a kernel keeps in an order of its own.
+
+        vLLM calls this of an attention layer after loading, and when a running engine's weights
+        have been exchanged.
+        """
         self._step = None
 
     @property

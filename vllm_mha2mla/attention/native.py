@@ -95,9 +95,10 @@ def repeated_up_projection(
     linear = ColumnParallelLinear(rank, num_heads * (nope + v), bias=False, prefix=prefix)
     load_shard = linear.weight.weight_loader
 
-    def load(weight: nn.Parameter, loaded: Tensor) -> None:
-        by_group = loaded.view(groups, nope + v, rank)
-        load_shard(weight, by_group.repeat_interleave(num_heads // groups, dim=0).flatten(0, 1))
+    # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
+    def load(param: nn.Parameter, loaded_weight: Tensor) -> None:
+        by_group = loaded_weight.view(groups, nope + v, rank)
+        load_shard(param, by_group.repeat_interleave(num_heads // groups, dim=0).flatten(0, 1))
 
     linear.weight.weight_loader = load
     return linear

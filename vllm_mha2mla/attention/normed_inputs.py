@@ -36,9 +36,10 @@ class HeadProjection(nn.Module):
         self.here, self.width, self.d = slice(first, first + heads), width, d
         self.weight = nn.Parameter(torch.empty(heads * width, d), requires_grad=False)
 
-        def load(weight: Tensor, loaded: Tensor) -> None:
-            by_head = loaded.view(num_heads, width, d)
-            default_weight_loader(weight, by_head[self.here].flatten(0, 1))
+        # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
+        def load(param: Tensor, loaded_weight: Tensor) -> None:
+            by_head = loaded_weight.view(num_heads, width, d)
+            default_weight_loader(param, by_head[self.here].flatten(0, 1))
 
         set_weight_attrs(self.weight, {"weight_loader": load})
 

@@ -31,9 +31,10 @@ class UpProjection(nn.Module):
         self.groups = len(here)
         self.weight = nn.Parameter(torch.empty(len(here) * (nope + v), rank), requires_grad=False)
 
-        def load(weight: Tensor, loaded: Tensor) -> None:
-            by_group = loaded.view(groups, nope + v, rank)
-            default_weight_loader(weight, by_group[here].flatten(0, 1))
+        # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
+        def load(param: Tensor, loaded_weight: Tensor) -> None:
+            by_group = loaded_weight.view(groups, nope + v, rank)
+            default_weight_loader(param, by_group[here].flatten(0, 1))
 
         set_weight_attrs(self.weight, {"weight_loader": load})
 

@@ -1,15 +1,14 @@
-"""The work of our layers when weights are loaded or exchanged, and when adapters are."""
+"""The work of our models when weights have been loaded, and when adapters are."""
 
 from typing import Any
 
 from vllm.config import VllmConfig
 
-from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.projections import LatentSelfAttention
 
 
 class TellsLayers:
-    """A model that tells its latent attention when weights have changed."""
+    """A model that tells its latent attention when weights have been loaded."""
 
     modules: Any
 
@@ -21,9 +20,7 @@ class TellsLayers:
             check_adapters()
 
     def process_weights_after_loading(self) -> None:
-        """Called by vLLM, also after weights have been exchanged in a running engine."""
+        """Called by vLLM at the end of loading."""
         for module in self.modules():
             if isinstance(module, LatentSelfAttention):
                 module.weights_loaded()
-            if isinstance(module, LatentCacheAttention):
-                module.weights_changed()

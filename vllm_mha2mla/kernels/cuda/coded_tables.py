@@ -4,7 +4,7 @@ Units and columns are counted in pieces (``pieces.py``): those of the latent par
 halves of the rotary pairs, then the second, each followed by padding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -54,6 +54,13 @@ class CodedTables:
     first_row: Tensor
     means: Tensor
     turns: Tensor
+
+    def fill(self, other: "CodedTables") -> None:
+        """Take over the numbers of another layer's tables with the same code, in place."""
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if isinstance(tensor, Tensor):
+                tensor.copy_(getattr(other, field.name))
 
     @property
     def kind(self) -> tuple[Pieces, int, bool]:

@@ -12,7 +12,7 @@ from vllm_mha2mla.coding.row_code import CodedRow, RowCode
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels.cuda import flash
 from vllm_mha2mla.kernels.cuda.choose import Option, Ways, choose
-from vllm_mha2mla.kernels.cuda.coded_tables import coded_tables
+from vllm_mha2mla.kernels.cuda.coded_tables import CodedTables, coded_tables
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
 from vllm_mha2mla.kernels.cuda.layer import CudaLayer
 from vllm_mha2mla.kernels.cuda.plan import Shape, workspace_numbers
@@ -76,6 +76,7 @@ class CudaKernel:
         code: RowCode | None = None,
     ) -> None:
         self.dtype, self.heads = dtype, heads.count
+        self.tables: CodedTables | None = None
         # Numbers of a row as queries meet it.
         self.width = padded_width(widths, "cuda") if code is None else widths.width
         self.row, self.flash_version = self.width, None
@@ -121,10 +122,16 @@ class CudaKernel:
         heads: int,
         coded: CodedRow | None = None,
     ) -> CudaLayer:
-        """See ``CudaLayer``."""
-        tables = expansion = None
+        """Make the layer; called again when weights have been exchanged. See ``CudaLayer``."""
+        expansion = None
         if coded is not None:
-            tables = coded_tables(coded, inv_freq, self.dtype, self.model_len)
+            made = coded_tables(coded, inv_freq, self.dtype, self.model_len)
+            # Captured graphs read those of an earlier call.
+            if self.tables is None:
+                self.tables = made
+            else:
+                self.tables.fill(made)
+        tables = self.tables
         if self.expanded_version is not None:
             expansion = Expansion(
                 cache, w_uk, w_uv, self.shape, scale, self.expanded_version, self.numbers, tables

@@ -12,7 +12,8 @@ from vllm_mha2mla.errors import CheckpointError
 def test_loads_float32_and_refuses_what_is_rounded():
     parameter = constant("model.layers.0.self_attn.rope_inv_freq", 4)
     exact = torch.rand(4)
-    parameter.weight_loader(parameter, exact)
+    # By name, as vLLM does where it exchanges weights.
+    parameter.weight_loader(param=parameter, loaded_weight=exact)
     assert torch.equal(parameter.data, exact)
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(CheckpointError, match=r"layers\.0\S+ is stored in b?float16: rounded"):

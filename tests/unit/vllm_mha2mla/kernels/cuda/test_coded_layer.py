@@ -17,6 +17,7 @@ from vllm_mha2mla.kernels.cuda.batch import CudaBatch
 from vllm_mha2mla.kernels.cuda.choose import Ways
 from vllm_mha2mla.kernels.cuda.coded_tables import coded_tables
 from vllm_mha2mla.kernels.cuda.expanded import Expansion
+from vllm_mha2mla.kernels.cuda.kernel import CudaKernel, Heads, Limits
 from vllm_mha2mla.kernels.cuda.layer import CudaLayer
 from vllm_mha2mla.kernels.cuda.plan import Shape
 from vllm_mha2mla.kernels.reference import ReferenceLayer
@@ -169,3 +170,19 @@ def test_warming_up_computes_every_kind_of_batch_and_writes_nothing(monkeypatch)
     before = case.cache.clone()
     warm_up.warm_up(case.layer(numbers=10**6), 100)
     assert case.cache.cpu().equal(before)
+
+
+def test_exchanged_weights_reach_the_tables_of_captured_graphs():
+    case = Case(DECODES, NARROW, torch.float16)
+    code = case.coded.code
+    heads = Heads(HEADS, GROUPS, NOPE, V)
+    kernel = CudaKernel(code.widths, heads, case.dtype, "triton", Limits(64, 128), code)
+    weights = (case.cache, case.w_uk, case.w_uv)
+    first = kernel.layer(*weights, case.inv_freq, SCALE, HEADS, case.coded).tables
+    assert first is not None
+    other = CodedRow(code, case.coded.rotary_mean + 1, case.coded.first_row + 1)
+    again = kernel.layer(*weights, case.inv_freq / 2, SCALE, HEADS, other).tables
+    assert again is first
+    expected = coded_tables(other, case.inv_freq / 2, case.dtype, 128)
+    for name in ("first_row", "means", "turns"):
+        assert torch.equal(getattr(first, name), getattr(expected, name))
