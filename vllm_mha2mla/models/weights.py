@@ -1,10 +1,17 @@
 """The work of our models when weights have been loaded, and when adapters are."""
 
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
 from vllm.config import VllmConfig
 
 from vllm_mha2mla.attention.projections import LatentSelfAttention
+from vllm_mha2mla.errors import UnsupportedEngineError
+
+BY_HEAD = re.compile(r"\.(kv_b_proj|q_head_proj)\.(\w+)$")
+"""Weights that attention multiplies itself, head by head."""
 
 
 class TellsLayers:
@@ -19,8 +26,31 @@ class TellsLayers:
 
             check_adapters()
 
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load what this model reads; see :func:`refuse_quantised`."""
+        loaded: set[str] = super().load_weights(refuse_quantised(weights))  # type: ignore[misc]
+        return loaded
+
     def process_weights_after_loading(self) -> None:
         """Called by vLLM at the end of loading."""
         for module in self.modules():
             if isinstance(module, LatentSelfAttention):
                 module.weights_loaded()
+
+
+def refuse_quantised(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Pass weights on, unless attention's own are quantised: vLLM would cast their integers.
+
+    Raises:
+        UnsupportedEngineError: they are.
+    """
+    for name, tensor in weights:
+        found = BY_HEAD.search(name)
+        plain = tensor.is_floating_point() and tensor.element_size() > 1
+        if found and not (found[2] == "weight" and plain):
+            raise UnsupportedEngineError(
+                f"{name}: quantised weights of {found[1]} are not served; quantise the converted "
+                "model again and leave kv_b_proj and q_head_proj as they are (ignore, "
+                "modules_to_not_convert)"
+            )
+        yield name, tensor
