@@ -42,6 +42,13 @@ FIXED_KEYS = (
 )
 """Keys of the source that a conversion has worked into the weights: others have no effect."""
 
+LATENT_KEYS = (
+    *("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+    *("kv_b_proj_groups", "kv_lora_rank_per_layer", "qk_rope_head_dim_per_layer"),
+    *("row_bits_per_layer", "attention_scale", "attention_bias", "mha2mla"),
+)
+"""Keys that only a converted model has: they describe its weights."""
+
 
 @dataclass(frozen=True)
 class LatentWidths:

@@ -4,7 +4,7 @@ from typing import Any
 
 from vllm.transformers_utils.config import get_config
 
-from vllm_mha2mla.config import FIXED_KEYS
+from vllm_mha2mla.config import FIXED_KEYS, LATENT_KEYS
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.fixed_rope import longest_context, other_rope, too_long
 
@@ -27,6 +27,11 @@ def refuse_overrides(model: Any) -> None:
         words = other_rope(stored, _fixed(config))
         if words is not None:
             raise UnsupportedEngineError(f"--hf-overrides: {words}")
+        for key in LATENT_KEYS:
+            if getattr(config, key, None) != getattr(plain, key, None):
+                raise UnsupportedEngineError(
+                    f"--hf-overrides: {key} describes the weights of the checkpoint; leave it out"
+                )
     longest = longest_context(stored)
     if longest is not None and model.max_model_len > longest:
         raise UnsupportedEngineError(

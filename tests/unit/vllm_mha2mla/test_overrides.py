@@ -7,7 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support.tiny_converted import save_tiny_converted
+from vllm_mha2mla.config import LATENT_KEYS
 from vllm_mha2mla.errors import CheckpointError, UnsupportedEngineError
+from vllm_mha2mla.hf.make import LatentKeys
 
 LENGTH = 512
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -59,6 +61,17 @@ def test_the_engine_refuses_what_would_have_no_effect(folder, name):
 @pytest.mark.parametrize("name", SERVED)
 def test_the_engine_serves_the_rest(folder, name):
     refuse(model_config(folder, SERVED[name]))
+
+
+@pytest.mark.parametrize("overrides", [{"kv_lora_rank": 8}, {"attention_scale": 1.0}], ids=str)
+def test_keys_that_describe_the_weights_are_refused(folder, overrides):
+    (key,) = overrides
+    with pytest.raises(UnsupportedEngineError, match=f"{key} describes the weights"):
+        refuse(model_config(folder, overrides))
+
+
+def test_every_key_of_a_converted_model_is_one_of_them():
+    assert set(LATENT_KEYS) == LatentKeys.__annotations__.keys() - {"source_type"}
 
 
 def test_a_function_is_an_override_too(folder):
