@@ -19,6 +19,7 @@ from vllm_mha2mla.hf.registration import MODELS
 from vllm_mha2mla.kernels.cuda.choose import OPTION, option_of
 from vllm_mha2mla.overrides import refuse_overrides
 from vllm_mha2mla.padding import padded_width
+from vllm_mha2mla.refused_options import refuse_options
 
 # vLLM shows the log lines of loggers below its own name.
 logger = logging.getLogger("vllm.mha2mla")
@@ -37,6 +38,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
         _refuse_windows(vllm_config.model_config)
+        refuse_options(vllm_config)
         refuse_overrides(vllm_config.model_config)
         refuse_connectors(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
@@ -82,11 +84,6 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
         raise UnsupportedEngineError(
             f"--block-size {block_size}: coded rows are stored in groups of {UNIT}; give a "
             "multiple of it, or leave the option out"
-        )
-    if vllm_config.parallel_config.decode_context_parallel_size > 1:
-        raise UnsupportedEngineError(
-            "--decode-context-parallel-size: latent attention needs the whole context on each "
-            "rank; leave the option out"
         )
 
 

@@ -41,7 +41,7 @@ NEVER = {
 # Of vllm_mha2mla, the files that run inside the engine.
 IN_THE_ENGINE = (
     *("plugin.py", "refusal.py", "engine_config.py", "cpu_cache.py", "cpu_worker.py"),
-    *("overrides.py", "attention/", "models/"),
+    *("refused_options.py", "overrides.py", "attention/", "models/"),
     *("kernels/cuda/flash.py", "kernels/cuda/workspace.py"),
 )
 

@@ -48,6 +48,10 @@ def settings(
     max_model_len=8192,
     offloading=None,
     transfer=None,
+    prefill_parallel=1,
+    micro_batches=False,
+    weights_offloaded=(0, 0),
+    backend=None,
     **keys,
 ):
     config = config_class(**{"num_hidden_layers": 2, "max_position_embeddings": 8192} | keys)
@@ -65,7 +69,16 @@ def settings(
             cache_dtype=cache_dtype, block_size=block_size, kv_offloading_size=offloading
         ),
         kv_transfer_config=transfer and KVTransferConfig(**transfer, kv_role="kv_both"),
-        parallel_config=SimpleNamespace(decode_context_parallel_size=context_parallel),
+        parallel_config=SimpleNamespace(
+            decode_context_parallel_size=context_parallel,
+            prefill_context_parallel_size=prefill_parallel,
+            use_ubatching=micro_batches,
+        ),
+        offload_config=SimpleNamespace(
+            uva=SimpleNamespace(cpu_offload_gb=weights_offloaded[0]),
+            prefetch=SimpleNamespace(offload_group_size=weights_offloaded[1]),
+        ),
+        attention_config=SimpleNamespace(backend=backend),
     )
 
 
@@ -97,9 +110,13 @@ def settings(
             "mha2mla_attention vllm: vLLM's own layer does not read coded rows",
         ),
         ("cuda", {"context_parallel": 2}, "--decode-context-parallel-size"),
+        ("cuda", {"prefill_parallel": 2}, "--prefill-context-parallel-size"),
+        ("cuda", {"micro_batches": True}, "--enable-dbo, --ubatch-size"),
+        ("cuda", {"weights_offloaded": (4, 0)}, "--cpu-offload-gb"),
+        ("cuda", {"weights_offloaded": (0, 2)}, "--offload-group-size"),
+        ("cpu", {"backend": "CPU_ATTN"}, "--attention-backend: a converted model has"),
         ("cpu", {"max_position_embeddings": 4096}, "8192 tokens .* are for 4096 tokens"),
         ("cuda", {"offloading": 4}, "--kv-offloading-size"),
-        ("cpu", {"transfer": BOTH["connectors"][0]} | CODED, "to carry coded rows unchanged"),
         ("cuda", {"transfer": NIXL}, "NixlConnector has not been run with latent caches"),
         (
             "cuda",
@@ -114,6 +131,13 @@ def test_refused(monkeypatch, kind, asked, words):
     machine(monkeypatch, kind)
     with pytest.raises(UnsupportedEngineError, match=words):
         LatentModelConfig.verify_and_update_config(settings(**asked))
+
+
+def test_invariance_to_the_batch_is_refused(monkeypatch):
+    machine(monkeypatch, "cuda")
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    with pytest.raises(UnsupportedEngineError, match="VLLM_BATCH_INVARIANT"):
+        LatentModelConfig.verify_and_update_config(settings())
 
 
 def test_old_gpus_are_refused(monkeypatch):
