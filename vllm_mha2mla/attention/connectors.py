@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_mha2mla.coding.row_code import served_codes
 from vllm_mha2mla.errors import UnsupportedEngineError
 
 SERVED = ("ExampleConnector",)
@@ -17,7 +16,7 @@ def refuse_connectors(vllm_config: Any) -> None:
     of this one's rows. A connector of the user's own is called as for every model.
 
     Raises:
-        UnsupportedEngineError: one is asked for, or any with coded rows.
+        UnsupportedEngineError: one is asked for.
     """
     if vllm_config.cache_config.kv_offloading_size is not None:
         raise UnsupportedEngineError(
@@ -26,12 +25,6 @@ def refuse_connectors(vllm_config: Any) -> None:
     transfer = vllm_config.kv_transfer_config
     if transfer is None or transfer.kv_connector is None:
         return
-    config, cache_dtype = vllm_config.model_config.hf_config, vllm_config.cache_config.cache_dtype
-    if served_codes(config, cache_dtype) is not None:
-        raise UnsupportedEngineError(
-            "--kv-transfer-config: connectors have not been shown to carry coded rows unchanged; "
-            "leave it out, or give --kv-cache-dtype bfloat16 for a cache that is not coded"
-        )
     settings = {
         "kv_connector": transfer.kv_connector,
         "kv_connector_module_path": transfer.kv_connector_module_path,
