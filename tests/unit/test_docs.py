@@ -27,7 +27,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOREIGN = {
     *("--multi_gpu", "--use_fsdp", "--fsdp_version", "--enforce-eager", "--kv-cache-dtype"),
     *("--hf-overrides", "--enable-lora", "--kv-transfer-config", "--kv-offloading-size"),
-    "--block-size",
+    *("--block-size", "--enable-prompt-embeds", "--calculate-kv-scales", "--max-model-len"),
+    *("--disable-hybrid-kv-cache-manager", "--async-scheduling", "--kv-events-config", "--seed"),
+    *("--served-model-name", "--runner", "--enable-sleep-mode", "--cpu-offload-gb"),
+    *("--ubatch-size", "--offload-group-size", "--tensor-parallel-size"),
+    *("--pipeline-parallel-size", "--enable-dbo", "--data-parallel-size"),
+    *("--enable-expert-parallel", "--decode-context-parallel-size"),
+    *("--prefill-context-parallel-size", "--attention-backend", "--quantization"),
+    *("--load-format", "--hf-config-path", "--model-impl"),
 }
 OF_EXAMPLES = {
     option
