@@ -66,6 +66,12 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     if current_platform.is_cpu():
         if option != "auto":
             raise UnsupportedEngineError(f"{OPTION} {option}: CPUs have one way; leave it out")
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        if stages > 1 and vllm_config.model_config.enforce_eager:
+            raise UnsupportedEngineError(
+                "--pipeline-parallel-size with --enforce-eager: vLLM prepares the later stages on "
+                "CPUs only where it compiles; leave --enforce-eager out"
+            )
     elif current_platform.is_cuda():
         _refuse_on_gpus(vllm_config)
     else:

@@ -52,6 +52,8 @@ def settings(
     micro_batches=False,
     weights_offloaded=(0, 0),
     backend=None,
+    stages=1,
+    eager=False,
     **keys,
 ):
     config = config_class(**{"num_hidden_layers": 2, "max_position_embeddings": 8192} | keys)
@@ -64,6 +66,7 @@ def settings(
             max_model_len=max_model_len,
             hf_overrides={},
             hf_config_path=None,
+            enforce_eager=eager,
         ),
         cache_config=SimpleNamespace(
             cache_dtype=cache_dtype, block_size=block_size, kv_offloading_size=offloading
@@ -72,6 +75,7 @@ def settings(
         parallel_config=SimpleNamespace(
             decode_context_parallel_size=context_parallel,
             prefill_context_parallel_size=prefill_parallel,
+            pipeline_parallel_size=stages,
             use_ubatching=micro_batches,
         ),
         offload_config=SimpleNamespace(
@@ -114,6 +118,7 @@ def settings(
         ("cuda", {"micro_batches": True}, "--enable-dbo, --ubatch-size"),
         ("cuda", {"weights_offloaded": (4, 0)}, "--cpu-offload-gb"),
         ("cuda", {"weights_offloaded": (0, 2)}, "--offload-group-size"),
+        ("cpu", {"stages": 2, "eager": True}, "leave --enforce-eager out"),
         ("cpu", {"backend": "CPU_ATTN"}, "--attention-backend: a converted model has"),
         ("cpu", {"max_position_embeddings": 4096}, "8192 tokens .* are for 4096 tokens"),
         ("cuda", {"offloading": 4}, "--kv-offloading-size"),
