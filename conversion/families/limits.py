@@ -65,6 +65,9 @@ def _reason_of_numbers(config: Any) -> str | None:
         value = getattr(config, key, None)
         if value is not None and not 0 <= value < 1:
             return f"{key} {value} makes its norms infinite"
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and longest < 2:
+        return f"max_position_embeddings {longest} leaves nothing to attend to"
     theta = (config.rope_parameters or {}).get("rope_theta", 1.0)
     if isinstance(theta, int | float) and not 0 < theta < math.inf:
         return f"rope_theta {theta} gives no frequencies"

@@ -89,7 +89,7 @@ class StoredTensors:
             # Opening a pipe would wait for its other end.
             if (self.folder / file).is_file():
                 return safe_open(self.folder / file, framework="pt")
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, MemoryError) as error:
             raise SourceError(
                 f"{self.name}: shard {file} is truncated or not safetensors "
                 f"({first_line(error)}); download the model again"

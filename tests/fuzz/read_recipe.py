@@ -21,8 +21,10 @@ def check(case: Path, watch: Watch, rng: Random) -> str:
     values = yaml.safe_load(path.read_text("utf-8")) or {}
     for key, value in values.items():
         found = getattr(recipe, key)
-        # A text of a number is that number.
-        same = found == value or str(found) == str(value).lstrip("0")
+        same = found == value or str(found) == str(value)
+        if isinstance(found, int | float) and isinstance(value, str | int):
+            # A text of a number is that number.
+            same = same or found == float(value)
         if value is not None and not same:
             return f"wrong {key} is {value!r}, not {found!r}"
     return "right every value as in the file"

@@ -33,6 +33,7 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
     [
         ("mistral", SLIDING, "slides over a window of 256"),
         ("llama", {"is_causal": False}, "attends to all others"),
+        ("llama", {"max_position_embeddings": 0}, "leaves nothing to attend to"),
         ("llama", {"rms_norm_eps": -1.0}, "rms_norm_eps -1.0 makes"),
         ("cohere", {"layer_norm_eps": float("nan")}, "layer_norm_eps nan makes"),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta 0"),
