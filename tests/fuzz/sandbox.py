@@ -82,7 +82,7 @@ class Watch:
         where = os.path.normpath(os.path.join(here, os.fsdecode(path)))
         # Importing a library may make the folder of torch's compiler, whatever the model.
         known = where == os.devnull or Path(where).name.startswith("torchinductor_")
-        if not known and not where.startswith(f"{self.folder}{os.sep}"):
+        if not known and not f"{where}{os.sep}".startswith(f"{self.folder}{os.sep}"):
             self.seen.append(f"{event} {where}")
 
 
