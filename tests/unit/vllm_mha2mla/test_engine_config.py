@@ -77,6 +77,7 @@ def settings(
             prefill_context_parallel_size=prefill_parallel,
             pipeline_parallel_size=stages,
             use_ubatching=micro_batches,
+            worker_cls="auto",
         ),
         offload_config=SimpleNamespace(
             uva=SimpleNamespace(cpu_offload_gb=weights_offloaded[0]),
