@@ -94,7 +94,7 @@ def write_bases(folder: Path, kind: str | None) -> None:
 def _damaged(damage: Damage, rng: Random, folder: Path) -> str:
     try:
         return damage(rng, folder)
-    except (LookupError, ValueError, TypeError, AttributeError, OSError, RecursionError):
+    except Exception:
         return "too damaged already for more"
 
 

@@ -102,6 +102,8 @@ def parse(path: Path) -> Layout:
         shape = [reader.number("Q") for _ in range(reader.number("I"))]
         infos.append((name, shape[::-1], reader.number("I"), reader.number("Q")))
     alignment = layout.values.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"alignment {alignment}")
     start = -(-reader.at // alignment) * alignment
     for name, shape, kind, offset in infos:
         dtype = {FLOAT32: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}[kind]
