@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import Windows, calibration_windows
 from vllm_mha2mla.config import (
     CONSTANTS,
+    KEPT,
     LatentWidths,
     Provenance,
     SourceInfo,
@@ -133,10 +134,10 @@ def convert(
         store = StatisticsStore(folder, device) if statistics is None else statistics
         shape = "x".join(map(str, windows.measured.shape))
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
-        uniform = [widths] * config.num_hidden_layers
-        converted = converted_config(source, uniform, q_lora_rank, dtype, provenance)
         measured, tokens = windows.measured.shape
         source_layers = SourceLayers(source, tokens, device)
+        uniform = source_layers.with_kept([widths] * len(source_layers.converted), KEPT)
+        converted = converted_config(source, uniform, q_lora_rank, dtype, provenance)
         converter = LayerConverter(source_layers, converted, recipe, measured, store)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
             choices = choose(recipe, converter, windows, options.offload, progress)
@@ -146,7 +147,7 @@ def convert(
             converted = converted_config(
                 source, layer_widths, q_lora_rank, dtype, provenance, choices.codes
             )
-            streams = _streams(source, converted, recipe, windows, options, store)
+            streams = _streams(source_layers, converted, recipe, windows, options, store)
             loss = None
             if len(windows.held_out) and to_refine is None:
                 loss = HeldOutLoss(source_layers, windows.held_out, options.offload)
@@ -161,7 +162,7 @@ def convert(
                 figures[HELD_OUT_DIVERGENCE] = loss.divergence()
             if statistics is None:
                 store.clear()
-            _write_rest(source, writer, dtype)
+            _write_rest(source, writer, dtype, source_layers.kept)
             source.write_assets(folder)
             provenance = provenance.model_copy(update={"figures": figures})
             converted = converted_config(
@@ -232,7 +233,7 @@ def _files(recipe: Recipe) -> list[Path]:
 
 
 def _streams(
-    source: SourceCheckpoint,
+    source_layers: SourceLayers,
     converted: Any,
     recipe: Recipe,
     windows: Windows,
@@ -240,8 +241,8 @@ def _streams(
     store: StatisticsStore,
 ) -> Streams | None:
     """The embedded calibration text; ``None`` if no layer has a use for it."""
-    layers, device = range(source.config.num_hidden_layers), torch.device(options.device)
-    if not recipe.refits and all(index in store for index in layers):
+    source, device = source_layers.source, source_layers.device
+    if not recipe.refits and all(index in store for index in source_layers.converted):
         return None
     if not recipe.refits:
         return embedded_text(source, windows.measured, None, options.offload, device)
@@ -259,7 +260,18 @@ def _converted_layers(
     loss: HeldOutLoss | None,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
+    def keep_layer(layer: Any) -> dict[str, Tensor]:
+        if streams is not None:
+            converter.layers.push(layer, streams.original, rounded=True)
+        if streams is not None and streams.refit is not None:
+            converter.layers.push(layer, streams.refit.converted, rounded=True)
+        if loss is not None:
+            loss.push(layer, None)
+        return {}
+
     def convert_layer(index: int, layer: Any) -> dict[str, Tensor]:
+        if index in converter.layers.kept:
+            return keep_layer(layer)
         widths, token_weights = choices.layer_widths[index], choices.token_weights[index]
         if streams is not None:
             converter.measure(layer, index, streams.original)
@@ -306,9 +318,11 @@ def _check_finite(index: int, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _write_rest(source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype) -> None:
+def _write_rest(
+    source: SourceCheckpoint, writer: CheckpointWriter, dtype: torch.dtype, kept: Collection[int]
+) -> None:
     for name, info in source.tensors.items():
-        if not source.family.in_attention(name):
+        if not source.family.in_attention(name, kept):
             pieces = source.pieces(name)
             writer.write_pieces(name, pieces, info.shape, dtype, info.shard)
 

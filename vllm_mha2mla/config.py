@@ -50,17 +50,33 @@ LATENT_KEYS = (
 """Keys that only a converted model has: they describe its weights."""
 
 
+SLIDING = "sliding_attention"
+"""The kind, in ``layer_types``, of layers that slide over a window."""
+
+
 @dataclass(frozen=True)
 class LatentWidths:
-    """Widths of the row ``[c ; k_rope]`` that one layer caches per token, for all heads."""
+    """Widths of the row ``[c ; k_rope]`` that one layer caches per token, for all heads.
+
+    Both are 0 in a layer that keeps the source's attention, and its cache.
+    """
 
     kv_lora_rank: int
     qk_rope_head_dim: int
 
     @property
+    def kept(self) -> bool:
+        """Tell if the layer keeps the source's attention."""
+        return self.kv_lora_rank == 0
+
+    @property
     def width(self) -> int:
         """Numbers per token in this layer's cache."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+KEPT = LatentWidths(0, 0)
+"""The widths of a layer that keeps the source's attention."""
 
 
 class LatentConfig(Protocol):
@@ -217,6 +233,8 @@ def read_provenance(config: LatentConfig) -> Provenance:
 def latent_widths(config: LatentConfig) -> list[LatentWidths]:
     """Cache widths of every layer, from the per-layer lists or the uniform keys.
 
+    A layer that slides over a window (``layer_types``) may be kept.
+
     Raises:
         CheckpointError: a per-layer list has the wrong length, or a width is impossible.
     """
@@ -230,8 +248,10 @@ def latent_widths(config: LatentConfig) -> list[LatentWidths]:
         num_layers,
         "qk_rope_head_dim_per_layer",
     )
-    for rank, rope in zip(ranks, ropes, strict=True):
-        if rank < 1 or rope < 0 or rope % 2:
+    kinds = [*(getattr(config, "layer_types", None) or ()), *[None] * num_layers]
+    for rank, rope, kind in zip(ranks, ropes, kinds, strict=False):
+        kept = kind == SLIDING and (rank, rope) == (0, 0)
+        if not kept and (rank < 1 or rope < 0 or rope % 2):
             raise CheckpointError(
                 f"config.json: kv_lora_rank {rank} must be at least 1 and qk_rope_head_dim "
                 f"{rope} even and not negative; convert the model again"

@@ -10,10 +10,8 @@ import os
 import torch
 from vllm.config import CacheConfig, VllmConfig
 from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
-from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
-from vllm_mha2mla.coding.row_code import served_codes
-from vllm_mha2mla.config import latent_widths
+from vllm_mha2mla.attention.pages import cached_bytes
 from vllm_mha2mla.hf.registration import MODELS
 from vllm_mha2mla.memory import ENGINE_BYTES, GIB, cache_bytes, free_bytes
 from vllm_mha2mla.padding import cache_bytes_per_token
@@ -75,10 +73,12 @@ def _weights_per_worker(vllm_config: VllmConfig) -> int:
 
 def _request_bytes(vllm_config: VllmConfig) -> int:
     """Cache of one request of the full length, and of the block that vLLM keeps for itself."""
-    model = vllm_config.model_config
-    cache_dtype = vllm_config.cache_config.cache_dtype
-    dtype = kv_cache_dtype_str_to_dtype(cache_dtype, model)
-    codes = served_codes(model.hf_config, cache_dtype)
-    per_token = cache_bytes_per_token(latent_widths(model.hf_config), dtype.itemsize, codes=codes)
+    rows, kept = cached_bytes(vllm_config)
+    model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
     tokens: int = model.max_model_len + 2 * BLOCK
-    return tokens * per_token
+    latent = tokens * cache_bytes_per_token(rows, kept)
+    if all(rows):
+        return latent
+    # Layers that keep the source's attention cache a window, and the tokens of a step.
+    seen = model.hf_config.sliding_window + scheduler.max_num_batched_tokens + 2 * BLOCK
+    return latent + rows.count(0) * kept * int(min(tokens, seen))

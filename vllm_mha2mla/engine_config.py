@@ -96,7 +96,8 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
 def _refuse_windows(model: Any) -> None:
     kinds = getattr(model.hf_config, "layer_types", None)
     window = getattr(model.hf_config, "sliding_window", None)
-    others = set(kinds or ()) - {"full_attention"}
+    layers = zip(latent_widths(model.hf_config), kinds or (), strict=False)
+    others = {kind for widths, kind in layers if not widths.kept} - {"full_attention"}
     # A window as long as the longest request hides nothing.
     if (others or kinds is None) and window is not None and window < model.max_model_len:
         raise UnsupportedEngineError(

@@ -22,13 +22,13 @@ def padded_width(widths: LatentWidths, target: Target) -> int:
     return -(-widths.width // multiple) * multiple
 
 
-def cache_bytes_per_token(
+def row_bytes(
     layer_widths: Sequence[LatentWidths],
     bytes_per_number: int,
     target: Target = "cpu",
     codes: Sequence[RowCode] | None = None,
-) -> int:
-    """Bytes the cache of the whole model takes per token there.
+) -> list[int]:
+    """Bytes of every layer's rows there; 0 in a layer that keeps the source's attention.
 
     Args:
         layer_widths: of every layer.
@@ -37,5 +37,31 @@ def cache_bytes_per_token(
         codes: of every layer's rows where these are coded; such rows are not padded.
     """
     if codes is not None:
-        return sum(code.row_bytes for code in codes)
-    return sum(padded_width(widths, target) for widths in layer_widths) * bytes_per_number
+        return [code.row_bytes for code in codes]
+    return [padded_width(widths, target) * bytes_per_number for widths in layer_widths]
+
+
+def rows_beside(widest: int, kept: int) -> int:
+    """Rows that take the place of one token's keys and values.
+
+    Args:
+        widest: bytes of the widest row.
+        kept: bytes of a token's keys and values in a layer that keeps the source's attention.
+    """
+    return max(1, kept // widest)
+
+
+def cache_bytes_per_token(rows: Sequence[int], kept: int) -> int:
+    """Bytes that each token adds to the cache of the latent layers.
+
+    Beside layers that keep the source's attention, every latent layer takes what the widest row
+    takes, and a whole part of their bytes (``attention/pages.py``).
+
+    Args:
+        rows: bytes of every layer's rows; 0 in a layer that keeps the source's attention.
+        kept: bytes of a token's keys and values in such a layer.
+    """
+    if all(rows):
+        return sum(rows)
+    widest, latent = max(rows), sum(row > 0 for row in rows)
+    return -(-latent * max(kept, widest) // rows_beside(widest, kept))

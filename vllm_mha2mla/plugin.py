@@ -15,6 +15,7 @@ VLLM_ARCHITECTURES = {
     "LlamaMLAForCausalLM": "vllm_mha2mla.models.llama:LlamaMLAForCausalLM",
     "CohereMLAForCausalLM": DENSE,
     "GemmaMLAForCausalLM": DENSE,
+    "Gemma3MLAForCausalLM": DENSE,
     "GraniteMLAForCausalLM": DENSE,
     "MinistralMLAForCausalLM": DENSE,
     "MistralMLAForCausalLM": DENSE,

@@ -52,6 +52,9 @@ def held_out_divergences(
             source_layers.push(layer, text, rounded=True)
         source_layers.push(layer, original)
         for layer_widths, hidden in zip(candidates, converted, strict=True):
+            if layer_widths[index].kept:
+                source_layers.push(layer, hidden)
+                continue
             # One at a time: together they can be larger than the layer.
             ((_, candidate),) = converter.candidates(layer, index, [layer_widths[index]])
             with swapped_attention(source.family, layer, candidate):

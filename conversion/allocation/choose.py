@@ -29,7 +29,7 @@ from conversion.runtime.parallel import side_by_side
 from conversion.runtime.progress import Progress
 from conversion.text.windows import Windows
 from vllm_mha2mla.coding.row_code import RowCode
-from vllm_mha2mla.config import LatentWidths
+from vllm_mha2mla.config import KEPT, LatentWidths
 
 logger = logging.getLogger(__name__)
 
@@ -71,26 +71,33 @@ def choose(
         offload: folder for activations; ``None``: memory.
         progress: told about every layer.
     """
-    config = converter.layers.source.config
+    config, kept = converter.layers.source.config, converter.layers.kept
     layers, heads, head_dim = (
         config.num_hidden_layers,
         config.num_key_value_heads,
         config.head_dim,
     )
+
+    def in_all(widths: LatentWidths) -> list[LatentWidths]:
+        return converter.layers.with_kept([widths] * (layers - len(kept)), KEPT)
+
     if recipe.row_bits is not None:
         return _choose_coded(recipe, converter, windows, offload, progress)
     candidates = split_candidates(recipe, heads, head_dim)
-    exact = len(candidates) == 1 and not recipe.spreads
-    swept = recipe.spreads or recipe.weighs_tokens
+    # Beside kept layers a cache gives all others as much as the widest takes.
+    spreads = recipe.spreads and not kept
+    exact = len(candidates) == 1 and not spreads
+    swept = spreads or recipe.weighs_tokens
     if exact and not swept:
-        return Choices(candidates * layers, {}, [equal_weights(config.hidden_size)] * layers)
+        token_weights = [equal_weights(config.hidden_size)] * layers
+        return Choices(in_all(candidates[0]), {}, token_weights)
     held_out = _held_out(windows)
     text = None if exact else _text_to_measure(converter, windows, offload)
     width, step = candidates[0].width, recipe.strategies()[0].step(heads, head_dim)
     if recipe.kv_lora_rank is None:
         allowed = mean_width(recipe, heads, head_dim)
         # Layers of several widths use up what one width for all leaves over.
-        width = allowed if recipe.spreads else width
+        width = allowed if spreads else width
         if width < allowed:
             logger.info(
                 "%d numbers per token and layer, of %d allowed: %s offers no width between",
@@ -98,18 +105,17 @@ def choose(
                 allowed,
                 recipe.target,
             )
-    gradients = _OfGradients(
-        recipe, converter, width_grid(width, heads * head_dim, step), config.hidden_size, layers
-    )
+    grid = width_grid(width, heads * head_dim, step) if spreads else []
+    gradients = _OfGradients(recipe, converter, grid, config.hidden_size, layers)
     if swept:
         backward_sweep(converter, text, held_out, offload, progress, gradients.visit)
         text = None
     if exact:
-        return Choices(candidates * layers, {}, gradients.token_weights)
-    if recipe.spreads:
+        return Choices(in_all(candidates[0]), {}, gradients.token_weights)
+    if spreads:
         named = spread_over_layers(gradients.costs, width, step, recipe.target)
     else:
-        named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": [w] * layers for w in candidates}
+        named = {f"{w.kv_lora_rank}+{w.qk_rope_head_dim}": in_all(w) for w in candidates}
     different = [list(layer_widths) for layer_widths in dict.fromkeys(map(tuple, named.values()))]
     divergences = held_out_divergences(different, converter, text, held_out, progress, offload)
     losses = {
@@ -129,7 +135,7 @@ def _choose_coded(
     offload: Path | None,
     progress: Progress,
 ) -> Choices:
-    config = converter.layers.source.config
+    config, kept = converter.layers.source.config, converter.layers.kept
     layers = config.num_hidden_layers
     shape = config.num_key_value_heads, config.head_dim
     hidden = converter.layers.family.input_width(config)
@@ -138,12 +144,15 @@ def _choose_coded(
     text = _text_to_measure(converter, windows, offload)
 
     def visit(index: int, layer: Any, found: AttentionGradients) -> None:
+        if index in kept:
+            return
         coded.visit(index, layer, found)
         if recipe.weighs_tokens:
             token_weights[index] = fit_token_weights(found.streams, found.gradients)
 
     backward_sweep(converter, text, _held_out(windows), offload, progress, visit)
-    codes = [one.code for one in coded.plan(byte_budget(recipe, *shape, layers))]
+    planned = coded.plan(byte_budget(recipe, *shape, layers - len(kept)), alike=bool(kept))
+    codes = converter.layers.with_kept([one.code for one in planned], RowCode(KEPT, ()))
     return Choices([code.widths for code in codes], {}, token_weights, codes)
 
 
@@ -152,7 +161,7 @@ def _text_to_measure(
 ) -> Activations | None:
     """The embedded calibration text; ``None`` if the store has the statistics of all layers."""
     source, device = converter.layers.source, converter.layers.device
-    if all(index in converter.store for index in range(source.config.num_hidden_layers)):
+    if all(index in converter.store for index in converter.layers.converted):
         return None
     return embedded_text(source, windows.measured, None, offload, device).original
 
@@ -161,7 +170,7 @@ class _OfGradients:
     """Costs and token weights of every layer, collected as a backward sweep passes by.
 
     Attributes:
-        costs: of every layer at the widths of the grid; empty where no budget is spread.
+        costs: of every layer at the widths of the grid; empty where that is empty.
         token_weights: of every layer; equal ones where tokens are not weighed.
     """
 
@@ -178,7 +187,9 @@ class _OfGradients:
         self.token_weights = [equal_weights(hidden) for _ in range(layers)]
 
     def visit(self, index: int, layer: Any, found: AttentionGradients) -> None:
-        if self._recipe.spreads:
+        if index in self._converter.layers.kept:
+            return
+        if self._grid:
             layers = self._converter.layers
 
             def costs(grid: list[LatentWidths]) -> dict[LatentWidths, float]:
@@ -200,8 +211,9 @@ class _OfGradients:
 
 
 def _summary(name: str, layer_widths: list[LatentWidths], loss: float) -> str:
-    ranks = span([widths.kv_lora_rank for widths in layer_widths])
-    ropes = span([widths.qk_rope_head_dim for widths in layer_widths])
+    latent = [widths for widths in layer_widths if not widths.kept]
+    ranks = span([widths.kv_lora_rank for widths in latent])
+    ropes = span([widths.qk_rope_head_dim for widths in latent])
     return (
         f"kv_lora_rank {ranks}, qk_rope_head_dim {ropes} ({name}): {loss:.4f} nats lost per token "
         "of held-out text, before any refit"

@@ -103,16 +103,20 @@ class CodedChoices:
         mean, covariance = self._converter.load(index).of_later_tokens()
         return maps.statistics(metric, mean, covariance)
 
-    def plan(self, budget: int | None) -> list[LayerPlan]:
-        """The choice of every layer, from the first to the last.
+    def plan(self, budget: int | None, alike: bool = False) -> list[LayerPlan]:
+        """The choice of every measured layer, from the first to the last.
 
         Args:
             budget: bytes of a token's rows in all layers; ``None``: as many as they take.
+            alike: give every layer its share of the budget, and no layer more.
         """
-        choices = [self._choices[index] for index in range(len(self._choices))]
-        planned = plan(
-            choices, sum(one.most_bytes for one in choices) if budget is None else budget
-        )
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        if budget is None:
+            budget = sum(one.most_bytes for one in choices)
+        if alike:
+            planned = [plan([one], budget // len(choices))[0] for one in choices]
+        else:
+            planned = plan(choices, budget)
         logger.info("%s", _summary(planned))
         return planned
 

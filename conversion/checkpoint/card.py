@@ -15,7 +15,7 @@ TEMPLATE = """\
 Converted by vllm-mha2mla {version} from `{source}`.
 
 Per token and layer it caches {widths} numbers{coded}, where the original caches {original}:
-{bytes} bytes per token for the whole model, {fraction:.2%} of the original.{queries}
+{bytes} bytes per token for the whole model, {fraction:.2%} of the original.{kept}{queries}
 
 ## Serve
 
@@ -43,6 +43,9 @@ Source fingerprint: `{fingerprint}`. Versions: {versions}.
 
 CODED = " in coded rows, {bits:.2f} bits a number on average"
 RATES = "\nIt was resumed with another learning rate: {rates}.\n"
+KEPT = """
+{kept} of its {layers} layers keep their attention, which slides over a window, and count in neither
+number."""
 KEPT_START = " These are the weights from before this training, which did better."
 HEALING = """
 ## Healed
@@ -65,7 +68,8 @@ def model_card(provenance: Provenance, config: Any) -> str:
         config: the converted model's.
     """
     layer_widths, codes, cache = latent_widths(config), row_codes(config), cache_figures(config)
-    widths = sorted({widths.width for widths in layer_widths})
+    widths = sorted({widths.width for widths in layer_widths if not widths.kept})
+    kept = sum(widths.kept for widths in layer_widths)
     original = provenance.source.cache_width
     calibration = provenance.calibration
     figures = "\n".join(f"- {key}: {value:.4g}" for key, value in provenance.figures.items())
@@ -79,6 +83,7 @@ def model_card(provenance: Provenance, config: Any) -> str:
         coded=CODED.format(bits=_mean_bits(codes)) if codes else "",
         bytes=cache.bytes_per_token,
         fraction=cache.fraction,
+        kept=KEPT.format(kept=kept, layers=len(layer_widths)) if kept else "",
         queries=f" Queries are factorised through {q_lora_rank} numbers." if q_lora_rank else "",
         tokens=calibration.tokens if calibration else 0,
         files=", ".join(calibration.files) if calibration else "no text",

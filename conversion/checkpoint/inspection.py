@@ -15,7 +15,6 @@ from vllm_mha2mla.coding.row_code import UNIT, RowCode, row_codes
 from vllm_mha2mla.config import latent_widths, read_provenance, refuse_rounded
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.loading import stored_dtypes
-from vllm_mha2mla.padding import cache_bytes_per_token
 
 
 class RowBits(BaseModel):
@@ -33,7 +32,10 @@ class RowBits(BaseModel):
 
 
 class Inspection(BaseModel):
-    """The description of a checkpoint that ``mha2mla inspect`` shows."""
+    """The description of a checkpoint that ``mha2mla inspect`` shows.
+
+    Lists of widths and bits have an entry per layer, zeros for those that keep their attention.
+    """
 
     source: str
     source_fingerprint: str
@@ -41,6 +43,7 @@ class Inspection(BaseModel):
     method: str
     dtype: str
     layers: int
+    kept_layers: list[int]
     kv_lora_rank: list[int]
     qk_rope_head_dim: list[int]
     row_bits: list[RowBits] | None = None
@@ -78,14 +81,13 @@ def inspect(folder: Path) -> Inspection:
         method=str(provenance.recipe.get("method", "")),
         dtype=str(config.dtype).removeprefix("torch."),
         layers=len(layer_widths),
+        kept_layers=[index for index, widths in enumerate(layer_widths) if widths.kept],
         kv_lora_rank=[widths.kv_lora_rank for widths in layer_widths],
         qk_rope_head_dim=[widths.qk_rope_head_dim for widths in layer_widths],
         row_bits=None if codes is None else [_row_bits(code) for code in codes],
         q_lora_rank=config.q_lora_rank,
         cache_bytes_per_token=cache.bytes_per_token,
-        gpu_cache_bytes_per_token=cache_bytes_per_token(
-            layer_widths, config.dtype.itemsize, "cuda", codes
-        ),
+        gpu_cache_bytes_per_token=cache_figures(config, "cuda").bytes_per_token,
         baseline_bytes_per_token=cache.baseline_bytes_per_token,
         cache_fraction=cache.fraction,
         recipe=provenance.recipe,

@@ -37,6 +37,8 @@ def bits_table(layers: "Sequence[RowBits]") -> Table:
     """The table of every layer's coded rows: columns by their bits, and bytes."""
     table = Table("layer", "bytes", "latent columns by bits", "rotary columns by bits", box=None)
     for index, layer in enumerate(layers):
+        if not layer.bytes:
+            continue
         table.add_row(str(index), str(layer.bytes), _by_bits(layer.latent), _by_bits(layer.rotary))
     return table
 
@@ -46,9 +48,9 @@ def inspection_table(result: "Inspection") -> Table:
     table = Table(show_header=False, box=None)
     table.add_row("source", f"{escape(result.source)} ({result.source_fingerprint[:12]})")
     table.add_row("method", escape(result.method))
-    table.add_row("layers", str(result.layers))
-    table.add_row("kv_lora_rank", _widths(result.kv_lora_rank))
-    table.add_row("qk_rope_head_dim", _widths(result.qk_rope_head_dim))
+    table.add_row("layers", _layers(result))
+    table.add_row("kv_lora_rank", _widths(result, result.kv_lora_rank))
+    table.add_row("qk_rope_head_dim", _widths(result, result.qk_rope_head_dim))
     if result.row_bits is not None:
         table.add_row("columns by bits", _columns_by_bits(result.row_bits))
     if result.q_lora_rank is not None:
@@ -72,7 +74,15 @@ def inspection_table(result: "Inspection") -> Table:
     return table
 
 
-def _widths(values: list[int]) -> str:
+def _layers(result: "Inspection") -> str:
+    kept = len(result.kept_layers)
+    return str(result.layers) + (
+        f", of which {kept} keep their attention over a window" if kept else ""
+    )
+
+
+def _widths(result: "Inspection", of_layers: list[int]) -> str:
+    values = [value for n, value in enumerate(of_layers) if n not in result.kept_layers]
     mean = f", {sum(values) / len(values):.1f} on average"
     return span(values) + (mean if len(set(values)) > 1 else "")
 

@@ -6,6 +6,7 @@ from conversion.families.attention import AttentionWeights
 from conversion.families.cohere import COHERE
 from conversion.families.family import Family
 from conversion.families.gemma import GEMMA
+from conversion.families.gemma3 import GEMMA3
 from conversion.families.granite import GRANITE
 from conversion.families.llama import LLAMA
 from conversion.families.ministral import MINISTRAL
@@ -24,6 +25,7 @@ REGISTERED = (
     LLAMA,
     COHERE,
     GEMMA,
+    GEMMA3,
     GRANITE,
     MINISTRAL,
     MISTRAL,

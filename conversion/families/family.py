@@ -1,6 +1,6 @@
 """The converter's knowledge of a family of decoder models: classes, names and limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,9 +140,17 @@ class Family:
         """The part of a layer's attention tensor names before their names within the attention."""
         return f"{self.layer_prefix(index)}{self.names.attention}."
 
-    def in_attention(self, name: str) -> bool:
-        """Tell whether a tensor of this name belongs to the attention of a layer."""
-        return name.startswith(f"{self.names.layers}.") and f".{self.names.attention}." in name
+    def in_attention(self, name: str, kept: Collection[int] = ()) -> bool:
+        """Tell whether a tensor of this name belongs to the attention of a layer.
+
+        Args:
+            name: of the tensor.
+            kept: layers that do not count.
+        """
+        beginning = f"{self.names.layers}."
+        if not name.startswith(beginning) or f".{self.names.attention}." not in name:
+            return False
+        return int(name.removeprefix(beginning).split(".")[0]) not in kept
 
     def layers(self, model: nn.Module) -> list[Any]:
         """The decoder layers of a causal language model."""

@@ -3,8 +3,13 @@
 import math
 from typing import Any
 
+from vllm_mha2mla.config import SLIDING
+
 # These frequencies do not change with the length of the input, so they can be stored.
 STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
+
+FULL = "full_attention"
+"""The kind, in ``layer_types``, of layers that attend to everything before."""
 
 
 def changes_with_length(config: Any) -> str | None:
@@ -14,11 +19,18 @@ def changes_with_length(config: Any) -> str | None:
         config: a source's, of any family.
     """
     return (
-        rope_reason(config.rope_parameters or {})
+        rope_reason(_rope_parameters(config))
         or window_reason(config)
         or _reason_of_keys(config)
         or _reason_of_numbers(config)
     )
+
+
+def _rope_parameters(config: Any) -> dict[str, Any]:
+    """``rope_parameters`` of the layers that attend to everything."""
+    parameters: dict[str, Any] = config.rope_parameters or {}
+    of_full: dict[str, Any] = parameters.get(FULL, parameters)
+    return of_full
 
 
 def rope_reason(parameters: dict[str, Any]) -> str | None:
@@ -43,21 +55,35 @@ def part_reason(config: Any) -> str | None:
 
 
 def window_reason(config: Any) -> str | None:
-    """Say which layers do not attend to everything before; ``None`` if all do.
+    """Say why no layer can be converted, or not all that must be; ``None`` if they can."""
+    kinds = getattr(config, "layer_types", None)
+    others = sorted(set(kinds or ()) - {FULL, SLIDING})
+    if others:
+        return f"layers of {', '.join(others)} (layer_types) are not softmax attention"
+    if len(kept_layers(config)) == config.num_hidden_layers:
+        window = config.sliding_window
+        return f"its attention slides over a window of {window} tokens (sliding_window)"
+    return None
+
+
+def kept_layers(config: Any) -> frozenset[int]:
+    """The layers that keep their attention, because it slides over a window.
 
     A window as long as the longest context hides nothing.
+
+    Args:
+        config: a source's, of any family.
     """
     window = getattr(config, "sliding_window", None)
     longest = getattr(config, "max_position_embeddings", None)
+    if window is not None and longest is not None and window >= longest:
+        return frozenset()
+    layers = range(config.num_hidden_layers)
     kinds = getattr(config, "layer_types", None)
-    others = sorted({kind for kind in kinds or () if kind != "full_attention"})
-    if others and others != ["sliding_attention"]:
-        return f"layers of {', '.join(others)} (layer_types) are not softmax attention"
+    if kinds is not None:
+        return frozenset(index for index in layers if kinds[index] == SLIDING)
     unused = not getattr(config, "use_sliding_window", True)
-    slides = bool(others) if kinds is not None else window is not None and not unused
-    if slides and (window is None or longest is None or window < longest):
-        return f"its attention slides over a window of {window} tokens (sliding_window)"
-    return None
+    return frozenset() if window is None or unused else frozenset(layers)
 
 
 def _reason_of_numbers(config: Any) -> str | None:
@@ -68,7 +94,7 @@ def _reason_of_numbers(config: Any) -> str | None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and longest < 2:
         return f"max_position_embeddings {longest} leaves nothing to attend to"
-    theta = (config.rope_parameters or {}).get("rope_theta", 1.0)
+    theta = _rope_parameters(config).get("rope_theta", 1.0)
     if isinstance(theta, int | float) and not 0 < theta < math.inf:
         return f"rope_theta {theta} gives no frequencies"
     return None

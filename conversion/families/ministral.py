@@ -1,4 +1,4 @@
-"""Ministral, where no layer has a sliding window."""
+"""Ministral, of which layers that slide over a window are kept."""
 
 from transformers import MinistralForCausalLM
 from transformers.models.ministral.modeling_ministral import (

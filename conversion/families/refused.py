@@ -9,7 +9,6 @@ REASONS = {
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "gemma2": "its scores are capped, and every other layer slides over a window",
-    "gemma3_text": "five of six layers slide over a window",
     "gpt2": "its positions are embeddings, not RoPE",
     "gpt_neox": "its queries, keys and values are interleaved in one projection, which is not read",
     "gpt_oss": "its attention has sinks, and every other layer slides over a window",

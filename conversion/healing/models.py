@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from conversion.families import family_of
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
+from vllm_mha2mla.config import latent_widths
 
 # Name of the projection whose outputs are the cache's rows.
 # Modules of an attention that cache rows come from; the last three only with QK-norm.
@@ -28,10 +29,12 @@ def choose_trainable(student: Any, train_all: bool) -> dict[str, nn.Parameter]:
             leave those cost more than they gain. Rotary frequencies are no parameters.
     """
     family, chosen = family_of(student.config), {}
+    layers = enumerate(latent_widths(student.config))
+    kept = [index for index, widths in layers if widths.kept]
     coded = student.config.row_bits_per_layer is not None
     for name, parameter in student.named_parameters():
         fixed = coded and _writes_rows(name)
-        learns = (train_all or family.in_attention(name)) and not fixed
+        learns = (train_all or family.in_attention(name, kept)) and not fixed
         parameter.requires_grad_(learns)
         if learns:
             chosen[name] = parameter

@@ -132,10 +132,11 @@ def _student(
         student = source.family.converted_causal_lm(copy.deepcopy(config))
     set_attention(student, device.type)
     family = source.family
+    kept = [index for index, tensors in enumerate(layers) if not tensors]
     state = {
         name: tensor
         for name, tensor in teacher.state_dict().items()
-        if not family.in_attention(name)
+        if not family.in_attention(name, kept)
     }
     for index, tensors in enumerate(layers):
         prefix = family.attention_prefix(index)

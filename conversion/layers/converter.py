@@ -73,14 +73,14 @@ class LayerConverter:
 
     @torch.no_grad()
     def measure(self, layer: Any, index: int, hidden: Activations) -> None:
-        """Put a layer's statistics in the store, unless they are there.
+        """Put a layer's statistics in the store, unless they are there or the layer is kept.
 
         Args:
             layer: as ``layers`` loads it.
             index: which layer it is.
             hidden: the original's calibration text before the layer.
         """
-        if index in self.store:
+        if index in self.store or index in self.layers.kept:
             return
         windows = islice(hidden, self._measured)
         inputs = (self._inputs(layer, x[None])[0] for x in windows)

@@ -31,16 +31,19 @@ class HeldOutLoss:
         self._converted = text.original.copy(offload)
 
     @torch.no_grad()
-    def push(self, layer: Any, attention: LatentAttention) -> None:
+    def push(self, layer: Any, attention: LatentAttention | None) -> None:
         """Move the text past one layer.
 
         Products are rounded to bfloat16 where the device is fast at it, in both streams alike.
 
         Args:
             layer: the source's; has its own attention again when this returns.
-            attention: what it becomes.
+            attention: what it becomes; ``None`` for a layer that keeps its own.
         """
         self._layers.push(layer, self._original, rounded=True)
+        if attention is None:
+            self._layers.push(layer, self._converted, rounded=True)
+            return
         with swapped_attention(self._layers.family, layer, attention):
             self._layers.push(layer, self._converted, rounded=True)
 

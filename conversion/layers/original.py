@@ -1,7 +1,7 @@
 """The source's layers, one at a time, and what they do to text window by window."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import Any, TypeVar
@@ -12,7 +12,9 @@ from torch import Tensor
 from conversion.calibration.activations import Activations, batches
 from conversion.families import AttentionWeights
 from conversion.families.around import attention_input, past_attention
+from conversion.families.limits import kept_layers
 from conversion.families.qk_norm import normed_inputs
+from conversion.families.rotary_kinds import angles_of_layer
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from conversion.runtime.device import place_to_keep
 from conversion.runtime.memory import keep_freed_memory, trim_memory
@@ -51,6 +53,8 @@ class SourceLayers:
         config: the source's, with attention as calibration computes it.
         device: where a layer is computed.
         qk_norm: whether its queries and keys are normed.
+        kept: the layers that keep their attention.
+        converted: all others.
         at_once: windows that are computed together.
         rotary: the source's rotary embedding, on the device.
     """
@@ -61,6 +65,9 @@ class SourceLayers:
         self.config = for_calibration(source.config)
         self.family = source.family
         self.qk_norm = self.family.qk_norm(self.config)
+        self.kept = kept_layers(self.config)
+        layers = range(self.config.num_hidden_layers)
+        self.converted = [index for index in layers if index not in self.kept]
         self.rotary = self.family.rotary_embedding(self.config).to(device)
         self._positions = torch.arange(tokens, device=device).unsqueeze(0)
         self.at_once = 1
@@ -69,7 +76,10 @@ class SourceLayers:
         elif _layer_bytes(source) <= SMALL_LAYER_BYTES:
             self.at_once = windows_at_once(self.config, tokens)
             keep_freed_memory()
-        self._angles = self.rotary(torch.zeros(1, device=device), self._positions)
+        x = torch.zeros(1, device=device)
+        self._angles = [
+            angles_of_layer(self.rotary, self.config, index, x, self._positions) for index in layers
+        ]
 
     def load(self, index: int) -> Any:
         """One of the source's layers, float32, on the device."""
@@ -77,7 +87,18 @@ class SourceLayers:
             layer = self.family.decoder_layer(self.config, index)
         state = self.source.layer(index, torch.float32, self.device)
         layer.load_state_dict(state, assign=True)
+        layer.angles = self._angles[index]
         return layer.to(self.device).eval()
+
+    def with_kept(self, converted: Sequence[Result], filler: Result) -> list[Result]:
+        """One item per layer, from those of the converted layers.
+
+        Args:
+            converted: of the layers that are converted, in their order.
+            filler: of every layer that keeps its attention.
+        """
+        items = dict(zip(self.converted, converted, strict=True))
+        return [items.get(index, filler) for index in range(self.config.num_hidden_layers)]
 
     def for_each_layer(
         self,
@@ -119,7 +140,7 @@ class SourceLayers:
 
     def run(self, layer: Any, x: Tensor) -> Tensor:
         """Texts moved past a layer  # [texts, tokens, hidden] -> [texts, tokens, hidden]"""
-        output: Tensor = layer(x, **self._places(x))
+        output: Tensor = layer(x, **self._places(layer, x))
         return output
 
     def attention_weights(self, layer: Any) -> AttentionWeights:
@@ -141,7 +162,7 @@ class SourceLayers:
 
         [texts, tokens, hidden] -> [texts, tokens, hidden]
         """
-        output: Tensor = self.family.attention(layer)(normed, **self._places(normed))[0]
+        output: Tensor = self.family.attention(layer)(normed, **self._places(layer, normed))[0]
         return output
 
     def head_outputs(self, attention: LatentAttention, normed: Tensor) -> Tensor:
@@ -170,10 +191,10 @@ class SourceLayers:
         factor = self.family.residual_factor(self.config)
         return x if factor is None else x + factor * attended
 
-    def _places(self, x: Tensor) -> dict[str, Any]:
+    def _places(self, layer: Any, x: Tensor) -> dict[str, Any]:
         """Arguments that tell a layer the positions of texts  # [texts, tokens, hidden]"""
         tokens = x.shape[1]
-        cos, sin = self._angles
+        cos, sin = layer.angles
         return {
             "position_embeddings": (cos[:, :tokens], sin[:, :tokens]),
             "position_ids": self._positions[:, :tokens],

@@ -43,7 +43,8 @@ def dense_attention(
         value: as wide as wanted  # [batch, kv_heads, tokens, v]
         attention_mask: unused; windows are dense and causal.
         scaling: of the scores; ``d^-0.5`` if ``None``.
-        kwargs: unused; part of the interface.
+        kwargs: of a layer that slides over a window, ``sliding_window``: tokens that a query sees,
+            itself included; the others are unused.
 
     Returns:
         the heads' outputs  # [batch, tokens, heads, v]; no weights
@@ -51,6 +52,9 @@ def dense_attention(
     batch, heads, tokens, d = query.shape
     kv_heads = key.shape[1]
     scale = 1 / math.sqrt(d) if scaling is None else scaling
+    window = kwargs.get("sliding_window")
+    if window is not None and window < tokens:
+        return _sliding(query, key, value, scale, window), None
     if query.device.type != "cpu":
         return _fused_on_gpu(query, key, value, scale), None
     rounded = torch.is_autocast_enabled(query.device.type)
@@ -74,6 +78,23 @@ def dense_attention(
     ]
     out = torch.cat(blocks, dim=2)  # [batch, heads, tokens, v]
     return out.transpose(1, 2), None
+
+
+def _sliding(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int) -> Tensor:
+    """The heads' outputs over the last ``window`` tokens; others as of ``dense_attention``."""
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    every = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=every.tril().triu(1 - window),
+        scale=scale,
+        enable_gqa=key.shape[1] < query.shape[1],
+    )
+    return out.transpose(1, 2)
 
 
 def _fused_on_gpu(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_mha2mla.config import CONSTANTS
+from vllm_mha2mla.config import CONSTANTS, SLIDING
+from vllm_mha2mla.hf.attention import LatentAttention
 
 
 @torch.no_grad()
 def as_latent(original: Any, converted_class: Any, interleaved: bool = False) -> Any:
-    """The same function with latent attention in every layer.
+    """The same function with latent attention in every layer without a sliding window.
 
     Args:
         original: a causal language model of transformers.
@@ -29,17 +30,21 @@ def as_latent(original: Any, converted_class: Any, interleaved: bool = False) ->
     full = "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else ""
     inv_freq = getattr(rotary, f"{full}inv_freq")
     turned = 2 * len(inv_freq)
+    kinds = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
+    sizes = {"kv_lora_rank": kv_heads * (2 * d - turned), "qk_rope_head_dim": kv_heads * turned}
+    if SLIDING in kinds:
+        for key, size in list(sizes.items()):
+            sizes[f"{key}_per_layer"] = [0 if kind == SLIDING else size for kind in kinds]
     values = config.to_dict()
     for key in ("architectures", "model_type", "transformers_version"):
         values.pop(key, None)
     converted = converted_class(
         converted_class.config_class(
             **values
+            | sizes
             | {
                 "attention_bias": getattr(first, "q_proj", first.o_proj).bias is not None,
                 "attention_scale": first.scaling * getattr(rotary, f"{full}attention_scaling") ** 2,
-                "kv_lora_rank": kv_heads * (2 * d - turned),
-                "qk_rope_head_dim": kv_heads * turned,
                 "qk_nope_head_dim": d,
                 "v_head_dim": d,
                 "kv_b_proj_groups": kv_heads,
@@ -48,10 +53,12 @@ def as_latent(original: Any, converted_class: Any, interleaved: bool = False) ->
     ).eval()
     state = converted.state_dict()
     for name, tensor in original.state_dict().items():
-        if ".self_attn." not in name:
+        if name in state and state[name].shape == tensor.shape:
             state[name].copy_(tensor)
     for layer, new in zip(original.model.layers, converted.model.layers, strict=True):
         attention = layer.self_attn
+        if not isinstance(new.self_attn, LatentAttention):
+            continue
         tensors = _attention(attention, heads, kv_heads, d, turned, interleaved)
         turns = inv_freq if getattr(attention, "use_rope", True) else torch.zeros_like(inv_freq)
         tensors["rope_inv_freq"] = turns.repeat(kv_heads)

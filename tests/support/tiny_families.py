@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.support.as_latent import as_latent
 from tests.support.tiny import tiny_tokenizer
+from vllm_mha2mla.config import SLIDING
 from vllm_mha2mla.hf.registration import MODELS
 
 BY_NAME = {model.__name__: model for model in MODELS.values()}
@@ -47,8 +48,8 @@ class Tiny:
             "bos_token_id": None,
             "eos_token_id": None,
         }
-        config_class = getattr(transformers, f"{self.name}Config")
         model_class = getattr(transformers, f"{self.name}ForCausalLM")
+        config_class = model_class.config_class
         torch.manual_seed(0)
         model = model_class(config_class(**usual | self.changes | changes))
         for name, parameter in model.named_parameters():
@@ -102,3 +103,43 @@ FAMILIES = {
         Tiny("Cohere", {"use_qk_norm": True, "logit_scale": 0.4}, interleaved=True),
     )
 }
+
+S, F = SLIDING, "full_attention"
+WINDOW = {"sliding_window": 48, "head_dim": 32, "max_position_embeddings": 1024}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0}
+HYBRIDS = {
+    tiny.name: tiny
+    for tiny in (
+        Tiny(
+            "Qwen2",
+            WINDOW
+            | {
+                "hidden_size": 128,
+                "use_sliding_window": True,
+                "layer_types": [S, F, S, S, F],
+                "num_hidden_layers": 5,
+            },
+        ),
+        Tiny(
+            "Gemma3",
+            WINDOW
+            | {
+                "layer_types": [S, S, F, S],
+                "num_hidden_layers": 4,
+                "query_pre_attn_scalar": 20,
+                "rope_parameters": {S: {"rope_type": "default", "rope_theta": 1e3}, F: LINEAR},
+            },
+        ),
+        Tiny(
+            "Olmo3",
+            WINDOW
+            | {
+                "hidden_size": 128,
+                "layer_types": [S, S, S, F],
+                "num_hidden_layers": 4,
+                "rope_parameters": {S: {"rope_type": "default", "rope_theta": 1e3}, F: YARN},
+            },
+        ),
+    )
+}
+"""Models whose layers of full attention alone are converted."""

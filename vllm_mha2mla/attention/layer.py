@@ -15,6 +15,7 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.kv_cache_interface import KVCacheSpec, MLAAttentionSpec
 
 from vllm_mha2mla.attention.backend import LatentAttentionBackend
+from vllm_mha2mla.attention.pages import shared_page
 from vllm_mha2mla.attention.self_check import check_layers
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.attention.vllm_releases import REPLICATED
@@ -91,18 +92,23 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec:
         """One latent row per token, one "KV head", no separate values."""
         dtype = kv_cache_dtype_str_to_dtype(self.cache_dtype, vllm_config.model_config)
+        dtype = dtype if self.coded is None else torch.uint8
+        page = shared_page(vllm_config)
         return MLAAttentionSpec(
-            block_size=vllm_config.cache_config.block_size,
+            block_size=vllm_config.cache_config.block_size if page is None else page.tokens,
             num_kv_heads=1,
-            head_size=self.row,
-            dtype=dtype if self.coded is None else torch.uint8,
+            head_size=self.row if page is None else page.row_bytes // dtype.itemsize,
+            dtype=dtype,
             cache_dtype_str=self.cache_dtype,
+            page_size_padded=None if page is None else page.page_bytes,
             **REPLICATED,
         )
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
-        """Keep the engine's view, with its head axis  # [blocks, 1, block_size, row]"""
-        self.kv_cache = kv_cache
+        """Keep this layer's part of the engine's view  # [blocks, 1, tokens, row or more]"""
+        # Rows of the widest layer may be wider; kernels read a block's rows one behind another.
+        shape, strides = (*kv_cache.shape[:3], self.row), (*kv_cache.stride()[:2], self.row, 1)
+        self.kv_cache = kv_cache.as_strided(shape, strides)
         if self.gpu is not None:
             self.gpu.warm_up(self.step)
         all_layers = self.vllm_config.compilation_config.static_forward_context.values()

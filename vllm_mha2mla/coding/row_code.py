@@ -73,8 +73,8 @@ class RowCode:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row, its scales included."""
-        return sum(self.unit_bits) + SCALES
+        """Bytes of a row, its scales included; 0 in a layer that caches no latents."""
+        return sum(self.unit_bits) + SCALES if self.unit_bits else 0
 
     @cached_property
     def unit_offsets(self) -> tuple[int, ...]:

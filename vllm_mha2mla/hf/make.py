@@ -69,7 +69,7 @@ class LatentKeys(FindsPackage):
 
 
 class LatentModel(LoadsExactly):
-    """A decoder with latent attention in every layer."""
+    """A decoder with latent attention in every layer but those that keep the source's."""
 
     _supports_flash_attn = False
     _supports_flex_attn = False
@@ -78,6 +78,8 @@ class LatentModel(LoadsExactly):
         super().__init__(config)
         codes = row_codes(config)
         for index, widths in enumerate(latent_widths(config)):
+            if widths.kept:
+                continue
             code = None if codes is None else codes[index]
             self.layers[index].self_attn = LatentAttention(config, index, widths, code)
         self.post_init()

@@ -8,6 +8,7 @@ from transformers.conversion_mapping import (
 
 from vllm_mha2mla.hf.cohere import CohereMLAConfig, CohereMLAForCausalLM
 from vllm_mha2mla.hf.gemma import GemmaMLAConfig, GemmaMLAForCausalLM
+from vllm_mha2mla.hf.gemma3 import Gemma3MLAConfig, Gemma3MLAForCausalLM
 from vllm_mha2mla.hf.granite import GraniteMLAConfig, GraniteMLAForCausalLM
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
 from vllm_mha2mla.hf.ministral import MinistralMLAConfig, MinistralMLAForCausalLM
@@ -26,6 +27,7 @@ MODELS = {
     LlamaMLAConfig: LlamaMLAForCausalLM,
     CohereMLAConfig: CohereMLAForCausalLM,
     GemmaMLAConfig: GemmaMLAForCausalLM,
+    Gemma3MLAConfig: Gemma3MLAForCausalLM,
     GraniteMLAConfig: GraniteMLAForCausalLM,
     MinistralMLAConfig: MinistralMLAForCausalLM,
     MistralMLAConfig: MistralMLAForCausalLM,

@@ -9,14 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.transformers import (
     TransformersForCausalLM,
     TransformersMoEForCausalLM,
 )
-from vllm.model_executor.models.transformers.base import Base
+from vllm.model_executor.models.transformers.base import VLLM_ATTN_ATTR, Base
 from vllm.model_executor.models.utils import maybe_prefix
 
 from vllm_mha2mla.attention.projections import LatentSelfAttention
+from vllm_mha2mla.config import SLIDING
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.models.weights import TellsLayers
 
@@ -83,6 +85,24 @@ class LatentBackend(TellsLayers, Base):
                     norms=place.norms,
                 )
                 self.set_submodule(name, attention)
+        for layer, (name, fuser) in self.attention_fusers.items():
+            self._keep_attention(layer, name, fuser, prefix)
+
+    def _keep_attention(self, layer: int, name: str, fuser: Any, prefix: str) -> None:
+        """Let the engine's own attention serve a layer that keeps the source's."""
+        model, module = self.model_config, self.get_submodule(name)
+        sliding = self.config.layer_types[layer] == SLIDING
+        attention = Attention(
+            num_heads=model.get_num_attention_heads(self.parallel_config),
+            head_size=model.get_head_size(),
+            scale=fuser.scale(module),
+            num_kv_heads=model.get_num_kv_heads(self.parallel_config),
+            cache_config=self.cache_config,
+            quant_config=self.quant_config,
+            per_layer_sliding_window=self.config.sliding_window if sliding else None,
+            prefix=maybe_prefix(prefix, f"{name}.{VLLM_ATTN_ATTR}"),
+        )
+        setattr(module, VLLM_ATTN_ATTR, attention)
 
 
 class LatentTransformersForCausalLM(LatentBackend, TransformersForCausalLM):

@@ -4,11 +4,12 @@ from typing import Any
 
 from conversion.checkpoint.cache_size import CacheFigures
 from conversion.evaluation.quantised_cache.kind import CacheKind
+from conversion.families.limits import kept_layers
 from vllm_mha2mla.config import source_head_dim
 
 
 def quantised_cache_figures(config: Any, kind: CacheKind, itemsize: int) -> CacheFigures:
-    """Count a quantised cache, and the plain one beside it.
+    """Count a quantised cache, and the plain one beside it, without layers that cache a window.
 
     Args:
         config: the original's config.
@@ -19,6 +20,7 @@ def quantised_cache_figures(config: Any, kind: CacheKind, itemsize: int) -> Cach
     head_dim = source_head_dim(config)
     plain = 2 * head_dim * itemsize
     quantised = kind.bytes_per_head(head_dim)
-    per_layer = [plain if kind.is_exact(n, layers) else quantised for n in range(layers)]
-    whole, kept = heads * plain * layers, heads * sum(per_layer)
-    return CacheFigures(bytes_per_token=kept, baseline_bytes_per_token=whole, fraction=kept / whole)
+    counted = [n for n in range(layers) if n not in kept_layers(config)]
+    per_layer = [plain if kind.is_exact(n, layers) else quantised for n in counted]
+    whole, own = heads * plain * len(counted), heads * sum(per_layer)
+    return CacheFigures(bytes_per_token=own, baseline_bytes_per_token=whole, fraction=own / whole)

@@ -14,7 +14,8 @@ from vllm_mha2mla.errors import CheckpointError
 def printed(**changes):
     values = {
         "source": "llama", "source_fingerprint": "0" * 64, "model_type": "llama_mla",
-        "method": "calibrated", "dtype": "bfloat16", "layers": 2, "kv_lora_rank": [57, 60],
+        "method": "calibrated", "dtype": "bfloat16", "layers": 2, "kept_layers": [],
+        "kv_lora_rank": [57, 60],
         "qk_rope_head_dim": [40, 40], "q_lora_rank": None, "cache_bytes_per_token": 394,
         "gpu_cache_bytes_per_token": 416, "baseline_bytes_per_token": 1536,
         "cache_fraction": 394 / 1536, "recipe": {}, "versions": {}, "figures": {},
@@ -67,3 +68,9 @@ def test_damaged_weights_are_one_line(tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="weights cannot be read"):
         inspect(tmp_path)
+
+
+def test_layers_that_keep_their_attention_are_told_and_not_averaged():
+    text = printed(layers=3, kept_layers=[1], kv_lora_rank=[40, 0, 60], qk_rope_head_dim=[8, 0, 8])
+    assert "3, of which 1 keep their attention over a window" in text
+    assert "40 to 60, 50.0 on average" in text

@@ -25,6 +25,7 @@ LONG = {
     "factor": 4.0,
     "original_max_position_embeddings": 1024,
 }
+S, PLAIN = "sliding_attention", {"rope_type": "default", "rope_theta": 1e4}
 SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
 
 
@@ -37,9 +38,11 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
         ("llama", {"rms_norm_eps": -1.0}, "rms_norm_eps -1.0 makes"),
         ("cohere", {"layer_norm_eps": float("nan")}, "layer_norm_eps nan makes"),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta 0"),
-        ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 1}, "slides over"),
+        ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 0}, "slides over"),
         ("ministral", SLIDING, "slides over"),
-        ("olmo3", SLIDING, "slides over"),
+        ("olmo3", {"rope_parameters": {"full_attention": DYNAMIC, S: PLAIN}}, "'dynamic' changes"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attend to those behind"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("mixtral", SLIDING, "slides over"),
         ("phi3", {"rope_parameters": LONG}, "rope_type 'longrope' changes"),
         (
@@ -71,6 +74,10 @@ def test_it_is_refused(model_type, changes, reason):
         ("mistral", {"sliding_window": 4096, "max_position_embeddings": 4096}),
         ("mistral", {"sliding_window": None}),
         ("phi3", {"rope_parameters": PART}),
+        # Some layers slide over a window, and are kept.
+        ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 1}),
+        ("olmo3", SLIDING),
+        ("gemma3_text", SLIDING),
     ],
 )
 def test_it_is_taken(model_type, changes):

@@ -30,3 +30,24 @@ def test_it_is_causal_attention(monkeypatch, kv_heads, scores, queries):
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_window_hides_what_is_behind_it(kv_heads, rounded):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, n, 9, 8, dtype=torch.float64) for n in (6, *[kv_heads] * 2))
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+        found, _ = dense.dense_attention(
+            None, query, key, value, None, scaling=0.3, sliding_window=4
+        )
+    key, value = (x.repeat_interleave(6 // kv_heads, dim=1) for x in (key, value))
+    scores = 0.3 * query @ key.mT
+    for t in range(9):
+        for n in range(9):
+            if not t - 4 < n <= t:
+                scores[:, :, t, n] = -torch.inf
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    # Rounding to bfloat16: 8 bits.
+    tolerance = {"atol": 0.03, "rtol": 0} if rounded else {}
+    torch.testing.assert_close(found.double(), expected, **tolerance)

@@ -32,6 +32,10 @@ def test_per_layer_widths_win():
     [
         ({"kv_lora_rank_per_layer": [1, 2]}, "2 entries for 3 layers"),
         ({"kv_lora_rank": 0}, "at least 1"),
+        (
+            {"kv_lora_rank_per_layer": [8, 0, 8], "qk_rope_head_dim_per_layer": [2, 0, 2]},
+            "kv_lora_rank 0 must be at least 1",
+        ),
         ({"qk_rope_head_dim": 7}, "even"),
     ],
 )

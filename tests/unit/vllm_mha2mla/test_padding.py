@@ -1,7 +1,7 @@
 import pytest
 
 from vllm_mha2mla.config import LatentWidths
-from vllm_mha2mla.padding import cache_bytes_per_token, padded_width
+from vllm_mha2mla.padding import cache_bytes_per_token, padded_width, row_bytes
 
 
 @pytest.mark.parametrize(
@@ -17,5 +17,22 @@ def test_rows_on_cpus_are_as_wide_as_their_parts():
 
 def test_the_cache_of_all_layers_counts_padding():
     layer_widths = [LatentWidths(8, 4), LatentWidths(16, 4), LatentWidths(30, 4)]
-    assert cache_bytes_per_token(layer_widths, 2) == 2 * (12 + 20 + 34)
-    assert cache_bytes_per_token(layer_widths, 2, "cuda") == 2 * (16 + 24 + 40)
+    assert row_bytes(layer_widths, 2) == [24, 40, 68]
+    assert row_bytes(layer_widths, 2, "cuda") == [32, 48, 80]
+    assert cache_bytes_per_token([24, 40, 68], kept=1) == 24 + 40 + 68
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken"),
+    [
+        # Four rows of the widest in the place of a token's keys and values, with 8 bytes left.
+        ([0, 30, 0, 20], 2 * 128 / 4),
+        ([0, 32, 0, 32], 2 * 128 / 4),
+        # Not even two.
+        ([0, 65, 0, 20], 2 * 128),
+        # Wider than keys and values, which are padded then.
+        ([0, 130, 0, 20], 2 * 130),
+    ],
+)
+def test_beside_kept_layers_every_layer_takes_what_the_widest_does(rows, taken):
+    assert cache_bytes_per_token(rows, kept=128) == taken
