@@ -117,7 +117,7 @@ def layer_statistics(weights: AttentionWeights, inputs: Iterable[Tensor]) -> Lay
     Args:
         weights: the layer's attention.
         inputs: what its maps act on, at least one window, all as long as the first; taken one after
-            the other, so that a generator needs memory for one  # each [tokens, inputs]
+            the other, so that a generator needs memory for one (``AttentionWeights.parts``)
     """
     remaining = iter(inputs)
     first = next(remaining)
@@ -141,8 +141,8 @@ class StatisticsSum:
 
     def __init__(self, weights: AttentionWeights, tokens: int) -> None:
         self._weights, self._tokens, self._windows, self._probed = weights, tokens, 0, 0
-        heads, d, inputs = weights.query.shape
-        kv_heads = weights.key.shape[0]
+        heads = len(weights.query)
+        kv_heads, d, inputs = weights.key.shape
         device = weights.query.device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -158,7 +158,7 @@ class StatisticsSum:
         both = (heads + kv_heads) * d
         self._gradient_moment = zeros(both, both, dtype=torch.float32)
         self._generator = torch.Generator().manual_seed(PROBE_SEED)
-        small = are_small(heads, kv_heads, d, inputs)
+        small = are_small(heads, kv_heads, d, weights.output.shape[1])
         self._rotated = RotatedKeysSum(heads, kv_heads, d, device) if small else None
         angles = torch.arange(tokens, device=device)[:, None] * weights.inv_freq  # [tokens, d/2]
         self._cos, self._sin = angles.cos(), angles.sin()
@@ -167,11 +167,11 @@ class StatisticsSum:
         self._output_gram = weights.output.transpose(1, 2) @ weights.output
 
     def add(self, window: Tensor) -> None:
-        """Count one window  # [tokens, inputs]"""
+        """Count one window, of what all maps act on (``AttentionWeights.parts``)"""
         weights, tokens = self._weights, self._tokens
         heads, kv_heads = len(weights.query), len(weights.key)
-        x = window.float()
-        q = torch.einsum("te,hde->htd", x, weights.query) + weights.query_bias[:, None]
+        of_queries, x = weights.parts(window.float())  # [tokens, query inputs], [tokens, inputs]
+        q = torch.einsum("te,hde->htd", of_queries, weights.query) + weights.query_bias[:, None]
         k = torch.einsum("te,gde->gtd", x, weights.key) + weights.key_bias[:, None]
         v = torch.einsum("te,gde->gtd", x, weights.value) + weights.value_bias[:, None]
         self._query_moment += torch.einsum("htd,hte->hde", q, q).double() / tokens

@@ -47,7 +47,7 @@ def key_value_gradients(
 
     Args:
         weights: the layer's attention.
-        inputs: what its maps act on, of some texts  # each [tokens, inputs]
+        inputs: what its maps act on, of some texts (``AttentionWeights.parts``)
         gradients: of every text, ``dL`` at the attention's output for each set of labels
             # each [tokens, hidden]
     """
@@ -70,6 +70,7 @@ def _of_text(weights: AttentionWeights, x: Tensor, gradients: Sequence[Tensor]) 
     kv_heads, tokens = len(weights.key), len(x)
     angles = torch.arange(tokens, device=x.device)[:, None] * weights.inv_freq  # [tokens, d/2]
     cos, sin = angles.cos(), angles.sin()
+    of_queries, x = weights.parts(x)
     k = torch.einsum("te,gde->gtd", x, weights.key) + weights.key_bias[:, None]
     v = torch.einsum("te,gde->gtd", x, weights.value) + weights.value_bias[:, None]
     k = apply_rotary(k, cos, sin)
@@ -77,7 +78,9 @@ def _of_text(weights: AttentionWeights, x: Tensor, gradients: Sequence[Tensor]) 
     result = [x.new_zeros(tokens, 2 * heads + kv_heads, d) for _ in gradients]
     for h in head_groups(heads, x.device):
         g = h // weights.group
-        q = x @ weights.query[h].mT + weights.query_bias[h][..., None, :]  # [..., tokens, d]
+        q = (
+            of_queries @ weights.query[h].mT + weights.query_bias[h][..., None, :]
+        )  # [..., tokens, d]
         turned = apply_rotary(q, cos, sin)
         scores = (turned @ k[g].mT).mul_(weights.scale).masked_fill_(future, float("-inf"))
         p = scores.softmax(-1)  # [..., queries, keys]

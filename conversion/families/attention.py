@@ -16,11 +16,12 @@ class AttentionWeights:
     """The linear maps of one layer's attention, split by head; float32.
 
     They act on the hidden states that the attention reads or, where queries and keys are normed, on
-    ``[q^ ; k^ ; v]`` (``qk_norm``): both are ``inputs`` here. RoPE turns the pairs ``(x[f],
-    x[f + d/2])`` of every head, some of them by nothing (``turned_pairs``).
+    ``[q^ ; k^ ; v]`` (``qk_norm``), queries on its first part and keys and values on the rest: what
+    keys and values act on are the ``inputs`` here. RoPE turns the pairs ``(x[f], x[f + d/2])`` of
+    every head, some of them by nothing (``turned_pairs``).
     """
 
-    query: Tensor  # [heads, d, inputs]
+    query: Tensor  # [heads, d, query inputs]
     key: Tensor  # [kv_heads, d, inputs]
     value: Tensor  # [kv_heads, d, inputs]
     output: Tensor  # [heads, hidden, d]
@@ -35,6 +36,13 @@ class AttentionWeights:
     def group(self) -> int:
         """Query heads per KV head."""
         return int(self.query.shape[0] // self.key.shape[0])
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts of ``x`` that queries, and keys and values, are maps of.
+
+        [..., hidden] or [..., (heads + 2 * kv_heads) * d] -> [..., query inputs], [..., inputs]
+        """
+        return x[..., : self.query.shape[2]], x[..., -self.key.shape[2] :]
 
 
 Map = tuple[Tensor, Tensor | None]

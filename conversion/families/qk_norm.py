@@ -7,7 +7,7 @@ original would cache. So the input of the linear maps here is
     x = [q^ ; k^ ; v]        q^ = norm_q(W_Q h)    k^ = norm_k(W_K h)    v = W_V h + b_V
 
 with the queries and keys of all heads, normed and not turned; and the maps in ``AttentionWeights``
-are those that take each head's part of it.
+are those that take each head's part of it, of ``q^`` for queries and of ``[k^ ; v]`` for the rest.
 """
 
 from typing import Any
@@ -21,14 +21,13 @@ from vllm_mha2mla.hf.normed_inputs import by_head
 def normed_maps(
     heads: int, kv_heads: int, d: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The maps that take every head's query, key and value out of ``x``.
+    """The maps that take every head's query out of ``q^``, and its key and value out of the rest.
 
     Returns:
-        # [heads, d, inputs], [kv_heads, d, inputs], [kv_heads, d, inputs]
+        # [heads, d, heads * d], [kv_heads, d, 2 * kv_heads * d], [kv_heads, d, 2 * kv_heads * d]
     """
-    inputs = (heads + 2 * kv_heads) * d
-    identity = torch.eye(inputs, device=device).view(-1, d, inputs)
-    query, key, value = identity.split((heads, kv_heads, kv_heads))
+    query = torch.eye(heads * d, device=device).view(heads, d, -1)
+    key, value = torch.eye(2 * kv_heads * d, device=device).view(2, kv_heads, d, -1)
     return query, key, value
 
 
@@ -48,31 +47,25 @@ def normed_inputs(attention: Any, hidden: Tensor) -> Tensor:
     return torch.cat((query.flatten(-2), key.flatten(-2), attention.v_proj(hidden)), dim=-1)
 
 
-def with_normed_inputs(tensors: dict[str, Tensor], heads: int, kv_heads: int) -> dict[str, Tensor]:
+def with_normed_inputs(tensors: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
     """Converted tensors that act on ``x``, as a checkpoint stores them.
 
-    A head's queries depend on its own part of ``x``, and cache rows on keys and values alone: the
-    rest of the maps is zero, up to rounding.
+    A head's queries depend on its own part of ``q^``: the rest of the map is zero, up to rounding.
 
     Args:
-        tensors: the ``self_attn`` tensors  # q_proj.weight [heads * (nope + rope), inputs],
-            kv_a_proj_with_mqa.weight [rank + rope, inputs]
+        tensors: the ``self_attn`` tensors  # q_proj.weight [heads * (nope + rope), heads * d]
         heads: query heads.
-        kv_heads: KV heads.
 
     Returns:
         the same with ``q_head_proj.weight  # [heads * (nope + rope), d]`` in place of
-        ``q_proj.weight``, and ``kv_a_proj_with_mqa.weight  # [rank + rope, 2 * kv_heads * d]``.
+        ``q_proj.weight``.
     """
-    query, down = tensors["q_proj.weight"], tensors["kv_a_proj_with_mqa.weight"]
-    d = query.shape[1] // (heads + 2 * kv_heads)
-    blocks = query.view(heads, -1, heads + 2 * kv_heads, d)  # [heads, nope + rope, parts, d]
+    query = tensors["q_proj.weight"]
+    d = query.shape[1] // heads
+    blocks = query.view(heads, -1, heads, d)  # [heads, nope + rope, parts, d]
     own = torch.stack([blocks[h, :, h] for h in range(heads)])  # [heads, nope + rope, d]
     kept = {name: x for name, x in tensors.items() if name != "q_proj.weight"}
-    return kept | {
-        "q_head_proj.weight": own.flatten(0, 1).contiguous(),
-        "kv_a_proj_with_mqa.weight": down[:, heads * d :].contiguous(),
-    }
+    return kept | {"q_head_proj.weight": own.flatten(0, 1).contiguous()}
 
 
 SOURCES = ("q_proj.", "k_proj.", "v_proj.", "q_norm.", "k_norm.")

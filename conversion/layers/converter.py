@@ -149,6 +149,8 @@ class LayerConverter:
         if streams is not None and streams.refit is not None and streams.refit.sinks:
             alone = streams.refit.converted[slice(-streams.refit.sinks, None)]
             first = self._inputs(layer, alone).mean((0, 1))
+            # With QK-norm, rows are maps of a part of it.
+            first = first[-down.shape[1] :]
         return folded(tensors, rows, code, self._config.num_attention_heads, first)
 
     def candidates(
@@ -188,10 +190,9 @@ class LayerConverter:
         """
         if not self.layers.qk_norm:
             return tensors
-        heads, kv_heads = self._config.num_attention_heads, self._config.num_key_value_heads
         own = self.layers.family.attention(layer).state_dict()
         kept = {name: x for name, x in own.items() if name.startswith(SOURCES)}
-        return with_normed_inputs(tensors, heads, kv_heads) | kept
+        return with_normed_inputs(tensors, self._config.num_attention_heads) | kept
 
     def latent_attention(
         self, layer: Any, index: int, widths: LatentWidths, tensors: dict[str, Tensor]
