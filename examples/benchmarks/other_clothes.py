@@ -4,7 +4,9 @@
 
 Weights of a Llama are written in the layout of every family that can compute the same function:
 with zero biases, fused projections, multipliers that undo each other, one expert. Each is converted
-by the same recipe, and the perplexities are compared.
+by the same recipe, and the perplexities are compared. Where a CPU or GPU multiplies bfloat16 fast,
+calibration rounds its products, and families that add a bias or choose an expert round others:
+--float32 computes them exactly, and what differs then is no rounding.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from conversion.checkpoint.loading import load_converted, source_model
 from conversion.evaluation.perplexity import perplexity
 from conversion.pipeline import Options, convert
 from conversion.recipes.make import make_recipe
+from conversion.runtime import precision
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint, open_source
 from conversion.text.windows import evaluation_windows
@@ -163,10 +166,13 @@ def main() -> int:
     parser.add_argument("--recipe", type=Path, help="a preset or a YAML file")
     parser.add_argument("--cache-fraction", type=float)
     parser.add_argument("--bits")
+    parser.add_argument("--float32", action="store_true", help="no products in bfloat16")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=4)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
+    if options.float32:
+        precision.bfloat16_is_fast = lambda device="cpu": False
     llama = open_source(options.source)
     state = {name: llama.tensor(name).float() for name in llama.tensors}
     print("family | original | converted | ratio")
