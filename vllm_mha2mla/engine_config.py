@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from vllm.config import CompilationConfig, VllmConfig
@@ -20,12 +21,14 @@ from vllm_mha2mla.kernels.cuda.choose import OPTION, option_of
 from vllm_mha2mla.overrides import refuse_overrides
 from vllm_mha2mla.padding import padded_width
 from vllm_mha2mla.refused_options import refuse_options
+from vllm_mha2mla.versions import VLLM
 
 # vLLM shows the log lines of loggers below its own name.
 logger = logging.getLogger("vllm.mha2mla")
 
 ATTENTION_OP = "vllm::mha2mla_attention"
 CPU_WORKER = "vllm_mha2mla.cpu_worker.LatentCPUWorker"
+KEPT_LAYERS_SINCE = (0, 32)
 OLDEST_GPU = 80
 """Compute capability, times ten, of the first GPUs with bfloat16 (Ampere)."""
 
@@ -43,6 +46,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         refuse_connectors(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
         row_codes(vllm_config.model_config.hf_config)
+        _refuse_kept_layers(vllm_config.model_config.hf_config)
         if current_platform.is_cpu():
             choose_cache_size(vllm_config)
             _choose_worker(vllm_config)
@@ -103,6 +107,15 @@ def _refuse_windows(model: Any) -> None:
         raise UnsupportedEngineError(
             f"config.json: sliding_window {window}: latent attention is served over the whole "
             f"context alone; give --max-model-len {window}, or serve the original model"
+        )
+
+
+def _refuse_kept_layers(config: Any) -> None:
+    kept = any(widths.kept for widths in latent_widths(config))
+    if kept and replace(VLLM, oldest=KEPT_LAYERS_SINCE).place(VLLM.installed) == "older":
+        raise UnsupportedEngineError(
+            f"vllm {VLLM.installed}: a cache of sliding windows and latents is served from vLLM "
+            "0.32 on; upgrade vLLM"
         )
 
 

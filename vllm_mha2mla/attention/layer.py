@@ -93,22 +93,29 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         """One latent row per token, one "KV head", no separate values."""
         dtype = kv_cache_dtype_str_to_dtype(self.cache_dtype, vllm_config.model_config)
         dtype = dtype if self.coded is None else torch.uint8
+        size = {"block_size": vllm_config.cache_config.block_size, "head_size": self.row}
         page = shared_page(vllm_config)
+        if page is not None:
+            size = {
+                "block_size": page.tokens,
+                "head_size": page.row_bytes // dtype.itemsize,
+                "page_size_padded": page.page_bytes,
+            }
         return MLAAttentionSpec(
-            block_size=vllm_config.cache_config.block_size if page is None else page.tokens,
             num_kv_heads=1,
-            head_size=self.row if page is None else page.row_bytes // dtype.itemsize,
             dtype=dtype,
             cache_dtype_str=self.cache_dtype,
-            page_size_padded=None if page is None else page.page_bytes,
+            **size,
             **REPLICATED,
         )
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         """Keep this layer's part of the engine's view  # [blocks, 1, tokens, row or more]"""
-        # Rows of the widest layer may be wider; kernels read a block's rows one behind another.
-        shape, strides = (*kv_cache.shape[:3], self.row), (*kv_cache.stride()[:2], self.row, 1)
-        self.kv_cache = kv_cache.as_strided(shape, strides)
+        if kv_cache.shape[-1] > self.row:
+            # Those of another layer; kernels read a block's rows one behind another.
+            strides = (*kv_cache.stride()[:2], self.row, 1)
+            kv_cache = kv_cache.as_strided((*kv_cache.shape[:3], self.row), strides)
+        self.kv_cache = kv_cache
         if self.gpu is not None:
             self.gpu.warm_up(self.step)
         all_layers = self.vllm_config.compilation_config.static_forward_context.values()

@@ -14,13 +14,16 @@ from vllm.model_executor.models.transformers import (
     TransformersForCausalLM,
     TransformersMoEForCausalLM,
 )
-from vllm.model_executor.models.transformers.base import VLLM_ATTN_ATTR, Base
+from vllm.model_executor.models.transformers.base import Base
 from vllm.model_executor.models.utils import maybe_prefix
 
 from vllm_mha2mla.attention.projections import LatentSelfAttention
-from vllm_mha2mla.config import SLIDING
+from vllm_mha2mla.config import SLIDING, latent_widths
 from vllm_mha2mla.hf.attention import LatentAttention
 from vllm_mha2mla.models.weights import TellsLayers
+
+OWN = "attn"
+"""The name under which the backend looks for a module's attention (``VLLM_ATTN_ATTR``)."""
 
 
 class CalledByTransformers(LatentSelfAttention):
@@ -85,8 +88,9 @@ class LatentBackend(TellsLayers, Base):
                     norms=place.norms,
                 )
                 self.set_submodule(name, attention)
-        for layer, (name, fuser) in self.attention_fusers.items():
-            self._keep_attention(layer, name, fuser, prefix)
+        if any(widths.kept for widths in latent_widths(self.config)):
+            for layer, (name, fuser) in self.attention_fusers.items():
+                self._keep_attention(layer, name, fuser, prefix)
 
     def _keep_attention(self, layer: int, name: str, fuser: Any, prefix: str) -> None:
         """Let the engine's own attention serve a layer that keeps the source's."""
@@ -100,9 +104,9 @@ class LatentBackend(TellsLayers, Base):
             cache_config=self.cache_config,
             quant_config=self.quant_config,
             per_layer_sliding_window=self.config.sliding_window if sliding else None,
-            prefix=maybe_prefix(prefix, f"{name}.{VLLM_ATTN_ATTR}"),
+            prefix=maybe_prefix(prefix, f"{name}.{OWN}"),
         )
-        setattr(module, VLLM_ATTN_ATTR, attention)
+        setattr(module, OWN, attention)
 
 
 class LatentTransformersForCausalLM(LatentBackend, TransformersForCausalLM):
