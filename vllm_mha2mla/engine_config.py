@@ -46,7 +46,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         refuse_connectors(vllm_config)
         latent_widths(vllm_config.model_config.hf_config)
         row_codes(vllm_config.model_config.hf_config)
-        _refuse_kept_layers(vllm_config.model_config.hf_config)
+        _refuse_beside_kept_layers(vllm_config)
         if current_platform.is_cpu():
             choose_cache_size(vllm_config)
             _choose_worker(vllm_config)
@@ -110,9 +110,20 @@ def _refuse_windows(model: Any) -> None:
         )
 
 
-def _refuse_kept_layers(config: Any) -> None:
-    kept = any(widths.kept for widths in latent_widths(config))
-    if kept and replace(VLLM, oldest=KEPT_LAYERS_SINCE).place(VLLM.installed) == "older":
+def _refuse_beside_kept_layers(vllm_config: VllmConfig) -> None:
+    if not any(widths.kept for widths in latent_widths(vllm_config.model_config.hf_config)):
+        return
+    if vllm_config.kv_transfer_config is not None:
+        raise UnsupportedEngineError(
+            "--kv-transfer-config: connectors have not been run with a cache of sliding windows "
+            "and latents; leave it out"
+        )
+    if vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
+        raise UnsupportedEngineError(
+            "--disable-hybrid-kv-cache-manager: some layers of this model cache a window alone; "
+            "leave it out"
+        )
+    if replace(VLLM, oldest=KEPT_LAYERS_SINCE).place(VLLM.installed) == "older":
         raise UnsupportedEngineError(
             f"vllm {VLLM.installed}: a cache of sliding windows and latents is served from vLLM "
             "0.32 on; upgrade vLLM"

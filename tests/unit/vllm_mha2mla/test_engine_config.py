@@ -183,3 +183,28 @@ def test_registering_twice_splits_graphs_at_attention_once():
     plugin.register()
     plugin.register()
     assert CompilationConfig._attention_ops.count(ATTENTION_OP) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "disabled", "words"),
+    [
+        ("0.31.1", None, "vllm 0.31.1: a cache of sliding windows and latents"),
+        ("0.32.0", True, "--disable-hybrid-kv-cache-manager: some layers"),
+        ("0.32.0", None, None),
+    ],
+)
+def test_beside_layers_that_keep_a_window(monkeypatch, version, disabled, words):
+    machine(monkeypatch, "cpu")
+    monkeypatch.setattr(type(engine_config.VLLM), "installed", version)
+    made = settings(
+        config_class=Olmo3MLAConfig,
+        layer_types=["full_attention", WINDOW],
+        kv_lora_rank_per_layer=[64, 0],
+        qk_rope_head_dim_per_layer=[32, 0],
+    )
+    made.scheduler_config = SimpleNamespace(disable_hybrid_kv_cache_manager=disabled)
+    if words is None:
+        LatentModelConfig.verify_and_update_config(made)
+        return
+    with pytest.raises(UnsupportedEngineError, match=words):
+        LatentModelConfig.verify_and_update_config(made)
