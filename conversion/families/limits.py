@@ -47,7 +47,7 @@ def rope_reason(parameters: dict[str, Any]) -> str | None:
 
 def part_reason(config: Any) -> str | None:
     """Say that only a part of each head turns, which most families' code does not compute."""
-    rope = config.rope_parameters or {}
+    rope = _rope_parameters(config)
     part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if part in (None, 1):
         return None
