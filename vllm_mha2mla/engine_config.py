@@ -70,6 +70,10 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     if current_platform.is_cpu():
         if option != "auto":
             raise UnsupportedEngineError(f"{OPTION} {option}: CPUs have one way; leave it out")
+        if vllm_config.parallel_config.enable_expert_parallel:
+            raise UnsupportedEngineError(
+                "--enable-expert-parallel: vLLM's experts on CPUs crash with it; leave it out"
+            )
         stages = vllm_config.parallel_config.pipeline_parallel_size
         if stages > 1 and vllm_config.model_config.enforce_eager:
             raise UnsupportedEngineError(

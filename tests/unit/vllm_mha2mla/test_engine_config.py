@@ -53,6 +53,7 @@ def settings(
     weights_offloaded=(0, 0),
     backend=None,
     stages=1,
+    experts_apart=False,
     eager=False,
     **keys,
 ):
@@ -76,6 +77,7 @@ def settings(
             decode_context_parallel_size=context_parallel,
             prefill_context_parallel_size=prefill_parallel,
             pipeline_parallel_size=stages,
+            enable_expert_parallel=experts_apart,
             use_ubatching=micro_batches,
             worker_cls="auto",
         ),
@@ -119,6 +121,7 @@ def settings(
         ("cuda", {"micro_batches": True}, "--enable-dbo, --ubatch-size"),
         ("cuda", {"weights_offloaded": (4, 0)}, "--cpu-offload-gb"),
         ("cuda", {"weights_offloaded": (0, 2)}, "--offload-group-size"),
+        ("cpu", {"experts_apart": True}, "--enable-expert-parallel"),
         ("cpu", {"stages": 2, "eager": True}, "leave --enforce-eager out"),
         ("cpu", {"backend": "CPU_ATTN"}, "--attention-backend: a converted model has"),
         ("cpu", {"max_position_embeddings": 4096}, "8192 tokens .* are for 4096 tokens"),
