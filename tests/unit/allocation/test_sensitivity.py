@@ -52,6 +52,7 @@ def test_cost_is_the_divergence_of_a_small_error(monkeypatch, tmp_path) -> None:
     widths = LatentWidths(8, 8)
     for index in (2, 1, 0):
         layer = model.model.layers[index]
+        layer.angles = layers.load(index).angles
         original = layer.self_attn
         error = torch.randn(64, 64, generator=generator) * 0.004
         converted = Perturbed(original, angles, error)
