@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -80,7 +81,9 @@ def _outcomes(
     if jobs == 1:
         yield from map(run, cases)
         return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    # Ctrl-C is for the process that shows the table.
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("fork").Pool(jobs, ignore) as pool:
         yield from pool.imap_unordered(run, cases, chunksize=4)
 
 

@@ -98,6 +98,7 @@ def _config(values: dict[str, Any], config: Any, freqs: np.ndarray | None) -> st
             found = getattr(config, SAID[name])
         elif name in ROPE:
             found = rope.get(ROPE[name], _unscaled(name, values))
+            found = "none" if (name, found) == ("rope.scaling.type", "default") else found
         elif name == "attention.sliding_window":
             longest = values["llama.context_length"]
             found = value if value == 0 or value >= longest else "refused"
