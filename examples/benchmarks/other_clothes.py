@@ -182,6 +182,8 @@ def main() -> int:
             dress(state, llama.config, family, folder)
             llama.tokenizer().save_pretrained(folder)
             source = open_source(str(folder))
+            # Qwen2's own class would split lines otherwise: other tokens to calibrate on.
+            source.tokenizer = llama.tokenizer  # type: ignore[method-assign]
             before, after = _loss(source, Path(work) / "converted", options.text, options)
             print(f"{family} | {before:.4f} | {after:.4f} | {after / before:.5f}", flush=True)
     return 0
