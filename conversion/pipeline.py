@@ -116,6 +116,7 @@ def convert(
     return_freed_memory()
     originals = (source.name, *recipe.calibration)
     check_output(out, options.overwrite, *originals)
+    source.check_assets()
     dtype = written_dtype(source, options.dtype)
     config = source.config
     widths = _possible_widths(recipe, source)

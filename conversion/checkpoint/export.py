@@ -33,6 +33,7 @@ def export(
         OutputError: ``out`` exists or cannot be written.
         SourceError: a tensor is damaged.
     """
+    source.check_assets()
     with staged_folder(out, overwrite, source.name) as folder:
         written = written_dtype(source, dtype)
         shards = Counter(info.shard for info in source.tensors.values())

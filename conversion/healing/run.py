@@ -88,6 +88,7 @@ def heal(request: Healing, recipe: HealingRecipe, progress: Progress) -> None:
     _check_options(request, recipe)
     device = training_device(request.device)
     pair = Pair(request.checkpoint, request.teacher, recipe, device)
+    pair.checkpoint.check_assets()
     text = packed_windows(pair.tokenizer, request.text, recipe)
     check_vocabulary(str(request.checkpoint), pair.config.vocab_size, text.ids, text.held_out)
     checkpoints = TrainingCheckpoints(request.out)

@@ -1,6 +1,7 @@
 """The files beside the weights: everything that belongs to the model and is not made anew."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from conversion.errors import SourceError
@@ -19,21 +20,36 @@ def copy_assets(source: Path, target: Path) -> None:
     """Copy every file but weights, config and README, and the chat templates, byte for byte.
 
     Raises:
+        SourceError: as of :func:`check_assets`.
+    """
+    for path in _carried_over(source):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(_followed(source, path), copy)
+
+
+def check_assets(source: Path) -> None:
+    """Refuse a folder that cannot be copied.
+
+    Raises:
         SourceError: a file is a link to another place than the folder and the hub's cache: what
             it leads to may be anybody's secret, and would be published with the converted model.
     """
+    for path in _carried_over(source):
+        _followed(source, path)
+
+
+def _carried_over(source: Path) -> Iterator[Path]:
     for path in sorted(source.iterdir()):
         if path.name in NOT_CARRIED_OVER or path.name.startswith("."):
             continue
         weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(INDEX_ENDING)
         if path.is_file() and not weights:
-            _copy(source, path, target / path.name)
-    for path in sorted((source / TEMPLATES).glob("*.jinja")):
-        (target / TEMPLATES).mkdir(exist_ok=True)
-        _copy(source, path, target / TEMPLATES / path.name)
+            yield path
+    yield from sorted((source / TEMPLATES).glob("*.jinja"))
 
 
-def _copy(source: Path, path: Path, target: Path) -> None:
+def _followed(source: Path, path: Path) -> Path:
     folder, leads_to = source.resolve(), path.resolve()
     # snapshots/COMMIT/FILE -> ../../blobs/HASH
     cache = folder.parent.parent / "blobs"
@@ -42,4 +58,4 @@ def _copy(source: Path, path: Path, target: Path) -> None:
             f"{path}: a link out of the model's folder, to {leads_to}; put a copy in its place, or "
             "remove it"
         )
-    shutil.copyfile(leads_to, target)
+    return leads_to

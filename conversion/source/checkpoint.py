@@ -82,6 +82,14 @@ class SourceCheckpoint(ABC):
         """The checkpoint's tokenizer."""
 
     @abstractmethod
+    def check_assets(self) -> None:
+        """Refuse, before any work, files that :meth:`write_assets` would not carry over.
+
+        Raises:
+            SourceError: there are such files.
+        """
+
+    @abstractmethod
     def write_assets(self, folder: Path) -> None:
         """Carry over tokenizer, chat template and generation config."""
 

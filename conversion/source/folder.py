@@ -13,7 +13,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from conversion.errors import SourceError, first_line
 from conversion.families import FAMILIES
-from conversion.source.assets import copy_assets
+from conversion.source.assets import check_assets, copy_assets
 from conversion.source.checkpoint import (
     CONFIG_ERRORS,
     SourceCheckpoint,
@@ -147,6 +147,10 @@ class FolderCheckpoint(SourceCheckpoint):
                 f"original model into {self.folder}"
             ) from error
         return tokenizer
+
+    def check_assets(self) -> None:
+        """Refuse links out of the folder among the files that are copied."""
+        check_assets(self.folder)
 
     def write_assets(self, folder: Path) -> None:
         """Copy every file that belongs to the model and is not made anew, byte for byte.

@@ -179,6 +179,9 @@ class GgufCheckpoint(SourceCheckpoint):
         """The tokenizer inside the file."""
         return gguf_tokenizer(self.paths[0], self._metadata, self.name)
 
+    def check_assets(self) -> None:
+        """Refuse nothing: what is carried over is in the file itself."""
+
     def write_assets(self, folder: Path) -> None:
         """Write the file's tokenizer, chat templates, end tokens and sampling as a folder's."""
         self.tokenizer().save_pretrained(folder)

@@ -95,6 +95,17 @@ def test_a_layer_that_comes_out_infinite(source, refused, monkeypatch):
     assert "layer 0: q_proj.weight came out NaN or infinite" in refused(source)
 
 
+def test_a_link_out_of_the_folder_is_found_before_any_layer(source, refused, monkeypatch):
+    (source.parent / "secret").write_text("the user's")
+    (source / "LICENSE").symlink_to(source.parent / "secret")
+
+    def too_late(*_):
+        raise AssertionError("a layer was measured first")
+
+    monkeypatch.setattr(LayerConverter, "measure", too_late)
+    assert "LICENSE: a link out of the model's folder" in refused(source)
+
+
 @pytest.mark.parametrize("refine_steps", [0, 9])
 def test_ids_beyond_the_vocabulary(source, refused, refine_steps):
     tokenizer = tiny_tokenizer()

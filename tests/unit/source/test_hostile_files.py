@@ -70,6 +70,8 @@ def test_a_link_out_of_the_folder_is_not_published(folder, tmp_path, name):
     (tmp_path / "secret").write_text("the user's")
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match="a link out of the model's folder"):
+        open_source(str(folder)).check_assets()
     (tmp_path / "out").mkdir()
     with pytest.raises(SourceError, match="a link out of the model's folder"):
         copy_assets(folder, tmp_path / "out")
