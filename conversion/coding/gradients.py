@@ -78,9 +78,8 @@ def _of_text(weights: AttentionWeights, x: Tensor, gradients: Sequence[Tensor]) 
     result = [x.new_zeros(tokens, 2 * heads + kv_heads, d) for _ in gradients]
     for h in head_groups(heads, x.device):
         g = h // weights.group
-        q = (
-            of_queries @ weights.query[h].mT + weights.query_bias[h][..., None, :]
-        )  # [..., tokens, d]
+        # [..., tokens, d]
+        q = of_queries @ weights.query[h].mT + weights.query_bias[h][..., None, :]
         turned = apply_rotary(q, cos, sin)
         scores = (turned @ k[g].mT).mul_(weights.scale).masked_fill_(future, float("-inf"))
         p = scores.softmax(-1)  # [..., queries, keys]

@@ -3,8 +3,8 @@
 The order of a sum depends on how many requests share a step, on chunks of a prompt and on what the
 prefix cache held; each moves a log-probability by the dtype's rounding, and where rows are coded,
 by codes that fall to the other side of their boundaries, which move the codes of later layers. A
-few requests are made one after the
-other, then all at once, and what they claim is compared with their scores.
+few requests are made one after the other, then all at once, and what they claim is compared with
+their scores.
 """
 
 import asyncio

@@ -20,7 +20,8 @@ def quantised_cache_figures(config: Any, kind: CacheKind, itemsize: int) -> Cach
     head_dim = source_head_dim(config)
     plain = 2 * head_dim * itemsize
     quantised = kind.bytes_per_head(head_dim)
-    counted = [n for n in range(layers) if n not in kept_layers(config)]
+    kept = kept_layers(config)
+    counted = [n for n in range(layers) if n not in kept]
     per_layer = [plain if kind.is_exact(n, layers) else quantised for n in counted]
     whole, own = heads * plain * len(counted), heads * sum(per_layer)
     return CacheFigures(bytes_per_token=own, baseline_bytes_per_token=whole, fraction=own / whole)
