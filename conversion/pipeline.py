@@ -38,7 +38,6 @@ from conversion.text.tokens import check_vocabulary
 from conversion.text.windows import Windows, calibration_windows
 from vllm_mha2mla.config import (
     CONSTANTS,
-    KEPT,
     LatentWidths,
     Provenance,
     SourceInfo,
@@ -137,7 +136,7 @@ def convert(
         store.claim(f"{provenance.source.fingerprint} {windows.fingerprint} {shape}")
         measured, tokens = windows.measured.shape
         source_layers = SourceLayers(source, tokens, device)
-        uniform = source_layers.with_kept([widths] * len(source_layers.converted), KEPT)
+        uniform = source_layers.in_all(widths)
         converted = converted_config(source, uniform, q_lora_rank, dtype, provenance)
         converter = LayerConverter(source_layers, converted, recipe, measured, store)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:

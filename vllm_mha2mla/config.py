@@ -50,8 +50,8 @@ LATENT_KEYS = (
 """Keys that only a converted model has: they describe its weights."""
 
 
-SLIDING = "sliding_attention"
-"""The kind, in ``layer_types``, of layers that slide over a window."""
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""The kinds, in ``layer_types``, of layers that attend to everything before, or to a window."""
 
 
 @dataclass(frozen=True)

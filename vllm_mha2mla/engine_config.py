@@ -13,7 +13,7 @@ from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm_mha2mla.attention.connectors import refuse_connectors
 from vllm_mha2mla.attention.native_config import refuse_other_sizes, register_convertor
 from vllm_mha2mla.coding.row_code import UNIT, row_codes, served_codes
-from vllm_mha2mla.config import latent_widths
+from vllm_mha2mla.config import FULL, latent_widths
 from vllm_mha2mla.cpu_cache import choose_cache_size
 from vllm_mha2mla.errors import UnsupportedEngineError
 from vllm_mha2mla.hf.registration import MODELS
@@ -105,7 +105,7 @@ def _refuse_windows(model: Any) -> None:
     kinds = getattr(model.hf_config, "layer_types", None)
     window = getattr(model.hf_config, "sliding_window", None)
     layers = zip(latent_widths(model.hf_config), kinds or (), strict=False)
-    others = {kind for widths, kind in layers if not widths.kept} - {"full_attention"}
+    others = {kind for widths, kind in layers if not widths.kept} - {FULL}
     # A window as long as the longest request hides nothing.
     if (others or kinds is None) and window is not None and window < model.max_model_len:
         raise UnsupportedEngineError(

@@ -77,10 +77,7 @@ def choose(
         config.num_key_value_heads,
         config.head_dim,
     )
-
-    def in_all(widths: LatentWidths) -> list[LatentWidths]:
-        return converter.layers.with_kept([widths] * (layers - len(kept)), KEPT)
-
+    in_all = converter.layers.in_all
     if recipe.row_bits is not None:
         return _choose_coded(recipe, converter, windows, offload, progress)
     candidates = split_candidates(recipe, heads, head_dim)

@@ -3,13 +3,10 @@
 import math
 from typing import Any
 
-from vllm_mha2mla.config import SLIDING
+from vllm_mha2mla.config import FULL, SLIDING
 
 # These frequencies do not change with the length of the input, so they can be stored.
 STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
-
-FULL = "full_attention"
-"""The kind, in ``layer_types``, of layers that attend to everything before."""
 
 
 def changes_with_length(config: Any) -> str | None:

@@ -1,10 +1,11 @@
 """Rotary embeddings that turn layers of every kind by frequencies of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from conversion.families.limits import FULL
+from vllm_mha2mla.config import FULL
 
 
 def of_full_attention(embedding: type[Any]) -> type[Any]:
@@ -23,18 +24,20 @@ def of_full_attention(embedding: type[Any]) -> type[Any]:
     return OfFullAttention
 
 
-def angles_of_layer(
-    rotary: Any, config: Any, index: int, x: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of one layer  # each [1, tokens, rotary]
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines  # each [1, tokens, rotary]"""
+
+
+def angles_of_layers(rotary: Any, config: Any, x: Tensor, positions: Tensor) -> Sequence[Angles]:
+    """Cosines and sines of every layer; layers of a kind share theirs.
 
     Args:
         rotary: the source's rotary embedding.
         config: the source's.
-        index: which layer it is.
         x: of the dtype and device wanted.
         positions: # [1, tokens]
     """
-    kinds = (config.layer_types[index],) if hasattr(rotary, f"{FULL}_inv_freq") else ()
-    cos, sin = rotary(x, positions, *kinds)
-    return cos, sin
+    if not hasattr(rotary, f"{FULL}_inv_freq"):
+        return [rotary(x, positions)] * config.num_hidden_layers
+    of_kind = {kind: rotary(x, positions, kind) for kind in set(config.layer_types)}
+    return [of_kind[kind] for kind in config.layer_types]

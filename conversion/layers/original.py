@@ -14,13 +14,14 @@ from conversion.families import AttentionWeights
 from conversion.families.around import attention_input, past_attention
 from conversion.families.limits import kept_layers
 from conversion.families.qk_norm import normed_inputs
-from conversion.families.rotary_kinds import angles_of_layer
+from conversion.families.rotary_kinds import angles_of_layers
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
 from conversion.runtime.device import place_to_keep
 from conversion.runtime.memory import keep_freed_memory, trim_memory
 from conversion.runtime.precision import bfloat16_products
 from conversion.runtime.progress import Progress
 from conversion.source import SourceCheckpoint
+from vllm_mha2mla.config import KEPT, LatentWidths
 from vllm_mha2mla.hf.attention import LatentAttention
 
 Result = TypeVar("Result")
@@ -77,9 +78,7 @@ class SourceLayers:
             self.at_once = windows_at_once(self.config, tokens)
             keep_freed_memory()
         x = torch.zeros(1, device=device)
-        self._angles = [
-            angles_of_layer(self.rotary, self.config, index, x, self._positions) for index in layers
-        ]
+        self._angles = angles_of_layers(self.rotary, self.config, x, self._positions)
 
     def load(self, index: int) -> Any:
         """One of the source's layers, float32, on the device."""
@@ -99,6 +98,10 @@ class SourceLayers:
         """
         items = dict(zip(self.converted, converted, strict=True))
         return [items.get(index, filler) for index in range(self.config.num_hidden_layers)]
+
+    def in_all(self, widths: LatentWidths) -> list[LatentWidths]:
+        """The same widths in every layer that is converted."""
+        return self.with_kept([widths] * len(self.converted), KEPT)
 
     def for_each_layer(
         self,
