@@ -9,7 +9,6 @@ failed; docs/serving.md says what is checked.
 import argparse
 import asyncio
 import json
-import logging
 import shlex
 import sys
 import tempfile
@@ -22,16 +21,13 @@ from abuse.plan import KINDS
 from abuse.report import as_json, passed, table
 from abuse.rounds import Options, run
 from abuse.watch import Server
+from endings import FAILED, one_line
 from rich.console import Console
 
 from conversion.bench.metrics import memory_bytes
 from conversion.bench.server import serve
-from conversion.errors import ServerError
-from conversion.runtime.interruption import interruption
 from conversion.text.documents import builtin_text
-from vllm_mha2mla.errors import MHA2MLAError
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 # vLLM refuses a cache that does not hold one longest request in these bytes, and then takes as few
 # of their blocks as it is told.
 CACHE_BYTES = 1 << 30
@@ -42,19 +38,8 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 def main() -> None:
     """Parse the command line and end with one line whatever goes wrong."""
     arguments = _arguments()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    interruption.listen()
-    try:
+    with one_line():
         sys.exit(0 if abuse(arguments) else FAILED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except ServerError as error:
-        print(error.tail, file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    except MHA2MLAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
 
 
 def abuse(arguments: argparse.Namespace) -> bool:

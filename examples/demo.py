@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from endings import one_line
 from openai import DefaultHttpxClient, OpenAI, OpenAIError
 from rich.console import Console
 from rich.table import Table
@@ -15,11 +15,9 @@ from rich.text import Text
 from conversion.bench.server import Server, serve
 from conversion.checkpoint.export import export
 from conversion.checkpoint.inspection import inspect
-from conversion.errors import ServerError
 from conversion.evaluation import Comparison, Measurement, measure
 from conversion.pipeline import Options, convert, stage_shares
 from conversion.recipes.make import make_recipe
-from conversion.runtime.interruption import interruption
 from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from conversion.text.documents import builtin_text
@@ -57,7 +55,6 @@ NOTE = (
     "* Python's documentation, topics kept out of calibration; other text can lose more. The "
     f"original's {RIVAL} is computed as vLLM does on GPUs; vLLM on CPUs has no such cache."
 )
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 console = Console()
 
@@ -209,21 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="export and convert again")
     fresh = parser.parse_args().fresh
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     for noisy in ("httpx", "httpx2", "transformers", "gguf"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    interruption.listen()
-    try:
+    with one_line():
         run(fresh)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except ServerError as error:
-        print(error.tail, file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    except MHA2MLAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
 
 
 if __name__ == "__main__":

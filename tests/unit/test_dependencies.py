@@ -28,8 +28,9 @@ WITH_ANOTHER = {
     "httpx": "openai",
     "triton": "vllm",
 }
-# The last three stand beside scripts in examples/.
-OURS = {"conversion", "vllm_mha2mla", "tests", "examples", "abuse", "gpu", "gpu_kernels_parts"}
+# They stand beside scripts in examples/.
+SCRIPTS = {"abuse", "endings", "gpu", "gpu_kernels_parts"}
+OURS = {"conversion", "vllm_mha2mla", "tests", "examples"} | SCRIPTS
 USES = {
     "vllm_mha2mla": ("serve",),
     "conversion": ("convert", "eval"),
