@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from vllm.config import CompilationConfig, VllmConfig
@@ -21,14 +20,13 @@ from vllm_mha2mla.kernels.cuda.choose import OPTION, option_of
 from vllm_mha2mla.overrides import refuse_overrides
 from vllm_mha2mla.padding import padded_width
 from vllm_mha2mla.refused_options import refuse_options
-from vllm_mha2mla.versions import VLLM
+from vllm_mha2mla.versions import VLLM_WITH_KEPT_LAYERS
 
 # vLLM shows the log lines of loggers below its own name.
 logger = logging.getLogger("vllm.mha2mla")
 
 ATTENTION_OP = "vllm::mha2mla_attention"
 CPU_WORKER = "vllm_mha2mla.cpu_worker.LatentCPUWorker"
-KEPT_LAYERS_SINCE = (0, 32)
 OLDEST_GPU = 80
 """Compute capability, times ten, of the first GPUs with bfloat16 (Ampere)."""
 
@@ -127,10 +125,11 @@ def _refuse_beside_kept_layers(vllm_config: VllmConfig) -> None:
             "--disable-hybrid-kv-cache-manager: some layers of this model cache a window alone; "
             "leave it out"
         )
-    if replace(VLLM, oldest=KEPT_LAYERS_SINCE).place(VLLM.installed) == "older":
+    vllm = VLLM_WITH_KEPT_LAYERS
+    if vllm.place(vllm.installed) == "older":
         raise UnsupportedEngineError(
-            f"vllm {VLLM.installed}: a cache of sliding windows and latents is served from vLLM "
-            "0.32 on; upgrade vLLM"
+            f"vllm {vllm.installed}: a cache of sliding windows and latents is served from vLLM "
+            f"{vllm.first} on; upgrade vLLM"
         )
 
 

@@ -7,7 +7,7 @@ refusal would keep security fixes from users.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Literal
 
@@ -50,17 +50,22 @@ class Releases:
         return "newer" if release > self.newest else "inside"
 
     @property
+    def first(self) -> str:
+        """The oldest release."""
+        return _dotted(self.oldest)
+
+    @property
     def range(self) -> str:
         """The releases, for pip."""
-        return f">={_dotted(self.oldest)},<{_dotted((self.newest[0], self.newest[1] + 1))}"
+        return f">={self.first},<{_dotted((self.newest[0], self.newest[1] + 1))}"
 
     def refusal(self, version: str) -> str | None:
         """The line that refuses a version that is too old; ``None`` for all others."""
         if self.place(version) != "older":
             return None
         return (
-            f"{self.package} {version} is older than {_dotted(self.oldest)}, the oldest release "
-            f"that vllm-mha2mla {__version__} works with; {self.way_out}"
+            f"{self.package} {version} is older than {self.first}, the oldest release that "
+            f"vllm-mha2mla {__version__} works with; {self.way_out}"
         )
 
     def warning(self, version: str) -> str | None:
@@ -69,8 +74,8 @@ class Releases:
             return None
         return (
             f"{self.package} {version} has not been tested with vllm-mha2mla {__version__}, as "
-            f"{_dotted(self.oldest)} to {_dotted(self.newest)} have; should a converted model "
-            f"fail: {self.way_out}"
+            f"{self.first} to {_dotted(self.newest)} have; should a converted model fail: "
+            f"{self.way_out}"
         )
 
     @property
@@ -84,6 +89,8 @@ def _dotted(release: Release) -> str:
 
 
 VLLM = Releases("vllm", (0, 30), (0, 32))
+# One cache holds the windows of layers that keep their attention and the latents of the others.
+VLLM_WITH_KEPT_LAYERS = replace(VLLM, oldest=(0, 32))
 TRANSFORMERS = Releases("transformers", (5, 16), (5, 19))
 TESTED = (VLLM, TRANSFORMERS)
 

@@ -198,7 +198,7 @@ def test_registering_twice_splits_graphs_at_attention_once():
 )
 def test_beside_layers_that_keep_a_window(monkeypatch, version, disabled, words):
     machine(monkeypatch, "cpu")
-    monkeypatch.setattr(type(engine_config.VLLM), "installed", version)
+    monkeypatch.setattr(type(engine_config.VLLM_WITH_KEPT_LAYERS), "installed", version)
     made = settings(
         config_class=Olmo3MLAConfig,
         layer_types=["full_attention", WINDOW],
