@@ -55,6 +55,11 @@ class Releases:
         return _dotted(self.oldest)
 
     @property
+    def span(self) -> str:
+        """The releases, in words."""
+        return f"{self.first} to {_dotted(self.newest)}"
+
+    @property
     def range(self) -> str:
         """The releases, for pip."""
         return f">={self.first},<{_dotted((self.newest[0], self.newest[1] + 1))}"
@@ -74,8 +79,7 @@ class Releases:
             return None
         return (
             f"{self.package} {version} has not been tested with vllm-mha2mla {__version__}, as "
-            f"{self.first} to {_dotted(self.newest)} have; should a converted model fail: "
-            f"{self.way_out}"
+            f"{self.span} have; should a converted model fail: {self.way_out}"
         )
 
     @property

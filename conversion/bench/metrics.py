@@ -1,12 +1,15 @@
 """Metrics of a vLLM server, read from ``/metrics``, and the memory of its processes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from conversion.bench.server import Server
 from conversion.errors import ServerError
+from vllm_mha2mla.versions import VLLM
 
 RUNNING = "vllm:num_requests_running"
 PREEMPTIONS = "vllm:num_preemptions_total"
@@ -28,21 +31,30 @@ class Metrics:
     tokens: int
 
 
+def read_samples(page: str) -> list[Sample]:
+    """The samples of a ``/metrics`` page."""
+    return [s for family in text_string_to_metric_families(page) for s in family.samples]
+
+
+def sums(found: Iterable[Sample]) -> dict[str, float]:
+    """Metrics by name; of several engines, their sum."""
+    added: dict[str, float] = {}
+    for sample in found:
+        added[sample.name] = added.get(sample.name, 0.0) + sample.value
+    return added
+
+
 def parse_metrics(text: str) -> Metrics:
     """Parse a ``/metrics`` page.
 
     Raises:
         ServerError: the page lacks a metric.
     """
-    sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name in (RUNNING, PREEMPTIONS, *TOKENS):
-                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-    missing = [name for name in (RUNNING, PREEMPTIONS, *TOKENS) if name not in sums]
+    found = sums(read_samples(text))
+    missing = [name for name in (RUNNING, PREEMPTIONS, *TOKENS) if name not in found]
     if missing:
-        raise ServerError(f"/metrics has no {', '.join(missing)}; is this vLLM 0.32?")
-    return Metrics(int(sums[RUNNING]), int(sums[PREEMPTIONS]), int(sum(sums[n] for n in TOKENS)))
+        raise ServerError(f"/metrics has no {', '.join(missing)}; is this vLLM {VLLM.span}?")
+    return Metrics(int(found[RUNNING]), int(found[PREEMPTIONS]), int(sum(found[n] for n in TOKENS)))
 
 
 def memory_bytes(server: Server) -> int:

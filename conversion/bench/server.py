@@ -18,6 +18,7 @@ from pathlib import Path
 
 from conversion.errors import MissingExtraError, ServerError
 from conversion.runtime.interruption import SIGNALS
+from vllm_mha2mla.versions import VLLM
 
 HOST = "127.0.0.1"
 ENVIRONMENT = {
@@ -58,7 +59,9 @@ class Server:
         """
         found = CACHE_SIZE.search(self.log.read_text("utf-8", "replace"))
         if found is None:
-            raise ServerError(f"{self.log}: no line with 'KV cache size'; is this vLLM 0.32?")
+            raise ServerError(
+                f"{self.log}: no line with 'KV cache size'; is this vLLM {VLLM.span}?"
+            )
         return int(found[1].replace(",", ""))
 
     def read(self, path: str, timeout: float = 5) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from abuse.client import Client, UnansweredError
+from conversion.bench.metrics import read_samples, sums
+from vllm_mha2mla.versions import VLLM
 
 METRICS = {
     "running": "vllm:num_requests_running",
@@ -84,21 +84,17 @@ def parse(text: str) -> State:
     Raises:
         UnansweredError: it lacks a metric.
     """
-    sums: dict[str, float] = {}
-    cache: dict[str, str] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-            if sample.name == CACHE:
-                cache = sample.labels
+    found = read_samples(text)
+    metrics = sums(found)
+    cache = next((sample.labels for sample in found if sample.name == CACHE), {})
     try:
         return State(
-            **{name: sums[metric] for name, metric in METRICS.items()},
+            **{name: metrics[metric] for name, metric in METRICS.items()},
             blocks=int(cache["num_gpu_blocks"]),
             block_size=int(cache["block_size"]),
         )
     except (KeyError, ValueError) as error:
-        raise UnansweredError(f"/metrics has no {error}; is this vLLM 0.32?") from error
+        raise UnansweredError(f"/metrics has no {error}; is this vLLM {VLLM.span}?") from error
 
 
 async def state(client: Client) -> State:
