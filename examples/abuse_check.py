@@ -19,7 +19,8 @@ from abuse.material import BLOCK
 from abuse.noise import COARSE_LIMIT, FLOAT32_FLOOR
 from abuse.plan import KINDS
 from abuse.report import as_json, passed, table
-from abuse.rounds import Options, run
+from abuse.rounds import abuse
+from abuse.run import Options
 from abuse.watch import Server
 from endings import FAILED, one_line
 from rich.console import Console
@@ -39,10 +40,10 @@ def main() -> None:
     """Parse the command line and end with one line whatever goes wrong."""
     arguments = _arguments()
     with one_line():
-        sys.exit(0 if abuse(arguments) else FAILED)
+        sys.exit(0 if check(arguments) else FAILED)
 
 
-def abuse(arguments: argparse.Namespace) -> bool:
+def check(arguments: argparse.Namespace) -> bool:
     """Serve a folder, abuse it, show and write the verdict, and return it."""
     options = Options(
         seed=arguments.seed,
@@ -58,7 +59,7 @@ def abuse(arguments: argparse.Namespace) -> bool:
     console.print(f"its log: {log}; seed {arguments.seed}", soft_wrap=True)
     with serve(arguments.folder, log, *command, timeout=arguments.start_timeout) as served:
         watched = Server(served.url, log, lambda: memory_bytes(served), served.check)
-        found = asyncio.run(run(watched, builtin_text("held-out"), options, _say))
+        found = asyncio.run(abuse(watched, builtin_text("held-out"), options, _say))
     console.print(table(found))
     for finding in found.ledger.findings[:5]:
         shown = f"request {finding['number']}, {finding['kind']}: {finding['fault']}"

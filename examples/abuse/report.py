@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from abuse.ledger import Check
-from abuse.rounds import Options, Run
+from abuse.run import Options, Run
 from abuse.watch import FEWEST_SAMPLES, MEMORY_SHARE, alarms, growth
 
 MIB = 1 << 20

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from abuse.answers import faults
@@ -13,11 +13,12 @@ from abuse.cases import COMPLETIONS, Case, Outcome
 from abuse.client import Client, UnansweredError
 from abuse.ledger import Ledger
 from abuse.material import Material
-from abuse.noise import FLOAT32_FLOOR, Noise, measure
+from abuse.noise import Noise, measure
 from abuse.plan import Plan
+from abuse.run import Options, Run
 from abuse.scores import Claim, Tolerance, claims, compare, score
 from abuse.storm import Weather, storm
-from abuse.watch import SETTLE_SECONDS, Server, State, settled, state
+from abuse.watch import Server, settled, state
 
 # Characters a request to the tokenizer, well below any limit of a body.
 PIECE = 4000
@@ -25,58 +26,7 @@ MOST_PIECES = 12
 SENTINELS_A_ROUND = 3
 
 
-@dataclass(frozen=True)
-class Options:
-    """The settings of a run.
-
-    Attributes:
-        seed: of all requests.
-        minutes: of storms; the quiet between them comes on top.
-        clients: requests at once.
-        round_seconds: length of a storm.
-        noise_limit: the most that the quiet server may differ from itself.
-        requests: the run is over after so many, however few minutes it took; None for any number.
-        kinds: kinds of requests; all if empty.
-        pause: scale of the pauses between bursts, in seconds.
-        patience: seconds for the server to notice, after a storm, that its clients have gone.
-    """
-
-    seed: int
-    minutes: float
-    clients: int
-    round_seconds: float
-    noise_limit: float = FLOAT32_FLOOR
-    requests: int | None = None
-    kinds: tuple[str, ...] = ()
-    pause: float = 1.0
-    patience: float = SETTLE_SECONDS
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is over.
-
-    Attributes:
-        ledger: what it found.
-        noise: of the quiet server; None if it ended before.
-        before, after: the server's counters; None if it ended before.
-        full: tokens of the request that filled the whole cache at the end.
-        log: all that the server wrote.
-        seconds: of storms alone.
-        noise_limit: the most that the noise may be.
-    """
-
-    ledger: Ledger
-    noise: Noise | None
-    before: State | None
-    after: State | None
-    full: int | None
-    log: str
-    seconds: float
-    noise_limit: float
-
-
-async def run(server: Server, text: str, options: Options, say: Callable[[str], None]) -> Run:
+async def abuse(server: Server, text: str, options: Options, say: Callable[[str], None]) -> Run:
     """Abuse a server.
 
     Args:
@@ -85,82 +35,68 @@ async def run(server: Server, text: str, options: Options, say: Callable[[str], 
         options: how long and how hard.
         say: shows a line of progress.
     """
-    ledger, story = Ledger(), _Story(server, options, say)
-    client = Client(server.url)
+    run, client = Run(options.noise_limit), Client(server.url)
     try:
-        await story.tell(client, text, ledger)
+        await _Story(server, client, options, say, run).tell(text)
     except UnansweredError as error:
-        ledger.died = str(error)
+        run.ledger.died = str(error)
     finally:
         await client.close()
-    log = server.log.read_text("utf-8", "replace")
-    return Run(
-        ledger=ledger,
-        noise=story.noise,
-        before=story.before,
-        after=story.after,
-        full=story.full,
-        log=log,
-        seconds=story.seconds,
-        noise_limit=options.noise_limit,
-    )
+    run.log = server.log.read_text("utf-8", "replace")
+    return run
 
 
+@dataclass(frozen=True)
 class _Story:
-    def __init__(self, server: Server, options: Options, say: Callable[[str], None]) -> None:
-        self._server, self._options, self._say = server, options, say
-        self.noise: Noise | None = None
-        self.before: State | None = None
-        self.after: State | None = None
-        self.full: int | None = None
-        self.seconds = 0.0
+    """The steps of a run, and all who take part in them; what they find stands in the run."""
 
-    async def tell(self, client: Client, text: str, ledger: Ledger) -> None:
-        options = self._options
+    server: Server
+    client: Client
+    options: Options
+    say: Callable[[str], None]
+    run: Run
+
+    async def tell(self, text: str) -> None:
+        client, options, run = self.client, self.options, self.run
         material = await _material(client, text)
-        before = self.before = await state(client)
+        run.before = await state(client)
         # One block is vLLM's own, and is never given to a request.
-        capacity = (before.blocks - 1) * before.block_size
+        capacity = (run.before.blocks - 1) * run.before.block_size
         most = min(material.longest, capacity)
         await _fill(client, material, most)
-        noise = self.noise = await measure(client, material, capacity, options.seed)
-        self._say(
+        noise = run.noise = await measure(client, material, capacity, options.seed)
+        self.say(
             f"noise of the quiet server {noise.largest:.2g} over {noise.tokens:,} tokens, "
             f"root mean square of a request {noise.rms:.2g} at most"
         )
         plan, numbers = Plan(options.seed, material, options.kinds), itertools.count()
         for number in itertools.count(1):
-            await self._round(client, plan, numbers, material, ledger, number)
-            if self.seconds >= options.minutes * 60 or self._left(ledger) <= 0:
+            await self._round(plan, numbers, noise, material.longest, number)
+            if run.seconds >= options.minutes * 60 or self._left() <= 0:
                 break
         await _fill(client, material, most)
-        self.full = most
-        self.after = await settled(client, options.patience)
+        run.full = most
+        run.after = await settled(client, options.patience)
 
-    def _left(self, ledger: Ledger) -> float:
-        most = self._options.requests
-        return math.inf if most is None else most - ledger.requests.total()
+    def _left(self) -> float:
+        """The requests that may still be made."""
+        most = self.options.requests
+        return math.inf if most is None else most - self.run.ledger.requests.total()
 
     async def _round(
-        self,
-        client: Client,
-        plan: Plan,
-        numbers: "itertools.count[int]",
-        material: Material,
-        ledger: Ledger,
-        number: int,
+        self, plan: Plan, numbers: Iterator[int], noise: Noise, longest: int, number: int
     ) -> None:
-        assert self.noise is not None
-        options, begin = self._options, time.monotonic()
+        client, options, run = self.client, self.options, self.run
+        ledger, begin = run.ledger, time.monotonic()
         weather = Weather(
-            seconds=min(options.round_seconds, options.minutes * 60 - self.seconds),
-            requests=self._left(ledger),
+            seconds=min(options.round_seconds, options.minutes * 60 - run.seconds),
+            requests=self._left(),
             clients=options.clients,
             pause=options.pause,
         )
         done = await storm(client, plan, numbers, weather)
-        self.seconds += time.monotonic() - begin
-        self._server.check()
+        run.seconds += time.monotonic() - begin
+        self.server.check()
         now = await settled(client, options.patience)
         if not now.quiet:
             ledger.held.append(
@@ -168,11 +104,11 @@ class _Story:
                 f"{now.cache_usage:.1%} of the cache in use"
             )
         for case, outcome in done:
-            await _judge(client, case, outcome, material.longest, self.noise.tolerance, ledger)
-        await _sentinels(client, self.noise, material.longest, number, ledger)
-        ledger.memory.append(self._server.memory())
-        self._say(
-            f"round {number}, {self.seconds / 60:.1f} minutes: {len(done)} requests, "
+            await _judge(client, case, outcome, longest, noise.tolerance, ledger)
+        await _sentinels(client, noise, longest, number, ledger)
+        ledger.memory.append(self.server.memory())
+        self.say(
+            f"round {number}, {run.seconds / 60:.1f} minutes: {len(done)} requests, "
             f"{sum(outcome.left for _, outcome in done)} cancelled; so far "
             f"{now.preemptions:.0f} preemptions, {ledger.tokens:,} tokens compared, largest "
             f"difference {ledger.largest:.2g}, {len(ledger.findings)} findings; "

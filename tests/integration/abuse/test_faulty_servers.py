@@ -22,8 +22,8 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 30
 def verdict(monkeypatch, tmp_path):
     """Abuse a server with a fault; return the names of the checks that failed."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    rounds, watch, report = (
-        importlib.import_module(f"abuse.{name}") for name in ("rounds", "watch", "report")
+    rounds, run, watch, report = (
+        importlib.import_module(f"abuse.{name}") for name in ("rounds", "run", "watch", "report")
     )
 
     async def abused(server, log):
@@ -33,7 +33,7 @@ def verdict(monkeypatch, tmp_path):
         await web.TCPSite(runner, "127.0.0.1", port).start()
         memory = psutil.Process(os.getpid()).memory_info
         watched = watch.Server(f"http://127.0.0.1:{port}", log, lambda: memory().rss, lambda: None)
-        options = rounds.Options(
+        options = run.Options(
             seed=3,
             minutes=5,
             clients=8,
@@ -44,17 +44,17 @@ def verdict(monkeypatch, tmp_path):
             patience=0.5,
         )
         try:
-            return await rounds.run(watched, TEXT, options, lambda line: None)
+            return await rounds.abuse(watched, TEXT, options, lambda line: None)
         finally:
             await runner.cleanup()
 
     def judge(fault=None, log_text="INFO all is well\n"):
         log = tmp_path / "log"
         log.write_text(log_text)
-        run = asyncio.run(abused(AbusedServer(fault), log))
-        failed = {check.name for check in report.checks(run) if check.ok is False}
-        assert report.passed(run) == (not failed)
-        return failed, run, report
+        found = asyncio.run(abused(AbusedServer(fault), log))
+        failed = {check.name for check in report.checks(found) if check.ok is False}
+        assert report.passed(found) == (not failed)
+        return failed, found, report
 
     return judge
 
@@ -73,8 +73,8 @@ def test_a_right_server_passes(verdict):
 
 
 def run_options():
-    rounds = importlib.import_module("abuse.rounds")
-    return rounds.Options(seed=3, minutes=1, clients=1, round_seconds=1)
+    run = importlib.import_module("abuse.run")
+    return run.Options(seed=3, minutes=1, clients=1, round_seconds=1)
 
 
 @pytest.mark.parametrize(
