@@ -82,10 +82,7 @@ class SourceLayers:
 
     def load(self, index: int) -> Any:
         """One of the source's layers, float32, on the device."""
-        with torch.device("meta"):
-            layer = self.family.decoder_layer(self.config, index)
-        state = self.source.layer(index, torch.float32, self.device)
-        layer.load_state_dict(state, assign=True)
+        layer = self.source.layer(index, torch.float32, self.device, self.config)
         layer.angles = self._angles[index]
         return layer.to(self.device).eval()
 

@@ -177,16 +177,28 @@ class SourceCheckpoint(ABC):
         return whole
 
     def layer(
-        self, index: int, dtype: torch.dtype, device: torch.device = CPU
-    ) -> dict[str, Tensor]:
-        """All tensors of one decoder layer of the family's model, named relative to it."""
+        self, index: int, dtype: torch.dtype, device: torch.device = CPU, config: Any = None
+    ) -> Any:
+        """One decoder layer of the family's model, with its weights.
+
+        Args:
+            index: which one.
+            dtype: of the weights.
+            device: of the weights.
+            config: to make it from; ``None``: the checkpoint's own.
+
+        Raises:
+            SourceError: a tensor is missing, not finite, or of another shape.
+        """
         prefix = self.family.layer_prefix(index)
         with torch.device("meta"):
-            layer = self.family.decoder_layer(self.config, index)
-        return {
+            layer = self.family.decoder_layer(config or self.config, index)
+        state = {
             name: self.of_model(prefix + name, tuple(tensor.shape), dtype, device)
             for name, tensor in layer.state_dict().items()
         }
+        layer.load_state_dict(state, assign=True)
+        return layer
 
     def check_tensors(self) -> None:
         """Compare names and shapes with what the config promises, before any work.

@@ -140,7 +140,7 @@ def main() -> None:
         start = time.monotonic()
         convert(checkpoint, Path(folder) / "converted", recipe, options, Progress())
         peak, seconds = resident("VmHWM") - before, time.monotonic() - start
-        layer = sum(t.nbytes for t in checkpoint.layer(0, torch.float32).values())
+        layer = sum(t.nbytes for t in checkpoint.layer(0, torch.float32).parameters())
     # The original stream, and the held-out text before every layer and after the last with two
     # gradients of it. Later, with a refit, the original stream of more text and a window of sink
     # tokens, the converted one and the heads' outputs, as wide.

@@ -48,7 +48,7 @@ def source(tmp_path_factory):
 
 def layer_bytes(source):
     layer = open_source(str(source)).layer(0, torch.float32)
-    return sum(tensor.nbytes for tensor in layer.values())
+    return sum(tensor.nbytes for tensor in layer.parameters())
 
 
 def activation_bytes(refit, spread=False):
