@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 # Above what the process has when it starts.
 MEMORY = 2 << 30
 LARGEST_FILE = 64 << 20
@@ -125,6 +127,9 @@ def _child(case: Path, read: Callable[[Path, Watch], str], pipe: int) -> None:
             (resource.RLIMIT_CORE, 0),
         ):
             resource.setrlimit(limit, (value, value))
+        # After a fork, PyTorch replaces its thread pool when it is next asked for, without a lock:
+        # of several threads that ask at once, some would find none ("Invalid thread pool").
+        torch.set_num_threads(1)
         watch = Watch(case / "out", case / "model")
         verdict, _, detail = read(case, watch).partition(" ")
         watch.on = False
