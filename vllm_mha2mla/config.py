@@ -36,6 +36,9 @@ CONSTANTS = (ROPE_INV_FREQ, ROTARY_MEAN, FIRST_ROW)
 EXACT = ("F32", "F64", "float32", "float64")
 """Dtypes that hold them."""
 
+NUMBERS = (*EXACT, "F16", "BF16", "float16", "bfloat16")
+"""Dtypes of weights that are not quantised."""
+
 FIXED_KEYS = (
     *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"),
     *("no_rope_layers", "no_rope_layer_interval", "attention_multiplier"),
@@ -174,6 +177,24 @@ def refuse_rounded(stored: Iterable[tuple[str, str]]) -> None:
             raise CheckpointError(
                 f"{name} is stored in {written}: rounded, it is wrong in long contexts; take the "
                 "checkpoint from before it was cast, and cast it with transformers' model.to(dtype)"
+            )
+
+
+def refuse_no_numbers(stored: Iterable[tuple[str, str]]) -> None:
+    """Refuse a checkpoint that is not quantised, and holds integers or numbers of 8 bits.
+
+    Args:
+        stored: name and dtype of its tensors, the dtype as torch or safetensors write it.
+
+    Raises:
+        CheckpointError: a tensor is of such a dtype; loaded, it would be cast to other numbers.
+    """
+    for name, dtype in stored:
+        written = dtype.removeprefix("torch.")
+        if written not in NUMBERS:
+            raise CheckpointError(
+                f"{name} is stored in {written}, and config.json does not call the model "
+                "quantised; convert the model again"
             )
 
 

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from conversion.checkpoint.cache_size import cache_figures
 from conversion.checkpoint.loading import read_converted_config
 from conversion.errors import first_line
+from conversion.source.quantised import quantisation
 from vllm_mha2mla.coding.row_code import UNIT, RowCode, row_codes
-from vllm_mha2mla.config import latent_widths, read_provenance, refuse_rounded
+from vllm_mha2mla.config import latent_widths, read_provenance, refuse_no_numbers, refuse_rounded
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.loading import stored_dtypes
 
@@ -62,15 +63,18 @@ def inspect(folder: Path) -> Inspection:
     """Read a converted checkpoint's config, and the dtypes of its tensors.
 
     Raises:
-        CheckpointError: ``folder`` is not a converted checkpoint, has a newer format, or its
-            constants have been rounded.
+        CheckpointError: ``folder`` is not a converted checkpoint, has a newer format, its
+            constants have been rounded, or its weights are integers.
     """
     config = read_converted_config(folder)
     try:
-        refuse_rounded(stored_dtypes(sorted(str(file) for file in folder.glob("*.safetensors"))))
+        stored = dict(stored_dtypes(sorted(str(file) for file in folder.glob("*.safetensors"))))
     except (SafetensorError, OSError) as error:
         reason = first_line(error)
         raise CheckpointError(f"{folder}: weights cannot be read ({reason})") from error
+    refuse_rounded(stored.items())
+    if quantisation(config) is None:
+        refuse_no_numbers(stored.items())
     provenance = read_provenance(config)
     layer_widths = latent_widths(config)
     cache, codes = cache_figures(config), row_codes(config)

@@ -11,6 +11,7 @@ from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.linear import ColumnParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 
+from vllm_mha2mla.attention.up_projection import split_by_group
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.rope import apply_rotary, rotary_angles
 
@@ -97,7 +98,7 @@ def repeated_up_projection(
 
     # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
     def load(param: nn.Parameter, loaded_weight: Tensor) -> None:
-        by_group = loaded_weight.view(groups, nope + v, rank)
+        by_group = split_by_group(loaded_weight, groups, nope + v, rank)
         load_shard(param, by_group.repeat_interleave(num_heads // groups, dim=0).flatten(0, 1))
 
     linear.weight.weight_loader = load

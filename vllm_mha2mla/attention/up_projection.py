@@ -6,6 +6,8 @@ from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_pa
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.utils import set_weight_attrs
 
+from vllm_mha2mla.errors import CheckpointError
+
 
 class UpProjection(nn.Module):
     """``W_UK`` and ``W_UV``, once for every group of query heads that shares them.
@@ -33,7 +35,7 @@ class UpProjection(nn.Module):
 
         # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
         def load(param: Tensor, loaded_weight: Tensor) -> None:
-            by_group = loaded_weight.view(groups, nope + v, rank)
+            by_group = split_by_group(loaded_weight, groups, nope + v, rank)
             default_weight_loader(param, by_group[here].flatten(0, 1))
 
         set_weight_attrs(self.weight, {"weight_loader": load})
@@ -42,6 +44,20 @@ class UpProjection(nn.Module):
         """``W_UK``  # [groups, nope, rank], and ``W_UV``  # [groups, v, rank]"""
         both = self.weight.view(self.groups, self.nope + self.v, -1)
         return both[:, : self.nope], both[:, self.nope :]
+
+
+def split_by_group(weight: Tensor, groups: int, rows: int, rank: int) -> Tensor:
+    """The up-projections of every group  # [groups * rows, rank] -> [groups, rows, rank]
+
+    Raises:
+        CheckpointError: the weight has another shape, even if as many numbers.
+    """
+    if weight.shape != (groups * rows, rank):
+        raise CheckpointError(
+            f"kv_b_proj has shape {list(weight.shape)}, config.json promises "
+            f"{[groups * rows, rank]}; convert the model again"
+        )
+    return weight.view(groups, rows, rank)
 
 
 def groups_of_rank(num_heads: int, groups: int, ranks: int, rank: int) -> list[int]:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
-from vllm_mha2mla.config import CONSTANTS, refuse_rounded
+from vllm_mha2mla.config import CONSTANTS, refuse_no_numbers, refuse_rounded
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.adapters import other_rows
 
@@ -30,6 +30,8 @@ class LoadsExactly(PreTrainedModel):
     ) -> tuple[Any, Any]:
         stored = dict(_stored(state_dict, checkpoint_files))
         refuse_rounded(stored.items())
+        if getattr(model.config, "quantization_config", None) is None:
+            refuse_no_numbers(stored.items())
         info, offloaded = PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, expected_keys
         )

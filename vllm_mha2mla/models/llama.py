@@ -37,7 +37,7 @@ class LlamaMLAForCausalLM(TellsLayers, base.LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=LlamaMLADecoderLayer)
-        self.prepare_for_adapters(vllm_config)
+        self.prepare(vllm_config)
 
     def _init_model(
         self,

@@ -59,7 +59,7 @@ class LatentBackend(TellsLayers, Base):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.prepare_for_adapters(vllm_config)
+        self.prepare(vllm_config)
         # Granite divides its logits; of such factors, the backend knows Cohere's alone.
         scaling = getattr(self.config, "logits_scaling", None)
         if scaling is not None and self.pp_group.is_last_rank:

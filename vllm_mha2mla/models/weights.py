@@ -8,6 +8,7 @@ from torch import Tensor
 from vllm.config import VllmConfig
 
 from vllm_mha2mla.attention.projections import LatentSelfAttention
+from vllm_mha2mla.config import refuse_no_numbers
 from vllm_mha2mla.errors import UnsupportedEngineError
 
 BY_HEAD = re.compile(r"\.(kv_b_proj|q_head_proj)\.(\w+)$")
@@ -18,9 +19,12 @@ class TellsLayers:
     """A model that tells its latent attention when weights have been loaded."""
 
     modules: Any
+    plain: bool
+    """Whether no weight is quantised."""
 
-    def prepare_for_adapters(self, vllm_config: VllmConfig) -> None:
-        """Have adapters checked when they are loaded, in an engine that loads any."""
+    def prepare(self, vllm_config: VllmConfig) -> None:
+        """Have weights checked when they are loaded, and adapters in an engine that loads any."""
+        self.plain = vllm_config.quant_config is None
         if vllm_config.lora_config is not None:
             from vllm_mha2mla.models.adapters import check_adapters
 
@@ -28,7 +32,8 @@ class TellsLayers:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load what this model reads; see :func:`refuse_quantised`."""
-        loaded: set[str] = super().load_weights(refuse_quantised(weights))  # type: ignore[misc]
+        refused = refuse_quantised(weights, self.plain)
+        loaded: set[str] = super().load_weights(refused)  # type: ignore[misc]
         return loaded
 
     def process_weights_after_loading(self) -> None:
@@ -38,16 +43,25 @@ class TellsLayers:
                 module.weights_loaded()
 
 
-def refuse_quantised(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Pass weights on, unless attention's own are quantised: vLLM would cast their integers.
+def refuse_quantised(
+    weights: Iterable[tuple[str, Tensor]], plain: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass weights on, unless they are integers that nothing dequantises: vLLM would cast them.
+
+    Args:
+        weights: of a checkpoint.
+        plain: its config does not call it quantised.
 
     Raises:
-        UnsupportedEngineError: they are.
+        UnsupportedEngineError: weights of attention's own are quantised.
+        CheckpointError: others are, in a ``plain`` checkpoint.
     """
     for name, tensor in weights:
+        if plain:
+            refuse_no_numbers([(name, str(tensor.dtype))])
         found = BY_HEAD.search(name)
-        plain = tensor.is_floating_point() and tensor.element_size() > 1
-        if found and not (found[2] == "weight" and plain):
+        number = tensor.is_floating_point() and tensor.element_size() > 1
+        if found and not (found[2] == "weight" and number):
             raise UnsupportedEngineError(
                 f"{name}: quantised weights of {found[1]} are not served; quantise the converted "
                 "model again and leave kv_b_proj and q_head_proj as they are (ignore, "

@@ -1,8 +1,10 @@
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
-from vllm_mha2mla.attention.up_projection import groups_of_rank
+from vllm_mha2mla.attention.up_projection import groups_of_rank, split_by_group
+from vllm_mha2mla.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,10 @@ def test_every_head_finds_its_group_on_its_rank(heads, groups, ranks, expected):
     for rank, own in enumerate(found):
         shared = [own[head * len(own) // here] for head in range(here)]
         assert shared == of_heads[rank * here : (rank + 1) * here]
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (60,), (2, 6, 5), (6, 10)])
+def test_as_many_numbers_of_another_shape_are_refused(shape):
+    assert split_by_group(torch.ones(12, 5), 2, 6, 5).shape == (2, 6, 5)
+    with pytest.raises(CheckpointError, match=r"kv_b_proj has shape .* promises \[12, 5\]"):
+        split_by_group(torch.ones(shape), 2, 6, 5)

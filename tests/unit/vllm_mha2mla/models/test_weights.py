@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from vllm_mha2mla.errors import UnsupportedEngineError
+from vllm_mha2mla.errors import CheckpointError, UnsupportedEngineError
 from vllm_mha2mla.models.weights import refuse_quantised
 
 ATTENTION = "model.layers.0.self_attn"
@@ -26,6 +26,13 @@ def test_quantised_projections_of_heads_are_refused(name, dtype):
         list(refuse_quantised(weights))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_integers_of_a_plain_checkpoint_are_refused(dtype):
+    weights = [("model.layers.0.mlp.up_proj.weight", torch.ones(2).to(dtype))]
+    with pytest.raises(CheckpointError, match=r"up_proj.weight is stored in .* convert the model"):
+        list(refuse_quantised(weights, plain=True))
+
+
 def test_all_others_pass():
     weights = [
         (f"{ATTENTION}.kv_b_proj.weight", torch.ones(2, dtype=torch.bfloat16)),
@@ -33,3 +40,5 @@ def test_all_others_pass():
         (f"{ATTENTION}.q_proj.weight_scale", torch.ones(2)),
     ]
     assert list(refuse_quantised(weights)) == weights
+    plain = [(f"{ATTENTION}.q_proj.weight", torch.ones(2, dtype=torch.bfloat16))]
+    assert list(refuse_quantised(plain, plain=True)) == plain
