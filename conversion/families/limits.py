@@ -39,6 +39,8 @@ def rope_reason(parameters: dict[str, Any]) -> str | None:
     kind = parameters.get("rope_type", "default")
     if kind not in STATIC_ROPE_TYPES:
         return f"rope_type {kind!r} changes with the input's length"
+    if parameters.get("mrope_section"):
+        return "its positions are those of images (mrope_section)"
     return None
 
 
@@ -76,11 +78,12 @@ def kept_layers(config: Any) -> frozenset[int]:
     if window is not None and longest is not None and window >= longest:
         return frozenset()
     layers = range(config.num_hidden_layers)
-    kinds = getattr(config, "layer_types", None)
+    # In families that know no kinds of layers, transformers ignores the key. Those that know
+    # ``use_sliding_window`` have no window where it is false; others ignore it.
+    kinds = config.layer_types if hasattr(type(config), "layer_types") else None
     if kinds is not None:
         return frozenset(index for index in layers if kinds[index] == SLIDING)
-    unused = not getattr(config, "use_sliding_window", True)
-    return frozenset() if window is None or unused else frozenset(layers)
+    return frozenset() if window is None else frozenset(layers)
 
 
 def _reason_of_numbers(config: Any) -> str | None:

@@ -30,7 +30,8 @@ class ScaledWeight:
         block_columns: columns that share a scale; 0 for all.
         bits: of a value, where words of 32 bits hold several; ``None`` where each is stored alone.
         zero: name of the zero points, one per scale; packed along rows where the values are packed.
-        groups: name of the group of every column, where groups are not consecutive  # [columns]
+        groups: name of the group of every column, where groups are not consecutive: if any is -1,
+            they are  # [columns]
     """
 
     shape: tuple[int, int]
@@ -64,7 +65,8 @@ class ScaledWeight:
         column = None
         if self.groups is not None:
             column = read(self.groups, ALL_ROWS).long()
-        elif self.block_columns:
+        # Columns of the group -1 are in their own order after all.
+        if self.block_columns and (column is None or -1 in column):
             column = torch.arange(self.shape[1]) // self.block_columns
 
         def spread(grid: Tensor) -> Tensor:

@@ -44,6 +44,12 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
         ("gemma3_text", {"use_bidirectional_attention": True}, "attend to those behind"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("mixtral", SLIDING, "slides over"),
+        # Their code in transformers knows no such switch, and no kinds of layers.
+        ("mistral", SLIDING | {"use_sliding_window": False}, "slides over a window of 256"),
+        ("mixtral", SLIDING | {"use_sliding_window": False}, "slides over a window of 256"),
+        ("phi3", SLIDING | {"layer_types": ["full_attention"] * 32}, "slides over a window of 256"),
+        ("llama", SLIDING | {"layer_types": [S, "full_attention"] * 16}, "slides over"),
+        ("qwen2", {"rope_parameters": PLAIN | {"mrope_section": [16, 24, 24]}}, "mrope_section"),
         ("phi3", {"rope_parameters": LONG}, "rope_type 'longrope' changes"),
         (
             "llama",

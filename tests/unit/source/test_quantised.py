@@ -129,6 +129,34 @@ def test_compressed_tensors(folder, kind, caplog):
         assert torch.equal(source.tensor(name, slice(5, 39)), weight[5:39])
 
 
+@pytest.mark.parametrize("groups", [-1, "mixed"])
+def test_columns_whose_order_was_never_set(folder, groups):
+    """As compressed-tensors reads them: consecutive groups wherever a column has the group -1."""
+    form, values = SCHEMES["int4 per group"]
+    args, compressor = QuantizationArgs(**values), BaseCompressor.get_value_from_registry(form)
+    generator = torch.Generator().manual_seed(0)
+    expected = {}
+
+    def change(module, weight):
+        parts, expected[f"{module}.weight"] = compressed(
+            args, compressor, module, weight, generator
+        )
+        order = torch.full((weight.shape[1],), -1, dtype=torch.int32)
+        if groups == "mixed":
+            order[::2] = 0
+        return parts | {"weight_g_idx": order}
+
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": {"weights": values | {"actorder": "group"}}},
+    }
+    quantise(folder, settings, change)
+    source = open_source(str(folder))
+    for name, weight in expected.items():
+        assert torch.equal(source.tensor(name), weight), name
+
+
 def test_compressed_tensors_of_two_kinds(folder):
     kinds = {kind: SCHEMES[kind] for kind in ("int4 per group", "int8 per channel")}
     generator = torch.Generator().manual_seed(0)
