@@ -16,7 +16,7 @@ from conversion.families import FAMILIES, Family
 from conversion.source.checkpoint import SourceCheckpoint, with_head_dim
 from conversion.source.folder import FINGERPRINT_BYTES
 from conversion.source.gguf_config import gguf_config
-from conversion.source.gguf_metadata import check_metadata
+from conversion.source.gguf_metadata import check_metadata, with_usual_tokens
 from conversion.source.gguf_parts import check_split, gguf_parts, read_gguf
 from conversion.source.gguf_tokenizer import end_tokens, generation_config, gguf_tokenizer
 from conversion.source.tensor_info import ALL_ROWS, TensorInfo
@@ -55,8 +55,8 @@ class GgufCheckpoint(SourceCheckpoint):
         self.name = name or str(path)
         self.paths = gguf_parts(path, self.name)
         read = [read_gguf(part, self.name) for part in self.paths]
-        self._metadata = read[0][0]
-        check_metadata(self._metadata, self.name)
+        check_metadata(read[0][0], self.name)
+        self._metadata = with_usual_tokens(read[0][0])
         stored = [
             (part, tensor)
             for part, (_, tensors) in zip(self.paths, read, strict=True)
@@ -185,7 +185,7 @@ class GgufCheckpoint(SourceCheckpoint):
     def write_assets(self, folder: Path) -> None:
         """Write the file's tokenizer, chat templates, end tokens and sampling as a folder's."""
         self.tokenizer().save_pretrained(folder)
-        generation_config(self._metadata).save_pretrained(folder)
+        generation_config(self._metadata, self.name).save_pretrained(folder)
 
 
 def _family(metadata: dict[str, Any], name: str) -> Family:

@@ -27,6 +27,7 @@ OPTIONAL = {
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
 }
+EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 # The tensors' shapes say it, or it says nothing of the function.
 SAYS_NOTHING = {"vocab_size", "tensor_data_layout"}
 # With these values the function is as without the keys.
@@ -109,6 +110,10 @@ def _values(stated: dict[str, Any], family: Family, freqs: Tensor | None) -> dic
     for key, config in OPTIONAL.items():
         if key in stated:
             values[config] = stated.pop(key)
+    for key in EPSILONS:
+        # Transformers has a default, llama.cpp has none.
+        if hasattr(family.config_class, OPTIONAL[key]) and OPTIONAL[key] not in values:
+            raise KeyError(key)
     heads = values["num_attention_heads"]
     values["num_key_value_heads"] = stated.pop("attention.head_count_kv", heads)
     head_dim = stated.pop("attention.key_length", values["hidden_size"] // heads)

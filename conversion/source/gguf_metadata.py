@@ -1,4 +1,4 @@
-"""The types of a GGUF file's metadata, whose writer may have put anything there."""
+"""The metadata of a GGUF file, whose writer may have put anything there, or left it out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,9 +28,11 @@ BY_KEY: dict[str, Check] = {
     "general.architecture": _text,
     "general.type": _text,
     "general.alignment": _count,
+    "general.sampling.sequence": _text,
     "split.count": _count,
     "split.tensors.count": _count,
-    "tokenizer.ggml.model": _text,
+    # "gpt2" is byte-level, "llama" SentencePiece.
+    "tokenizer.ggml.model": lambda value: value in ("gpt2", "llama"),
     "tokenizer.ggml.pre": _text,
     "tokenizer.ggml.tokens": _list_of(str),
     "tokenizer.ggml.token_type": _list_of(int),
@@ -39,16 +41,26 @@ BY_KEY: dict[str, Check] = {
     "tokenizer.ggml.add_bos_token": lambda value: isinstance(value, bool),
     "tokenizer.ggml.add_eos_token": lambda value: isinstance(value, bool),
     "tokenizer.ggml.add_space_prefix": lambda value: isinstance(value, bool),
+    "tokenizer.chat_template": _text,
+    "tokenizer.chat_templates": _list_of(str),
 }
 BY_BEGINNING: dict[str, Check] = {
-    "tokenizer.chat_template": _text,
+    "tokenizer.chat_template.": _text,
     "general.sampling.": _number,
 }
-TOKEN = "_token_id"
+GGML, TOKEN = "tokenizer.ggml.", "_token_id"
+LISTS = (f"{GGML}eos_token_ids", f"{GGML}suppress_tokens")
+# Of tokenizers that are not read, or of pairs of texts.
+SAYS_NOTHING = {
+    *("token_type_count", "remove_extra_whitespaces", "precompiled_charsmap", "add_sep_token"),
+    *("add_padding_token", "add_mask_token", "add_unknown_token"),
+}
+# llama.cpp's, where a SentencePiece file does not say.
+USUAL_TOKENS = {"unknown": 0, "bos": 1, "eos": 2}
 
 
 def check_metadata(metadata: dict[str, Any], name: str) -> None:
-    """Refuse values of other types than their keys', and special tokens that do not exist.
+    """Refuse values of other types than their keys', tokens that do not exist, and unknown keys.
 
     Args:
         metadata: every key of a file with its value.
@@ -64,13 +76,37 @@ def check_metadata(metadata: dict[str, Any], name: str) -> None:
             "the model's Hugging Face folder"
         )
     for key, value in metadata.items():
-        checks = [check for start, check in BY_BEGINNING.items() if key.startswith(start)]
-        if key in BY_KEY:
-            checks.append(BY_KEY[key])
-        if key.startswith("tokenizer.ggml.") and key.endswith(TOKEN):
-            checks.append(lambda value: _count(value) and (not tokens or value < len(tokens)))
-        if not all(check(value) for check in checks):
+        check = BY_KEY.get(key)
+        if check is None and key.startswith(GGML):
+            check = _check_of_text(key, len(tokens) if isinstance(tokens, list) else 0)
+        for start in BY_BEGINNING:
+            if check is None and key.startswith(start):
+                check = BY_BEGINNING[start]
+        if check is not None and not check(value):
             raise SourceError(
                 f"{name}: GGUF metadata: {key} is {str(value)[:80]!r}; convert from the model's "
                 "Hugging Face folder"
             )
+
+
+def _check_of_text(key: str, tokens: int) -> Check:
+    """The check of a key of the tokenizer that is not in ``BY_KEY``."""
+
+    def token(value: Any) -> bool:
+        return _count(value) and (not tokens or value < tokens)
+
+    if key.endswith(TOKEN):
+        return token
+    if key in LISTS:
+        return lambda value: isinstance(value, list) and all(map(token, value))
+    known = key.removeprefix(GGML) in SAYS_NOTHING
+    return lambda value: known or value is False
+
+
+def with_usual_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with the special tokens that a SentencePiece file leaves unsaid."""
+    tokens = metadata.get(f"{GGML}tokens") or []
+    if metadata.get(f"{GGML}model") != "llama":
+        return metadata
+    usual = {f"{GGML}{kind}{TOKEN}": id_ for kind, id_ in USUAL_TOKENS.items() if id_ < len(tokens)}
+    return usual | metadata

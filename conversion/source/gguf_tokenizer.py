@@ -1,6 +1,7 @@
 """The tokenizer, the chat templates and the end tokens that a GGUF file holds."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import (
 from conversion.errors import SourceError, first_line
 from conversion.source.gguf_split import KNOWN_SPLITS, WHOLE_WORDS, set_split
 
+logger = logging.getLogger(__name__)
+
 # Ends of an answer: of a text, a turn, a message, and of what is filled in between two texts.
 ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 END_TOKENS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ENDS)
@@ -24,9 +27,8 @@ END_SPELLINGS = {
     *("< EOT >", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|return|>", "<|call|>", "<|end_of_text|>"),
     *("<end_of_utterance>", "<|flush|>", "<|calls|>", "</s>", "<eos>", "<turn|>"),
 }
-# Of a SentencePiece vocabulary, where the metadata do not say.
-USUAL_END = 2
-# general.sampling.KEY -> key of a generation config.
+SAID_OF_SAMPLING = "general.sampling."
+# Key of these -> key of a generation config.
 SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -42,25 +44,37 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 def end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Every token at which llama.cpp ends an answer, the file's ``eos`` first."""
     named = [int(metadata[key]) for key in END_TOKENS if metadata.get(key) is not None]
+    # Ollama's files list them.
+    named += metadata.get(f"{GGML}.eos_token_ids") or []
     tokens = metadata.get(f"{GGML}.tokens") or []
-    if END_TOKENS[0] not in metadata and metadata.get(f"{GGML}.model") == SENTENCEPIECE:
-        named.insert(0, USUAL_END)
     spelled = [token for token, text in enumerate(tokens) if text in END_SPELLINGS]
     return list(dict.fromkeys(named + spelled))
 
 
-def generation_config(metadata: dict[str, Any]) -> GenerationConfig:
-    """The file's special tokens and its sampling, as a generation config."""
+def generation_config(metadata: dict[str, Any], name: str) -> GenerationConfig:
+    """The file's special tokens and its sampling, as a generation config.
+
+    Args:
+        metadata: of the file.
+        name: how the user named it, for the warning about sampling that cannot be carried over.
+    """
     ends = end_tokens(metadata)
-    sampling = {
-        key: metadata[f"general.sampling.{name}"]
-        for name, key in SAMPLING.items()
-        if f"general.sampling.{name}" in metadata
+    said = {
+        key.removeprefix(SAID_OF_SAMPLING): value
+        for key, value in metadata.items()
+        if key.startswith(SAID_OF_SAMPLING)
     }
+    sampling = {SAMPLING[key]: said.pop(key) for key in SAMPLING if key in said}
+    if said:
+        logger.warning(
+            "%s recommends sampling that a generation_config.json cannot hold: %s",
+            *(name, ", ".join(f"{SAID_OF_SAMPLING}{key}" for key in said)),
+        )
     return GenerationConfig(
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
         pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
+        suppress_tokens=metadata.get(f"{GGML}.suppress_tokens"),
         **(sampling | {"do_sample": True} if sampling else {}),
     )
 
@@ -92,14 +106,20 @@ def gguf_tokenizer(path: Path, metadata: dict[str, Any], name: str) -> PreTraine
             "Hugging Face folder"
         ) from error
     kind, pre = metadata.get(f"{GGML}.model"), metadata.get(f"{GGML}.pre")
+    tokens = metadata[f"{GGML}.tokens"]
+
+    def special(name: str) -> str | None:
+        token = metadata.get(f"{GGML}.{name}_token_id")
+        return None if token is None else tokens[token]
+
     begins = metadata.get(f"{GGML}.add_bos_token", kind == SENTENCEPIECE or pre in WHOLE_WORDS)
     return PreTrainedTokenizerFast(
         tokenizer_object=rebuilt,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        unk_token=tokenizer.unk_token,
-        pad_token=tokenizer.pad_token,
-        add_bos_token=bool(begins) and tokenizer.bos_token is not None,
+        bos_token=special("bos"),
+        eos_token=special("eos"),
+        unk_token=special("unknown"),
+        pad_token=special("padding"),
+        add_bos_token=bool(begins) and special("bos") is not None,
         add_eos_token=bool(metadata.get(f"{GGML}.add_eos_token", False)),
         chat_template=_chat_template(metadata),
     )

@@ -141,6 +141,7 @@ def test_factors_of_one_scale_nothing(tmp_path):
         ({"{arch}.expert_count": 8}, "blk.0.ffn_gate.weight has no counterpart"),
         ({"{arch}.new_in_2027": 3}, "llama.new_in_2027 = 3 is not known"),
         ({"{arch}.block_count": None}, "llama.block_count is missing"),
+        ({"{arch}.attention.layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon is missing"),
         ({"{arch}.rope.freq_base": "x"}, "could not convert"),
         ({"general.type": "adapter"}, "of type 'adapter', not a whole model"),
         ({"split.count": 2}, "one of 2 parts"),

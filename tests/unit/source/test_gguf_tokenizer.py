@@ -61,6 +61,11 @@ def test_an_end_token_by_its_spelling_whatever_its_type(tmp_path, text, kind):
     assert open_source(str(path)).config.eos_token_id == [IM_END, BOS]
 
 
+def test_end_tokens_in_a_list(assets):
+    source, _ = assets(**{"ggml.eos_token_id": EOM, "ggml.eos_token_ids": [EOM, 65]})
+    assert source.config.eos_token_id == [EOM, 65, IM_END]
+
+
 def test_the_end_of_what_is_filled_in(assets):
     source, _ = assets(**{"ggml.eos_token_id": IM_END, "ggml.fim_pad_token_id": 65})
     assert source.config.eos_token_id == [IM_END, 65]
@@ -76,6 +81,16 @@ def test_the_sampling_that_the_file_recommends(assets):
     _, folder = assets(**{"general.sampling.temp": 0.5, "general.sampling.top_k": 7})
     found = GenerationConfig.from_pretrained(folder)
     assert (found.do_sample, found.temperature, found.top_k) == (True, 0.5, 7)
+
+
+def test_tokens_that_are_never_sampled(assets):
+    _, folder = assets(**{"ggml.suppress_tokens": [7, 9]})
+    assert GenerationConfig.from_pretrained(folder).suppress_tokens == [7, 9]
+
+
+def test_sampling_that_has_no_counterpart_is_said(assets, caplog):
+    assets(**{"general.sampling.mirostat": 2, "general.sampling.penalty_last_n": 64})
+    assert "general.sampling.mirostat, general.sampling.penalty_last_n" in caplog.text
 
 
 def ids(folder, text):
@@ -153,8 +168,48 @@ def test_sentencepiece(tmp_path, metadata, expected):
     assert tokenizer.decode(found, skip_special_tokens=True) == "a"
 
 
+def test_special_tokens_that_a_sentencepiece_file_does_not_name(tmp_path):
+    """llama.cpp takes the tokens 0, 1 and 2."""
+    original = tiny_llama(vocab_size=len(SENTENCEPIECE))
+    scores = [0.0] * 259 + [-3.0, -2.0, -1.0]
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        gguf_tensors(original),
+        original.config,
+        {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": scores},
+        vocabulary=(SENTENCEPIECE, [2, 3, 3, *[6] * 256, 1, 1, 1], None),
+    )
+    source = open_source(str(path))
+    tokenizer = source.tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a").input_ids) == ["<s>", "▁a"]
+    assert (tokenizer.unk_token, tokenizer.eos_token) == ("<unk>", "</s>")
+    assert (source.config.bos_token_id, source.config.eos_token_id) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),
+        ({"ggml.normalizer.lowercase": True}, "tokenizer.ggml.normalizer.lowercase is 'True'"),
+        ({"ggml.new_in_2027": 3}, "tokenizer.ggml.new_in_2027 is '3'"),
+        ({"ggml.eos_token_ids": [10**6]}, "tokenizer.ggml.eos_token_ids is '[1000000]'"),
+    ],
+    ids=str,
+)
+def test_what_nobody_knows_of_a_tokenizer_is_refused(assets, metadata, message):
+    with pytest.raises(SourceError) as error:
+        assets(**metadata)
+    assert message in str(error.value)
+
+
+def test_what_says_nothing_of_a_tokenizer_is_taken(assets):
+    assets(**{"ggml.normalizer.lowercase": False, "ggml.add_sep_token": True})
+
+
 def test_every_chat_template(assets):
     templates = {"chat_template": "plain", "chat_template.tool_use": "tools"}
+    # The names of all but the first, as llama.cpp's converter lists them.
+    templates |= {"chat_templates": ["tool_use"]}
     _, folder = assets(**templates)
     assert AutoTokenizer.from_pretrained(folder).chat_template == {
         "default": "plain",
