@@ -9,17 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.engine import refusals
+from tests.support.ropes import yarn
 from vllm_mha2mla.config import FORMAT_VERSION
 
 pytestmark = pytest.mark.slow
 
-
-YARN = {
-    "rope_type": "yarn",
-    "factor": 4.0,
-    "original_max_position_embeddings": 512,
-    "rope_theta": 10000.0,
-}
+STRETCHED = yarn(original_max_position_embeddings=512)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +41,7 @@ def errors(tiny_checkpoint, tmp_path_factory):
             {"llm": usual | {"model": str(newer)}},
             {"llm": usual | {"kv_cache_dtype": "fp8"}},
             {"llm": usual | {"model": str(rounded)}},
-            {"llm": usual | {"hf_overrides": {"rope_parameters": YARN}}},
+            {"llm": usual | {"hf_overrides": {"rope_parameters": STRETCHED}}},
         )
         no_plugin = pool.submit(
             refusals,

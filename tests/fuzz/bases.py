@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from tests.support.gguf import VOCABULARY, gguf_tensors, write_gguf
+from tests.support.ropes import GGUF_YARN
 from tests.support.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tests.support.tiny_converted import save_tiny_coded, save_tiny_converted
 from tests.support.tiny_families import FAMILIES
@@ -54,11 +55,6 @@ def _recipe(case: Path) -> None:
 
 
 SPECIAL = {"tokenizer.ggml.bos_token_id": 260, "tokenizer.ggml.eos_token_id": 257}
-YARN = {
-    "{arch}.rope.scaling.type": "yarn",
-    "{arch}.rope.scaling.factor": 4.0,
-    "{arch}.rope.scaling.original_context_length": 128,
-}
 BASES: dict[str, dict[str, Write]] = {
     "source": {
         "llama": _llama(),
@@ -75,7 +71,7 @@ BASES: dict[str, dict[str, Write]] = {
     },
     "gguf": {
         "float32": _gguf(np.float32, SPECIAL),
-        "float16-yarn": _gguf(np.float16, SPECIAL | YARN, tie_word_embeddings=False),
+        "float16-yarn": _gguf(np.float16, SPECIAL | GGUF_YARN, tie_word_embeddings=False),
         "parts": _gguf(np.float32, {"tokenizer.chat_template": "{{ messages }}"}, split=2),
     },
     "converted": {

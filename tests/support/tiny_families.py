@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 from tests.support.as_latent import as_latent
+from tests.support.ropes import linear, yarn
 from tests.support.tiny import tiny_tokenizer
 from vllm_mha2mla.config import SLIDING
 from vllm_mha2mla.hf.registration import MODELS
@@ -71,12 +72,6 @@ class Tiny:
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 FULL = {"layer_types": ["full_attention"] * 2}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
 GRANITE = {
     "attention_multiplier": 0.2,
     "embedding_multiplier": 1.5,
@@ -96,7 +91,7 @@ FAMILIES = {
         Tiny("Olmo2"),
         Tiny("SmolLM3", {"no_rope_layers": [1, 0]}),
         Tiny("Gemma", {"head_dim": 24}),
-        Tiny("Olmo3", FULL | {"rope_parameters": {"full_attention": YARN}}),
+        Tiny("Olmo3", FULL | {"rope_parameters": {"full_attention": yarn()}}),
         Tiny("Mixtral", {"num_local_experts": 4}),
         Tiny("Qwen3Moe", {"head_dim": 16, "moe_intermediate_size": 32} | EXPERTS),
         Tiny("Olmoe", EXPERTS),
@@ -106,7 +101,6 @@ FAMILIES = {
 
 S, F = SLIDING, "full_attention"
 WINDOW = {"sliding_window": 48, "head_dim": 32, "max_position_embeddings": 1024}
-LINEAR = {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0}
 HYBRIDS = {
     tiny.name: tiny
     for tiny in (
@@ -127,7 +121,10 @@ HYBRIDS = {
                 "layer_types": [S, S, F, S],
                 "num_hidden_layers": 4,
                 "query_pre_attn_scalar": 20,
-                "rope_parameters": {S: {"rope_type": "default", "rope_theta": 1e3}, F: LINEAR},
+                "rope_parameters": {
+                    S: {"rope_type": "default", "rope_theta": 1e3},
+                    F: linear(rope_theta=1e5),
+                },
             },
         ),
         Tiny(
@@ -137,7 +134,7 @@ HYBRIDS = {
                 "hidden_size": 128,
                 "layer_types": [S, S, S, F],
                 "num_hidden_layers": 4,
-                "rope_parameters": {S: {"rope_type": "default", "rope_theta": 1e3}, F: YARN},
+                "rope_parameters": {S: {"rope_type": "default", "rope_theta": 1e3}, F: yarn()},
             },
         ),
     )

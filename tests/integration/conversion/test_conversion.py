@@ -16,6 +16,7 @@ from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from tests.support.convert import convert_tiny, windows
 from tests.support.divergence import divergence
+from tests.support.ropes import llama3, yarn
 from tests.support.tiny import TEXT, VARIANTS, save_tiny, tiny_llama, tiny_tokenizer
 from vllm_mha2mla.config import CONSTANTS
 
@@ -26,30 +27,8 @@ from vllm_mha2mla.config import CONSTANTS
         *((variant, {}) for variant in VARIANTS),
         ("gqa", {"attention_bias": True}),
         ("gqa", {"tie_word_embeddings": False, "head_dim": 32}),
-        (
-            "gqa",
-            {
-                "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 1e4,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64,
-                }
-            },
-        ),
-        (
-            "gqa",
-            {
-                "rope_parameters": {
-                    "rope_type": "yarn",
-                    "rope_theta": 1e4,
-                    "factor": 4.0,
-                    "original_max_position_embeddings": 128,
-                }
-            },
-        ),
+        ("gqa", {"rope_parameters": llama3()}),
+        ("gqa", {"rope_parameters": yarn()}),
     ],
 )
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.support.convert import convert_tiny, windows
+from tests.support.ropes import linear, llama3, yarn
 from tests.support.tiny import VARIANTS, tiny_tokenizer
 from tests.support.tiny_families import FAMILIES
 
@@ -35,33 +36,16 @@ def test_nothing_truncated_is_the_original(tmp_path, name, variant):
     torch.testing.assert_close(logits(converted), expected, atol=1e-4, rtol=0)
 
 
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1e4,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-
-
 @pytest.mark.parametrize(
     ("name", "rope"),
     [
-        ("Qwen2", YARN),
+        ("Qwen2", yarn()),
         # Its factor of cosine and sine is one of the normed queries and keys.
-        ("Qwen3", YARN),
+        ("Qwen3", yarn()),
         # A factor of those layers that turn, and of no others.
-        ("SmolLM3", YARN),
-        ("Cohere", LINEAR),
-        ("Granite", LLAMA3),
+        ("SmolLM3", yarn()),
+        ("Cohere", linear()),
+        ("Granite", llama3()),
     ],
 )
 def test_scaled_rope_is_the_originals(tmp_path, name, rope):

@@ -12,6 +12,7 @@ from conversion.runtime.progress import Progress
 from conversion.source import open_source
 from tests.support.convert import convert_tiny, windows
 from tests.support.gguf import VOCABULARY, gguf_tensors, logits, write_gguf
+from tests.support.ropes import GGUF_YARN, yarn
 from tests.support.tiny import TEXT, save_tiny, tiny_llama
 
 # Of test_conversion.py: factors are multiplied in another order.
@@ -25,24 +26,12 @@ def same(one, two):
 
 
 def test_a_gguf_file_in_parts_with_biases_and_scaled_rope(tmp_path):
-    rope = {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 128,
-    }
-    original = tiny_llama(vocab_size=VOCABULARY, attention_bias=True, rope_parameters=rope)
+    original = tiny_llama(vocab_size=VOCABULARY, attention_bias=True, rope_parameters=yarn())
     path = write_gguf(
         tmp_path / "model.gguf",
         gguf_tensors(original),
         original.config,
-        {
-            "{arch}.rope.scaling.type": "yarn",
-            "{arch}.rope.scaling.factor": 4.0,
-            "{arch}.rope.scaling.original_context_length": 128,
-            "tokenizer.ggml.eos_token_id": 257,
-            "tokenizer.ggml.eot_token_id": 258,
-        },
+        GGUF_YARN | {"tokenizer.ggml.eos_token_id": 257, "tokenizer.ggml.eot_token_id": 258},
         split=2,
     )
     out = tmp_path / "out"

@@ -7,13 +7,8 @@ from conversion.errors import SourceError
 from conversion.families import FAMILIES
 from conversion.families.refused import REASONS
 from conversion.source.kinds import check_convertible
+from tests.support.ropes import yarn
 
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "original_max_position_embeddings": 512,
-}
 HALF = {"partial_rotary_factor": 0.5}
 PART = {"rope_type": "default", "rope_theta": 1e4} | HALF
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
@@ -60,7 +55,7 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
         ("llama", {"rope_parameters": PART}, "partial_rotary_factor 0.5 is not"),
         (
             "qwen2",
-            {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}},
+            {"rope_parameters": yarn(partial_rotary_factor=0.5)},
             "partial_rotary_factor 0.5 is not",
         ),
         ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
@@ -74,7 +69,7 @@ def test_it_is_refused(model_type, changes, reason):
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [
-        ("llama", {"rope_parameters": YARN}),
+        ("llama", {"rope_parameters": yarn()}),
         ("qwen2", {"sliding_window": 256, "use_sliding_window": False}),
         # A window that no context of the model fills.
         ("mistral", {"sliding_window": 4096, "max_position_embeddings": 4096}),

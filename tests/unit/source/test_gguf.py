@@ -8,27 +8,9 @@ from conversion.checkpoint.loading import source_model
 from conversion.errors import SourceError
 from conversion.source import open_source
 from tests.support.gguf import VOCABULARY, gguf_tensors, llama3_freqs, logits, write_gguf
+from tests.support.ropes import GGUF_YARN, llama3, yarn
 from tests.support.tiny import tiny_llama
 
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
-SCALED = {
-    "{arch}.rope.scaling.type": "yarn",
-    "{arch}.rope.scaling.factor": 4.0,
-    "{arch}.rope.scaling.original_context_length": 128,
-}
 IDS = torch.randint(0, 256, (1, 300), generator=torch.Generator().manual_seed(1))
 
 
@@ -77,10 +59,10 @@ def refused(path):
             {"rope_type": "default", "rope_theta": 10000.0},
             {"{arch}.rope.scaling.type": "none", "{arch}.rope.scaling.factor": 4.0},
         ),
-        (YARN, SCALED),
+        (yarn(), GGUF_YARN),
         (
-            YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.25},
-            SCALED
+            yarn(beta_fast=16.0, beta_slow=2.0, attention_factor=1.25),
+            GGUF_YARN
             | {
                 "{arch}.rope.scaling.yarn_beta_fast": 16.0,
                 "{arch}.rope.scaling.yarn_beta_slow": 2.0,
@@ -109,7 +91,8 @@ def test_rope_scaling_of_the_metadata(tmp_path, rope, metadata):
 )
 def test_llama3_scaling_of_the_factors(tmp_path, changes):
     # Wide heads: several wavelengths within the smooth part.
-    original = model(rope_parameters=LLAMA3 | changes, head_dim=64)
+    rope = llama3(original_max_position_embeddings=256) | changes
+    original = model(rope_parameters=rope, head_dim=64)
     more = {"rope_freqs.weight": llama3_freqs(original.config)}
     same(written(tmp_path, original, more=more), original)
 
@@ -129,9 +112,9 @@ def test_factors_of_one_scale_nothing(tmp_path):
         ({"{arch}.rope.scaling.type": "longrope"}, "rope.scaling.type 'longrope'"),
         ({"{arch}.rope.scaling.attn_factor": 1.19}, "attn_factor 1.19"),
         ({"{arch}.rope.scaling.alpha": 50.0}, "llama.rope.scaling.alpha = 50.0 is not known"),
-        (SCALED | {"{arch}.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
-        (SCALED | {"{arch}.rope.scaling.yarn_attn_factor": 2.0}, "yarn_attn_factor 2.0"),
-        (SCALED | {"{arch}.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
+        (GGUF_YARN | {"{arch}.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
+        (GGUF_YARN | {"{arch}.rope.scaling.yarn_attn_factor": 2.0}, "yarn_attn_factor 2.0"),
+        (GGUF_YARN | {"{arch}.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
         ({"{arch}.attention.scale": 0.5}, "llama.attention.scale = 0.5 is not known"),
         ({"{arch}.attention.sliding_window": 128}, "slides over a window of 128"),
         ({"{arch}.attention.causal": False}, "llama.attention.causal = False"),
@@ -175,7 +158,7 @@ def test_factors_that_are_no_known_scaling(tmp_path):
         written(tmp_path, model(), more=more)
     )
     more = {"rope_freqs.weight": np.full(8, 2, np.float32)}
-    assert "rope_freqs.weight beside" in refused(written(tmp_path, model(), SCALED, more))
+    assert "rope_freqs.weight beside" in refused(written(tmp_path, model(), GGUF_YARN, more))
 
 
 def test_biases(tmp_path):
