@@ -25,6 +25,7 @@ from conversion.healing.launch import training_device
 from conversion.healing.refine import refine, refinement_windows
 from conversion.layers.converter import LayerConverter
 from conversion.layers.held_out_loss import HeldOutLoss
+from conversion.layers.measurements import Measurements
 from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import Recipe
 from conversion.recipes.widths import cache_widths, query_rank
@@ -138,7 +139,8 @@ def convert(
         source_layers = SourceLayers(source, tokens, device)
         uniform = source_layers.in_all(widths)
         converted = converted_config(source, uniform, q_lora_rank, dtype, provenance)
-        converter = LayerConverter(source_layers, converted, recipe, measured, store)
+        measurements = Measurements(source_layers, measured, store)
+        converter = LayerConverter(measurements, converted, recipe)
         with CheckpointWriter(folder, _shard_sizes(source)) as writer:
             choices = choose(recipe, converter, windows, options.offload, progress)
             layer_widths, figures = choices.layer_widths, dict(choices.figures)
@@ -147,7 +149,7 @@ def convert(
             converted = converted_config(
                 source, layer_widths, q_lora_rank, dtype, provenance, choices.codes
             )
-            streams = _streams(source_layers, converted, recipe, windows, options, store)
+            streams = _streams(measurements, converted, recipe, windows, options)
             loss = None
             if len(windows.held_out) and to_refine is None:
                 loss = HeldOutLoss(source_layers, windows.held_out, options.offload)
@@ -233,16 +235,15 @@ def _files(recipe: Recipe) -> list[Path]:
 
 
 def _streams(
-    source_layers: SourceLayers,
+    measurements: Measurements,
     converted: Any,
     recipe: Recipe,
     windows: Windows,
     options: Options,
-    store: StatisticsStore,
 ) -> Streams | None:
     """The embedded calibration text; ``None`` if no layer has a use for it."""
-    source, device = source_layers.source, source_layers.device
-    if not recipe.refits and all(index in store for index in source_layers.converted):
+    source, device = measurements.layers.source, measurements.layers.device
+    if not recipe.refits and measurements.complete:
         return None
     if not recipe.refits:
         return embedded_text(source, windows.measured, None, options.offload, device)
@@ -274,7 +275,7 @@ def _converted_layers(
             return keep_layer(layer)
         widths, token_weights = choices.layer_widths[index], choices.token_weights[index]
         if streams is not None:
-            converter.measure(layer, index, streams.original)
+            converter.measurements.measure(layer, index, streams.original)
         tensors = converter.convert(layer, index, widths)
         _check_finite(index, tensors)
         tensors = converter.coded(layer, index, tensors, streams)

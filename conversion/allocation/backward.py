@@ -49,7 +49,7 @@ def backward_sweep(
     def up(index: int, layer: Any) -> None:
         before.append(hidden.copy(offload))
         if text is not None:
-            converter.measure(layer, index, text)
+            converter.measurements.measure(layer, index, text)
             source_layers.push(layer, text, rounded=True)
         source_layers.push(layer, hidden)
 

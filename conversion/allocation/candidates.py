@@ -48,7 +48,7 @@ def held_out_divergences(
 
     def push(index: int, layer: Any) -> None:
         if text is not None:
-            converter.measure(layer, index, text)
+            converter.measurements.measure(layer, index, text)
             source_layers.push(layer, text, rounded=True)
         source_layers.push(layer, original)
         for layer_widths, hidden in zip(candidates, converted, strict=True):

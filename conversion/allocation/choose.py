@@ -158,7 +158,7 @@ def _text_to_measure(
 ) -> Activations | None:
     """The embedded calibration text; ``None`` if the store has the statistics of all layers."""
     source, device = converter.layers.source, converter.layers.device
-    if all(index in converter.store for index in converter.layers.converted):
+    if converter.measurements.complete:
         return None
     return embedded_text(source, windows.measured, None, offload, device).original
 

@@ -98,9 +98,9 @@ class CodedChoices:
 
     def _statistics(self, index: int, maps: RowMaps, gradients: KeyValueGradients) -> RowStatistics:
         metric = maps.metric(gradients)
-        store = self._converter.store
+        store = self._converter.measurements.store
         store.put_metric(index, maps.query_rope.shape[1], metric)
-        mean, covariance = self._converter.load(index).of_later_tokens()
+        mean, covariance = self._converter.measurements.load(index).of_later_tokens()
         return maps.statistics(metric, mean, covariance)
 
     def plan(self, budget: int | None, alike: bool = False) -> list[LayerPlan]:

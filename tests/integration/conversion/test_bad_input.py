@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config
 
 from conversion.layers.converter import LayerConverter
+from conversion.layers.measurements import Measurements
 from tests.support.processes import full_disk, one_line
 from tests.support.tiny import TEXT, save_tiny, tiny_tokenizer
 
@@ -102,7 +103,7 @@ def test_a_link_out_of_the_folder_is_found_before_any_layer(source, refused, mon
     def too_late(*_):
         raise AssertionError("a layer was measured first")
 
-    monkeypatch.setattr(LayerConverter, "measure", too_late)
+    monkeypatch.setattr(Measurements, "measure", too_late)
     assert "LICENSE: a link out of the model's folder" in refused(source)
 
 

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from conversion.allocation import choose as choices
 from conversion.allocation import coded
-from conversion.layers import converter as layer
+from conversion.layers import latent_tensors
 from conversion.layers.original import SourceLayers
 from conversion.recipes.recipe import REFIT_SHARE
 from conversion.source import open_source
@@ -108,7 +108,7 @@ def test_the_bound_is_broken_when_layers_stay(source, tmp_path):
 def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch, bits):
     # At Llama-3-8B's shape the query of one candidate takes 370 MiB, the whole layer 832.
     queries: list[StorageWeakRef] = []
-    going = layer.balanced
+    going = latent_tensors.balanced
 
     def watched(tensors, heads, widths):
         assert all(query.expired() for query in queries)
@@ -118,7 +118,7 @@ def test_converted_layers_are_in_memory_one_at_a_time(tmp_path, monkeypatch, bit
         queries.append(StorageWeakRef(before))
         return found
 
-    monkeypatch.setattr(layer, "balanced", watched)
+    monkeypatch.setattr(latent_tensors, "balanced", watched)
     source = save_tiny(tmp_path / "source")
     convert_tiny(source, tmp_path / "out", cache_fraction=0.5, bits=bits)
     assert len(queries) >= 20

@@ -10,7 +10,7 @@ import pytest
 
 from conversion.calibration.store import StatisticsStore
 from conversion.errors import StatisticsError
-from conversion.layers import converter as layer
+from conversion.layers import measurements
 from conversion.pipeline import Options, convert
 from conversion.recipes.recipe import Recipe
 from conversion.runtime.progress import Progress
@@ -89,7 +89,7 @@ def test_stored_statistics_give_the_same_checkpoint(source, tmp_path, monkeypatc
     def recomputed(*_):
         raise AssertionError("statistics were computed again")
 
-    monkeypatch.setattr(layer, "layer_statistics", recomputed)
+    monkeypatch.setattr(measurements, "layer_statistics", recomputed)
     store = StatisticsStore(folder) if in_folder else store
     assert weights(source, tmp_path / "second", store) == plain
     assert weights(source, tmp_path / "again", store, refit=True) == refitted
@@ -108,7 +108,7 @@ def test_only_missing_statistics_are_measured(source, tmp_path, monkeypatch):
         measured.append(arguments)
         return measure(*arguments)
 
-    measure = layer.layer_statistics
-    monkeypatch.setattr(layer, "layer_statistics", counted)
+    measure = measurements.layer_statistics
+    monkeypatch.setattr(measurements, "layer_statistics", counted)
     assert weights(source, tmp_path / "second", StatisticsStore(folder)) == plain
     assert len(measured) == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from conversion.evaluation import compare
-from conversion.layers import converter as layer
+from conversion.layers import measurements
 from conversion.sweep import run as sweep
 from tests.support.sweep import CALIBRATION, LAYERS, UNSEEN, WINDOW
 from tests.support.tiny import TEXT, save_tiny
@@ -41,7 +41,7 @@ def run(folder, tmp_path, mha2mla):
 def counted(monkeypatch):
     """Counts of layers measured, checkpoints converted, originals loaded."""
     counts = {"statistics": 0, "conversions": [], "originals": 0}
-    measure, convert_one, load = layer.layer_statistics, sweep.convert, compare.source_model
+    measure, convert_one, load = measurements.layer_statistics, sweep.convert, compare.source_model
 
     def statistics(*arguments):
         counts["statistics"] += 1
@@ -55,7 +55,7 @@ def counted(monkeypatch):
         counts["originals"] += 1
         return load(*arguments)
 
-    monkeypatch.setattr(layer, "layer_statistics", statistics)
+    monkeypatch.setattr(measurements, "layer_statistics", statistics)
     monkeypatch.setattr(sweep, "convert", conversion)
     monkeypatch.setattr(compare, "source_model", original)
     return counts
