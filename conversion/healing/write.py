@@ -1,7 +1,5 @@
 """Writing a healed checkpoint: the trained tensors new, all others as they were."""
 
-import importlib.metadata
-import platform
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,10 +14,8 @@ from conversion.healing.curve import PLOT, LossCurve, plot_curve
 from conversion.healing.pair import Pair
 from conversion.healing.recipe import HealingRecipe
 from conversion.healing.text import HealingText
+from conversion.runtime.versions import versions
 from vllm_mha2mla.config import HealingInfo, Provenance
-from vllm_mha2mla.version import __version__
-
-PACKAGES = ("torch", "transformers", "accelerate")
 
 
 def healed_provenance(
@@ -55,8 +51,7 @@ def healed_provenance(
         tokens=tokens,
         rates={} if rates == {0: recipe.lr} else rates,
         stored_top_k=recipe.teacher_top_k if stored else None,
-        versions={"vllm-mha2mla": __version__, "python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        versions=versions("torch", "transformers", "accelerate"),
         before=before,
         after=after,
         kept=kept,
