@@ -49,9 +49,8 @@ def convert_command(
 ) -> None:
     """Convert SOURCE to a checkpoint with latent attention in OUTPUT.
 
-    A smaller cache costs quality: perplexity of SmolLM2-135M grows by 3.5 % at
-    16 % of its bytes. mha2mla heal gives a part back. Measure your model with
-    mha2mla eval, on text like its real input.
+    A smaller cache costs quality, the more the fewer its bytes. mha2mla heal gives a
+    part back. Measure your model with mha2mla eval, on text like its real input.
     """
     from conversion.checkpoint.inspection import inspect
     from conversion.commands.inspect import inspection_table
