@@ -20,6 +20,7 @@ from conversion.source.checkpoint import (
     check_keys,
     with_head_dim,
 )
+from conversion.source.fingerprint import head_and_tail
 from conversion.source.kinds import check_has_config
 from conversion.source.plain_files import check_plain_files
 from conversion.source.quantised import (
@@ -41,8 +42,6 @@ ANY_CONFIGS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
     *("_from_model_config", "transformers_version"),
 }
-# How much of each shard's head and tail goes into the fingerprint.
-FINGERPRINT_BYTES = 1 << 20
 # Of every transformers model that the converter knows: the decoder within the language model.
 DECODER = "model."
 
@@ -124,12 +123,8 @@ class FolderCheckpoint(SourceCheckpoint):
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for shard in sorted({info.shard for info in self._stored.infos.values()}):
             path = self.folder / shard
-            size = path.stat().st_size
-            digest.update(f"{shard}:{size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(FINGERPRINT_BYTES))
-                file.seek(max(0, size - FINGERPRINT_BYTES))
-                digest.update(file.read())
+            digest.update(f"{shard}:{path.stat().st_size}".encode())
+            digest.update(head_and_tail(path))
         return digest.hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

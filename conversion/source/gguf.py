@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
 from conversion.source.checkpoint import SourceCheckpoint, with_head_dim
-from conversion.source.folder import FINGERPRINT_BYTES
+from conversion.source.fingerprint import head_and_tail
 from conversion.source.gguf_config import gguf_config
 from conversion.source.gguf_metadata import check_metadata, with_usual_tokens
 from conversion.source.gguf_parts import check_split, gguf_parts, read_gguf
@@ -167,12 +167,8 @@ class GgufCheckpoint(SourceCheckpoint):
         """SHA-256 over every file's size, head and tail."""
         digest = hashlib.sha256()
         for path in self.paths:
-            size = path.stat().st_size
-            digest.update(str(size).encode())
-            with path.open("rb") as file:
-                digest.update(file.read(FINGERPRINT_BYTES))
-                file.seek(max(0, size - FINGERPRINT_BYTES))
-                digest.update(file.read())
+            digest.update(str(path.stat().st_size).encode())
+            digest.update(head_and_tail(path))
         return digest.hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
