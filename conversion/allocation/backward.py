@@ -15,7 +15,8 @@ from conversion.allocation.sensitivity import (
 from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.layers.converter import LayerConverter
-from conversion.layers.original import OutputProjection, SourceLayers, final_norm
+from conversion.layers.original import SourceLayers
+from conversion.layers.predictions import OutputProjection, final_norm
 from conversion.runtime.progress import Progress
 
 SEED = 0

@@ -11,7 +11,8 @@ from conversion.calibration.activations import Activations
 from conversion.calibration.streams import embedded_text
 from conversion.families.around import swapped_attention
 from conversion.layers.divergence import mean_divergences
-from conversion.layers.original import OutputProjection, SourceLayers, final_norm
+from conversion.layers.original import SourceLayers
+from conversion.layers.predictions import OutputProjection, final_norm
 from vllm_mha2mla.hf.attention import LatentAttention
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from math import prod
 from typing import Any, TypeVar
 
@@ -16,7 +15,6 @@ from conversion.families.limits import kept_layers
 from conversion.families.qk_norm import normed_inputs
 from conversion.families.rotary_kinds import angles_of_layers
 from conversion.runtime.dense_attention import NAME as DENSE_ATTENTION
-from conversion.runtime.device import place_to_keep
 from conversion.runtime.memory import keep_freed_memory, trim_memory
 from conversion.runtime.precision import bfloat16_products
 from conversion.runtime.progress import Progress
@@ -220,34 +218,3 @@ def for_calibration(config: Any) -> Any:
     config = copy.deepcopy(config)
     config._attn_implementation = DENSE_ATTENTION
     return config
-
-
-class OutputProjection:
-    """The map from normed states to logits, in blocks of rows on a device  # each [rows, hidden]
-
-    It can be passed by more than once. Where the device has room, the blocks stay there.
-    """
-
-    def __init__(self, source: SourceCheckpoint, device: torch.device) -> None:
-        tied = source.config.tie_word_embeddings
-        name = source.family.embedding if tied else source.family.head
-        info = source.tensors[name]
-        self._pieces = partial(source.pieces, name, device)
-        self._factor = source.family.logits_factor(source.config)
-        self._kept: list[Tensor] | None = None
-        if place_to_keep(prod(info.shape) * info.dtype.itemsize, device).type != "cpu":
-            self._kept = list(self._pieces())
-
-    def __iter__(self) -> Iterator[Tensor]:
-        pieces = self._pieces() if self._kept is None else iter(self._kept)
-        return pieces if self._factor == 1 else (rows * self._factor for rows in pieces)
-
-
-def final_norm(source: SourceCheckpoint, device: torch.device) -> Any:
-    """The norm between the last layer and the output projection, float32, on the device."""
-    with torch.device("meta"):
-        norm = source.family.norm(source.family.causal_lm(source.config))
-    prefix = source.family.names.norm
-    weights = {name: source.tensor(f"{prefix}.{name}").float() for name in norm.state_dict()}
-    norm.load_state_dict(weights, assign=True)
-    return norm.to(device)
