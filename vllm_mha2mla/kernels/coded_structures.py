@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int8, c_int64, c_void_p
 
 import torch
@@ -15,12 +16,12 @@ from vllm_mha2mla.rope import apply_rotary, rotary_angles
 TURNS = 128
 """Positions for which the rotary mean is turned beforehand, as in ``csrc/kernel.h``."""
 
-TABLE_ROWS = 512
+TABLE_ROWS = 1024
 """Positions for which angles' cosines and sines are tabulated."""
 
 CHUNK = 64  # columns that an integer product sums over
 
-PADDING = 16  # numbers that a kernel may read behind a table, as it reads whole vectors
+VECTOR = 16  # numbers that a kernel reads at once, behind the end of a table too
 
 
 class Codebook(Structure):
@@ -39,12 +40,12 @@ class Coded(Structure):
 
     _fields_ = [
         ("unit_bits", c_void_p),
+        ("unit_runs", c_void_p),
         ("latent_units", c_int64),
         ("rotary_units", c_int64),
-        *(
-            (name, c_void_p)
-            for name in ("books", "scales", "inv_freq", "turned_mean", "first_row", "turns")
-        ),
+        *((name, c_void_p) for name in ("books", "scales", "inv_freq", "turned_mean", "first_row")),
+        ("frequencies", c_int64),
+        *((name, c_void_p) for name in ("frequency", "frequency_of", "turns")),
     ]
 
 
@@ -60,22 +61,37 @@ class CodedLayer:
         code = coded.code
         cos, sin = rotary_angles(torch.arange(TURNS), inv_freq)  # [TURNS, rope/2]
         turned = apply_rotary(coded.rotary_mean.float(), cos, sin)  # [TURNS, rope]
+        frequency, frequency_of = torch.unique(inv_freq.float(), return_inverse=True)
+        frequency = torch.nn.functional.pad(frequency, (0, -len(frequency) % VECTOR))
         # The structure holds their addresses.
         self.tensors = (
             torch.tensor(code.unit_bits),
+            torch.tensor(_runs(code.unit_bits)),
             scale_of(torch.arange(256)),
             inv_freq.float().contiguous(),
-            torch.nn.functional.pad(turned.flatten(), (0, PADDING)),
+            torch.nn.functional.pad(turned.flatten(), (0, VECTOR)),
             coded.first_row.float().contiguous(),
-            _turns(inv_freq),
+            frequency,
+            frequency_of.int(),
+            _turns(frequency),
         )
-        unit_bits, *others = (tensor.data_ptr() for tensor in self.tensors)
+        unit_bits, unit_runs, *others = (tensor.data_ptr() for tensor in self.tensors)
         latent_units = len(code.latent_units)
         rotary_units = len(code.unit_bits) - latent_units
         self.width = UNIT * len(code.unit_bits)
         self.structure = Coded(
-            unit_bits, latent_units, rotary_units, ctypes.addressof(_codebooks()), *others
+            *(unit_bits, unit_runs, latent_units, rotary_units, ctypes.addressof(_codebooks())),
+            *(*others[:4], len(frequency), *others[4:]),
         )
+
+
+def _runs(unit_bits: Sequence[int]) -> list[int]:
+    """Count the units from each one on that have its bits."""
+    runs: list[int] = []
+    for i in reversed(range(len(unit_bits))):
+        same = i + 1 < len(unit_bits) and unit_bits[i + 1] == unit_bits[i]
+        runs.append(runs[-1] + 1 if same else 1)
+    return runs[::-1]
 
 
 @functools.cache
@@ -93,11 +109,11 @@ def _codebooks() -> "ctypes.Array[Codebook]":
     return books
 
 
-def _turns(inv_freq: Tensor) -> Tensor:
-    """``128 + 127 [cos ; sin]`` of ``r theta_j``, in the order of ``csrc/kernel.h``  # uint8"""
-    halves = rotary_angles(torch.arange(TABLE_ROWS), inv_freq)  # [TABLE_ROWS, rope/2] each
-    table = (127 * torch.cat(halves, dim=1)).round().to(torch.int16) + 128  # [TABLE_ROWS, rope]
-    padded = torch.nn.functional.pad(table.to(torch.uint8), (0, -table.shape[1] % CHUNK))
+def _turns(frequency: Tensor) -> Tensor:
+    """``127 [cos ; sin]`` of ``r`` times each frequency, as ``csrc/kernel.h`` orders it  # int8"""
+    halves = rotary_angles(torch.arange(TABLE_ROWS), frequency)  # [TABLE_ROWS, frequencies] each
+    table = (127 * torch.cat(halves, dim=1)).round().to(torch.int8)  # [TABLE_ROWS, 2 frequencies]
+    padded = torch.nn.functional.pad(table, (0, -table.shape[1] % CHUNK))
     # [panels, 16 rows, chunks, 16 quads, 4] -> [panels, chunks, quads, rows, 4]
     return (
         padded.view(TABLE_ROWS // 16, 16, padded.shape[1] // CHUNK, 16, 4)

@@ -11,7 +11,7 @@
 #include "direct.h"
 
 // Coded rows per step of the online softmax where they are multiplied as integers.
-constexpr int64_t CODED_STEP = 128;
+constexpr int64_t CODED_STEP = 256;
 
 // Scratch memory of one worker, and what one tile's result is made of.
 struct TileBuffers {

@@ -1,4 +1,4 @@
-// Scores of coded rows, panel by panel: one is read while the one before is multiplied.
+// Scores of coded rows, two panels at a time: the next are read while the ones before are multiplied.
 #pragma once
 
 #include "coded_buffers.h"
@@ -17,53 +17,55 @@ INLINE vf scales_of(const Coded& k, const uint8_t* first, const uint8_t* second)
   return (vf)_mm512_add_epi32((__m512i)fraction, _mm512_slli_epi32(octaves, 23));
 }
 
-// The next panel's keys, read chunk by chunk between the products of the one before.
-struct NextKeys {
+// The keys of a step, read ahead of their products chunk by chunk of both panels.
+struct Keys {
   const CodedProgress& c;
-  KeyReader reader;
-  uint8_t* to;
+  const uint8_t* const* groups;
+  const uint8_t* const* ahead;
+  int64_t pairs;  // of panels
+  Pairs slots;
+  KeyReader readers[2];
+  int64_t pair = 0, chunk = 0;  // to be read next
 
-  void read(int64_t chunk) {
+  // Reads the next chunk, if there is one.
+  void read() {
+    if (pair == pairs) return;
+    if (chunk == 0) open();
     const int64_t rotary = chunk - c.s.first[ROTARY], latent_units = c.k.latent_units;
     const int64_t units = rotary < 0 ? latent_units : latent_units + c.k.rotary_units;
     const int64_t last = rotary < 0 ? (chunk + 1) * 8 : latent_units + (rotary + 1) * 8;
-    read_keys(reader, last < units ? last : units, to + chunk * TILE_BYTES);
+    uint8_t* const to = (uint8_t*)slots.next();
+    for (int64_t i = 0; i < 2; i++)
+      read_keys(readers[i], last < units ? last : units, to + i * slots.second);
+    if (++chunk == c.s.first[MEAN]) chunk = 0, pair++;
+  }
+
+  void open() {
+    const int64_t scales = (c.p.a.cache.row_stride - 2) * GROUP_ROWS;
+    for (int64_t i = 0; i < 2; i++) {
+      const int64_t panel = 2 * pair + i;
+      const uint8_t *const *own = groups + 2 * panel, *const *later = ahead + 2 * panel;
+      readers[i] = {&c.k, {own[0], own[1]}, {later[0], later[1]}, 0, 0, 0};
+      for (int64_t kind = 0; kind < 2; kind++) {
+        const int64_t at = scales + kind * GROUP_ROWS;
+        store(c.b.scales[kind] + panel * PANEL_ROWS, scales_of(c.k, own[0] + at, own[1] + at));
+      }
+    }
   }
 };
 
-// Products of one panel's keys with a tile of A, while the next panel's keys are read.
-INLINE void multiply_keys(const CodedProgress& c, int64_t tile, const uint8_t* keys,
-                          const uint8_t* mean, int32_t* products, NextKeys* next) {
-  const uint8_t* const a = c.b.query + tile * c.s.query_tile;
-  const int64_t first = tile * c.s.height, left = c.p.rows - first;
-  const int64_t rows = left < c.s.height ? left : c.s.height;
-  for (int part = 0; part < PARTS; part++) {
-    const int64_t begin = c.s.first[part];
-    if (!c.s.chunks[part]) continue;
-    multiply<true>(a + begin * 2 * TILE_BYTES, part == MEAN ? mean : keys + begin * TILE_BYTES,
-                   c.s.chunks[part], rows, products + part * 2 * C_LIMB, [&](int64_t chunk) {
-                     if (next && part != MEAN) next->read(begin + chunk);
-                   });
-  }
-}
-
-// The scores that products of a panel and a tile of A are.
-static void score_panel(const CodedProgress& c, int64_t panel, int64_t tile,
-                        const int32_t* products) {
-  const int32_t unit = (int32_t)LEVEL_ONE;
-  const vf latent = load(c.b.scales[LATENT] + panel * PANEL_ROWS);
-  const vf rotary = load(c.b.scales[ROTARY] + panel * PANEL_ROWS);
-  const int64_t first = tile * c.s.height;
-  for (int64_t m = first; m < first + c.s.height && m < c.p.rows; m++) {
-    vf sum[PARTS] = {};
-    for (int part = 0; part < PARTS; part++) {
-      const int32_t* sums = c.b.sums[m][part];
-      const int32_t offsets[2] = {sums[0] * unit, sums[1] * unit};
-      if (c.s.chunks[part])
-        sum[part] = sum_of(products + part * 2 * C_LIMB, m - first, offsets) * c.b.steps[m][part];
+// Adds one part of the scores of a pair of panels and a tile of A, or begins with it.
+INLINE void add_scores(const CodedProgress& c, int64_t pair, int64_t tile, int part, bool begins,
+                       const int32_t* products) {
+  const int64_t first = tile * c.s.height, last = first + c.s.height;
+  for (int64_t i = 0; i < 2; i++) {
+    const int64_t column = (2 * pair + i) * PANEL_ROWS;
+    const vf scale = part == MEAN ? splat(1.0f) : load(c.b.scales[part] + column);
+    float* to = c.p.b.scores + first * CODED_STEP + column;
+    for (int64_t m = first; m < last && m < c.p.rows; m++, to += CODED_STEP) {
+      const vf sum = sum_of(products, i, m - first) * (scale * c.b.steps[m][part]);
+      store(to, begins ? sum : load(to) + sum);
     }
-    store(c.p.b.scores + m * CODED_STEP + panel * PANEL_ROWS,
-          sum[LATENT] * latent + sum[ROTARY] * rotary + sum[MEAN]);
   }
 }
 
@@ -71,42 +73,43 @@ static void score_panel(const CodedProgress& c, int64_t panel, int64_t tile,
 static void score_codes(const CodedProgress& c, int64_t begin, int64_t count,
                         const uint8_t* const groups[STEP_GROUPS],
                         const uint8_t* const ahead[STEP_GROUPS]) {
-  const int64_t panels = (count + PANEL_ROWS - 1) / PANEL_ROWS;
-  const int64_t keys_bytes = c.s.all_chunks * TILE_BYTES;
-  const int64_t scales = (c.p.a.cache.row_stride - 2) * GROUP_ROWS;
-  const uint8_t* mean =
-      c.k.turns + begin % TABLE_ROWS / PANEL_ROWS * c.s.chunks[MEAN] * TILE_BYTES;
-  auto keys_of = [&](int64_t panel, NextKeys& next) {
-    const uint8_t* const own[2] = {groups[2 * panel], groups[2 * panel + 1]};
-    for (int i = 0; i < 2; i++) {
-      const int64_t at = scales + i * GROUP_ROWS;
-      store(c.b.scales[i] + panel * PANEL_ROWS, scales_of(c.k, own[0] + at, own[1] + at));
-    }
-    next.reader = {&c.k, {own[0], own[1]}, {ahead[2 * panel], ahead[2 * panel + 1]}, 0};
-    next.to = c.b.keys + panel % 2 * keys_bytes;
+  const int64_t pairs = (count + 2 * PANEL_ROWS - 1) / (2 * PANEL_ROWS);
+  const int64_t mean_bytes = c.s.chunks[MEAN] * TILE_BYTES;
+  const uint8_t* const mean = (const uint8_t*)c.k.turns + begin % TABLE_ROWS / PANEL_ROWS * mean_bytes;
+  Pairs own = slots_of(c.b.keys, c.s.key_slots);
+  Keys keys = {c, groups, ahead, pairs, own, {}};
+  for (int64_t i = 0; i < c.s.keys_ahead; i++) keys.read();
+  // Scores are added one product later, when it has long been stored.
+  struct {
+    int64_t pair, tile, part;
+  } last = {-1, 0, 0};
+  int64_t product = 0;
+  auto add = [&] {
+    if (last.pair >= 0)
+      add_scores(c, last.pair, last.tile, last.part, last.part == LATENT,
+                 c.b.products + (product + 1) % 2 * C_PRODUCT);
   };
-  NextKeys next = {c, {}, nullptr};
-  keys_of(0, next);
-  for (int64_t chunk = 0; chunk < c.s.first[MEAN]; chunk++) next.read(chunk);
-  // Scores are computed one product later, when it has long been stored.
-  int64_t done = 0;
-  auto score = [&] {
-    score_panel(c, done / c.s.tiles, done % c.s.tiles,
-                c.b.products + done % 2 * PARTS * 2 * C_LIMB);
-    done++;
-  };
-  for (int64_t panel = 0, product = 0; panel < panels; panel++) {
-    const uint8_t* const keys = c.b.keys + panel % 2 * keys_bytes;
-    const bool more = panel + 1 < panels;
-    if (more) keys_of(panel + 1, next);
-    for (int64_t tile = 0; tile < c.s.tiles; tile++, product++) {
-      multiply_keys(c, tile, keys, mean + panel * c.s.chunks[MEAN] * TILE_BYTES,
-                    c.b.products + product % 2 * PARTS * 2 * C_LIMB,
-                    tile || !more ? nullptr : &next);
-      if (product) score();
+  for (int64_t pair = 0; pair < pairs; pair++) {
+    const Pairs of_pair = own;
+    for (int64_t tile = 0; tile < c.s.tiles; tile++) {
+      own = of_pair;
+      const int64_t first = tile * c.s.height, left = c.p.rows - first;
+      for (int part = 0; part < PARTS; part++) {
+        if (!c.s.chunks[part]) continue;
+        Pairs turns = {mean + 2 * pair * mean_bytes, 0, TILE_BYTES, mean_bytes, mean_bytes};
+        multiply<true>(c.b.query + tile * c.s.query_tile + c.s.first[part] * 2 * TILE_BYTES,
+                       part == MEAN ? turns : own, c.s.chunks[part],
+                       left < c.s.height ? left : c.s.height, c.b.sums[first][part], 2 * PARTS,
+                       c.b.products + product % 2 * C_PRODUCT, [&](int64_t) {
+                         if (tile == 0 && part != MEAN) keys.read();
+                       });
+        add();
+        last = {pair, tile, part};
+        product++;
+      }
     }
   }
-  score();
+  add();
 }
 
 #endif

@@ -17,17 +17,22 @@ struct Codebook {
 // A layer's coded rows: bytes in the order of `coding/packing.py`.
 struct Coded {
   const int64_t* unit_bits;  // [latent_units + rotary_units]
+  const int64_t* unit_runs;  // [latent_units + rotary_units]: units from here on of the same bits
   int64_t latent_units, rotary_units;
   const Codebook* books;     // [9], by bits
   const float* scales;       // [256]: of each byte
   const float* inv_freq;     // [rope/2]
   const float* turned_mean;  // [TURNS, rope]: the mean of rotary columns, turned to each position
   const float* first_row;    // [rank + rope]
-  // 128 + 127 cos, and sin, of r theta_j for r < TABLE_ROWS, in the order of keys in `levels.h`:
-  // [TABLE_ROWS / 16][chunks of 64 columns][16 quads of columns][16 rows][4]
-  const uint8_t* turns;
+  // Pairs of different heads have the same frequencies, and of those each is here once.
+  int64_t frequencies;            // with zeros behind, a multiple of 16
+  const float* frequency;         // [frequencies]
+  const int32_t* frequency_of;    // [rope/2]: of each pair
+  // 127 cos of r theta_j for all frequencies, then 127 sin, for r < TABLE_ROWS, in the order of keys
+  // in `levels.h`: [TABLE_ROWS / 16][chunks of 64 columns][16 quads of columns][16 rows][4]
+  const int8_t* turns;
 };
-constexpr int64_t TURNS = 128, TABLE_ROWS = 512;
+constexpr int64_t TURNS = 128, TABLE_ROWS = 1024;
 
 struct Cache {  // [blocks, block_size, width]; a coded one: bytes [blocks, block_size, row_stride]
   void* data;

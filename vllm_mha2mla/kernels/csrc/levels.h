@@ -36,7 +36,7 @@ struct Spread {
           key_shifts[to] = (uint8_t)(row % 2 * 32 + 2 * BITS * i);
         } else {  // four columns begin with a byte
           for (int half = 0; half < 2; half++) {
-            const int byte = half * BITS / 2 + i;
+            const int begin = (row < 8 ? half : 1 - half) * BITS / 2, byte = begin + i;
             key_bytes[half][to] = (uint8_t)(row % 8 * BITS + (byte < last ? byte : last));
           }
           key_shifts[to] = (uint8_t)(row % 2 * 32 + BITS * i);
@@ -62,17 +62,23 @@ struct Spread {
 template <int BITS>
 static constexpr Spread<BITS> SPREAD;
 
+// The bytes of a unit that are the first half of its rows' bits, or the second.
+INLINE constexpr uint64_t half_of_rows(int bits, int half) {
+  uint64_t mask = 0;
+  for (int i = 0; i < 8 * bits; i++)
+    if (i % bits / (bits / 2) == half) mask |= 1ull << i;
+  return mask;
+}
+
 INLINE __m512i bytes_at(const void* p) { return _mm512_loadu_si512(p); }
 
 // One unit of 16 rows as keys, of two groups  # to: [2 quads][16 rows][4]
-// The bytes are levels + 128, because one factor of a product has to be unsigned.
 template <int BITS>
 INLINE void key_unit(const uint8_t* const group[2], const Codebook& book, uint8_t* to) {
   constexpr const Spread<BITS>& s = SPREAD<BITS>;
   constexpr __mmask64 own = BITS == 8 ? ~0ull : (1ull << 8 * BITS % 64) - 1;
   __m512i x[2];
-  const __m512i flip = _mm512_set1_epi8((char)0x80);
-  const __m512i levels = _mm512_xor_si512(bytes_at(book.levels), flip);
+  const __m512i levels = bytes_at(book.levels);
   if constexpr (BITS <= 4) {
     const __m512i first = _mm512_maskz_loadu_epi8(own, group[0]);
     const __m512i both = _mm512_mask_loadu_epi8(first, own << 32, group[1] - 32);
@@ -83,20 +89,23 @@ INLINE void key_unit(const uint8_t* const group[2], const Codebook& book, uint8_
     } else {
       const __m512i spread = _mm512_permutexvar_epi8(bytes_at(s.key_bytes[0]), both);
       const __m512i pairs = _mm512_multishift_epi64_epi8(bytes_at(s.key_shifts), spread);
-      const __m512i second = _mm512_xor_si512(bytes_at(book.second_levels), flip);
+      const __m512i second = bytes_at(book.second_levels);
       x[0] = _mm512_permutexvar_epi8(pairs, levels);
       x[1] = _mm512_permutexvar_epi8(pairs, second);
     }
   } else {
-    const __m512i first = _mm512_maskz_loadu_epi8(own, group[0]);
-    const __m512i second = _mm512_maskz_loadu_epi8(own, group[1]);
+    // Four columns are half of a row's bytes: the other group's take the place of the other half.
+    constexpr __mmask64 halves[2] = {half_of_rows(BITS, 0), half_of_rows(BITS, 1)};
     for (int half = 0; half < 2; half++) {
-      const __m512i from = bytes_at(s.key_bytes[half]);
-      x[half] = _mm512_permutexvar_epi8(from, first);
-      x[half] = _mm512_mask_permutexvar_epi8(x[half], ~0ull << 32, from, second);
+      const uint8_t* const second = group[1] + (half ? BITS / 2 : -BITS / 2);
+      x[half] = _mm512_maskz_loadu_epi8(halves[half], group[0]);
+      x[half] = _mm512_mask_loadu_epi8(x[half], halves[1 - half], second);
+      x[half] = _mm512_permutexvar_epi8(bytes_at(s.key_bytes[half]), x[half]);
       if constexpr (BITS < 8) {
         x[half] = _mm512_multishift_epi64_epi8(bytes_at(s.key_shifts), x[half]);
         x[half] = _mm512_permutexvar_epi8(x[half], levels);
+      } else {
+        x[half] = _mm512_xor_si512(x[half], _mm512_set1_epi8((char)0x80));
       }
     }
   }
@@ -137,25 +146,27 @@ INLINE void with_bits(int64_t bits, F f) {
 // Goes through the units of two groups, and prefetches the same bytes of two that are needed later.
 struct KeyReader {
   const Coded* k;
-  const uint8_t *from[2], *ahead[2];
-  int64_t unit;
+  const uint8_t *groups[2], *ahead[2];
+  int64_t unit, at, fetched;  // bytes of a group
 };
 
 // Reads the units before `last` as keys  # to: [units][2][16][4]
 INLINE void read_keys(KeyReader& r, int64_t last, uint8_t* to) {
-  const int64_t* const all = r.k->unit_bits;
   while (r.unit < last) {
-    with_bits(all[r.unit], [&](auto n) {
+    const int64_t run = r.k->unit_runs[r.unit], left = last - r.unit;
+    const int64_t count = run < left ? run : left;
+    with_bits(r.k->unit_bits[r.unit], [&](auto n) {
       constexpr int BITS = decltype(n)::value;
-      for (; r.unit < last && all[r.unit] == BITS; r.unit++, to += 2 * 64) {
-        key_unit<BITS>(r.from, r.k->books[BITS], to);
-        for (int i = 0; i < 2; i++) {
-          __builtin_prefetch(r.ahead[i], 0, 2);
-          r.from[i] += GROUP_ROWS * BITS;
-          r.ahead[i] += GROUP_ROWS * BITS;
+      for (int64_t i = 0; i < count; i++, r.at += GROUP_ROWS * BITS, to += 2 * 64) {
+        const uint8_t* const group[2] = {r.groups[0] + r.at, r.groups[1] + r.at};
+        key_unit<BITS>(group, r.k->books[BITS], to);
+        if (r.fetched <= r.at) {
+          for (const uint8_t* later : r.ahead) __builtin_prefetch(later + r.fetched, 0, 2);
+          r.fetched += 64;
         }
       }
     });
+    r.unit += count;
   }
 }
 

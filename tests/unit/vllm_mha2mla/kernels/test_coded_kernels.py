@@ -14,7 +14,7 @@ from vllm_mha2mla.coding.row_code import CodedRow, RowCode
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import PagedBatch, build, cpu, reference
 from vllm_mha2mla.kernels.coded_reference import CodedCache
-from vllm_mha2mla.kernels.coded_structures import CodedLayer
+from vllm_mha2mla.kernels.coded_structures import TABLE_ROWS, CodedLayer
 from vllm_mha2mla.kernels.reference import ReferenceLayer
 
 LIBRARY = build.library()
@@ -44,7 +44,9 @@ def codes(draw):
 @st.composite
 def batches(draw):
     """Requests of mixed kinds: (context length, new tokens), often at the borders of blocks."""
-    border = st.sampled_from([1, 7, 8, 9, 16, 17, 63, 64, 65, 96, 97, 127, 128, 129, 193])
+    border = st.sampled_from(
+        [1, 7, 8, 9, 16, 17, 63, 64, 65, 96, 97, 127, 128, 129, 193, 255, 256, 257]
+    )
     lengths = draw(st.lists(st.one_of(border, st.integers(1, 300)), min_size=1, max_size=4))
     new = [draw(st.sampled_from(sorted({0, 1, length // 2, length}))) for length in lengths]
     if not any(new):
@@ -67,7 +69,9 @@ class Coded:
         self.table = torch.full((len(batch), max(per_request) + 1), -7, dtype=torch.int32)
         size = (len(blocks), block_size, code.row_bytes)
         self.cache = torch.randint(256, size, generator=self.generator).to(torch.uint8)
-        self.inv_freq = torch.rand(rope // 2, generator=self.generator)
+        # Pairs of several heads have the same frequencies.
+        frequencies = torch.rand(4, generator=self.generator)
+        self.inv_freq = frequencies[torch.randint(4, (rope // 2,), generator=self.generator)]
         self.coded = CodedRow(code, self.random(rope), self.random(width))
         used = 0
         for index, (length, _) in enumerate(batch):
@@ -124,6 +128,20 @@ def test_attention_over_coded_rows(kernel, code, batch, block_size, heads, dtype
     torch.testing.assert_close(
         paged.attend(query, kernel), expected, atol=4 * tolerance, rtol=tolerance
     )
+
+
+@each_kernel
+@pytest.mark.parametrize("rope", [16, 176])
+def test_long_contexts(kernel, rope):
+    """Contexts go on behind the positions whose angles are tabulated."""
+    lengths = (TABLE_ROWS - 1, TABLE_ROWS, TABLE_ROWS + 1, 2 * TABLE_ROWS + 300)
+    units = rope // 16
+    code = RowCode(LatentWidths(40, rope), (6, 4, 4, 3, 1, *(2 * ([4] * units))))
+    paged = Coded(code, [(length, 1) for length in lengths], 128, seed=3)
+    paged.inv_freq = torch.logspace(0, -4, rope // 2)
+    query = paged.random(len(lengths), 9, 40 + rope).to(torch.bfloat16)
+    expected = paged.attend(query.double().float())
+    torch.testing.assert_close(paged.attend(query, kernel), expected, atol=0.12, rtol=3e-2)
 
 
 @each_kernel
