@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpu_kernels_parts.calls import flash_attention, flash_tensors, variants
 from gpu_kernels_parts.loads import DTYPE
@@ -56,6 +57,28 @@ def check_kernels(report: Report) -> None:
         report.add(measure, what="check rotate", shape=f"{heads} heads {rank}+{rope}")
 
 
+def paged(
+    batch: tuple[tuple[int, int], ...], block_size: int, spare: int = 0
+) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Lay requests out in a paged cache, in blocks of any order.
+
+    Args:
+        batch: context length and new tokens of every request.
+        block_size: rows of a block.
+        spare: blocks that belong to no request.
+
+    Returns:
+        the number of blocks; the block table  # [requests, blocks of the longest]; the first query
+        of each request  # [requests + 1]; the context lengths  # [requests]; all int32
+    """
+    lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
+    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
+    each = max(-(-length // block_size) for length, _ in batch)
+    used = each * len(batch)
+    table = torch.randperm(used + spare)[:used].int().view(len(batch), each)
+    return used + spare, table, starts, lengths
+
+
 def attention_error(
     heads: int,
     rank: int,
@@ -66,12 +89,9 @@ def attention_error(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """The norm of the error over the norm of the result, and the largest error of a log-sum-exp."""
-    lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
-    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
-    each = max(-(-length // block_size) for length, _ in batch)
-    table = torch.randperm(each * len(batch) + 3)[: each * len(batch)].int().view(len(batch), each)
+    blocks, table, starts, lengths = paged(batch, block_size, spare=3)
     padding = (0, -(rank + rope) % 8)  # of rows, to whole vectors, as the engine pads them
-    cache = torch.randn(each * len(batch) + 3, block_size, rank + rope).to(dtype)
+    cache = torch.randn(blocks, block_size, rank + rope).to(dtype)
     cache = torch.nn.functional.pad(cache, padding)
     query = torch.randn(int(starts[-1]), heads, rank + rope).to(dtype)
     query = torch.nn.functional.pad(query, padding)
@@ -96,11 +116,8 @@ def flash_error(
     variant: str, heads: int, rank: int, rope: int, batch: tuple[tuple[int, int], ...]
 ) -> dict[str, Any]:
     """The norm of FlashAttention's error over the norm of the result."""
-    lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
-    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
-    each = max(-(-length // 16) for length, _ in batch)
-    table = torch.randperm(each * len(batch)).int().view(len(batch), each)
-    cache = torch.randn(each * len(batch), 16, rank + rope).to(DTYPE)
+    blocks, table, starts, lengths = paged(batch, 16)
+    cache = torch.randn(blocks, 16, rank + rope).to(DTYPE)
     query = torch.randn(int(starts[-1]), heads, rank + rope).to(DTYPE)
     scale = (rank + rope) ** -0.5
     expected = torch.zeros(len(query), heads, rank)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gpu_kernels_parts.calls import latent_calls
-from gpu_kernels_parts.checks import DECODE, MIXED
+from gpu_kernels_parts.checks import DECODE, MIXED, paged
 from gpu_kernels_parts.loads import DTYPE, LOADS, Batch
 from gpu_kernels_parts.report import Report
 from vllm_mha2mla.coding.row_code import CodedRow, RowCode
@@ -68,11 +68,8 @@ def attention_error(
 ) -> dict[str, Any]:
     """The norm of the error over the norm of the result, bytes random."""
     coded, inv_freq = row(rank, rope)
-    lengths = torch.tensor([length for length, _ in batch], dtype=torch.int32)
-    starts = torch.tensor([0, *(new for _, new in batch)]).cumsum(0).int()
-    each = max(-(-length // block_size) for length, _ in batch)
-    table = torch.randperm(each * len(batch)).int().view(len(batch), each)
-    cache = _random_cache(each * len(batch), block_size, coded.code)
+    blocks, table, starts, lengths = paged(batch, block_size)
+    cache = _random_cache(blocks, block_size, coded.code)
     query = torch.randn(int(starts[-1]), heads, rank + rope).to(DTYPE)
     scale = (rank + rope) ** -0.5
     expected = torch.zeros(len(query), heads, rank)
