@@ -75,7 +75,7 @@ class SourceCheckpoint(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash that changes when the checkpoint does; cheap to compute."""
+        """A hash that changes when a matrix of the checkpoint does; cheap to compute."""
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:

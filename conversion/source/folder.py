@@ -20,7 +20,7 @@ from conversion.source.checkpoint import (
     check_keys,
     with_head_dim,
 )
-from conversion.source.fingerprint import head_and_tail
+from conversion.source.fingerprint import ends_and_pieces
 from conversion.source.kinds import check_has_config
 from conversion.source.plain_files import check_plain_files
 from conversion.source.quantised import (
@@ -119,12 +119,12 @@ class FolderCheckpoint(SourceCheckpoint):
             self.config.tie_word_embeddings = False
 
     def fingerprint(self) -> str:
-        """SHA-256 over config, shard sizes, and the head and tail of every shard."""
+        """SHA-256 over config, and sizes and parts of shards."""
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         for shard in sorted({info.shard for info in self._stored.infos.values()}):
             path = self.folder / shard
             digest.update(f"{shard}:{path.stat().st_size}".encode())
-            digest.update(head_and_tail(path))
+            digest.update(ends_and_pieces(path))
         return digest.hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from conversion.errors import SourceError
 from conversion.families import FAMILIES, Family
 from conversion.source.checkpoint import SourceCheckpoint, with_head_dim
-from conversion.source.fingerprint import head_and_tail
+from conversion.source.fingerprint import ends_and_pieces
 from conversion.source.gguf_config import gguf_config
 from conversion.source.gguf_metadata import check_metadata, with_usual_tokens
 from conversion.source.gguf_parts import check_split, gguf_parts, read_gguf
@@ -164,11 +164,11 @@ class GgufCheckpoint(SourceCheckpoint):
         return torch.from_numpy(np.require(values, np.float32, "W"))
 
     def fingerprint(self) -> str:
-        """SHA-256 over every file's size, head and tail."""
+        """SHA-256 over every file's size and parts of it."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(str(path.stat().st_size).encode())
-            digest.update(head_and_tail(path))
+            digest.update(ends_and_pieces(path))
         return digest.hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -138,6 +138,21 @@ def test_dtypes_that_are_mixed(folder):
     as_transformers(folder)
 
 
+def test_the_fingerprint_tells_a_merged_adapter(tmp_path):
+    """A matrix in the middle of a file whose first and last MiB stay the same."""
+    folder = save_tiny(tmp_path / "source", vocab_size=4096, hidden_size=128, num_hidden_layers=12)
+    before = open_source(str(folder)).fingerprint()
+    assert open_source(str(folder)).fingerprint() == before
+    size = (folder / WEIGHTS).stat().st_size
+    data = (folder / WEIGHTS).read_bytes()
+    name = "model.layers.1.self_attn.q_proj.weight"
+    change_weights(folder / WEIGHTS, lambda tensors: tensors | {name: tensors[name] + 0.01})
+    after = (folder / WEIGHTS).read_bytes()
+    assert (after[: 1 << 20], after[-(1 << 20) :]) == (data[: 1 << 20], data[-(1 << 20) :])
+    assert (folder / WEIGHTS).stat().st_size == size
+    assert open_source(str(folder)).fingerprint() != before
+
+
 @pytest.mark.parametrize(
     "changes",
     [
