@@ -28,6 +28,7 @@ from vllm_mha2mla.self_check.stored import StoredBlocks
 # and the bound is more than twice that. A wrong scale, row or angle is off by tens of per cent.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 24 * 2.0**-11, torch.bfloat16: 24 * 2.0**-8}
 ROW_TOLERANCES = {torch.float32: 1e-4, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+TIE = 1e-4  # a kernel's sums and logarithms are closer to the reference's
 SMALLEST = 1e-30  # a row or an output of zeros has no size
 
 
@@ -84,8 +85,9 @@ class Reference:
     def rows(self, stored: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Judge new rows.
 
-        A coded row counts for what it is further off than the reference's code of it. A number at
-        a border between codes may get either, so that a tenth more is no error.
+        A coded row counts for what it is further off than the reference's code of it. A number or
+        a scale at a border between codes may get either: a tenth more is no error, nor what the
+        codes of a slightly smaller or larger row are off by.
 
         Args:
             stored: the rows' numbers or bytes, and those of a row that nobody has written
@@ -103,16 +105,18 @@ class Reference:
         k_rope = apply_rotary(k_rope, *rotary_angles(positions, self.inv_freq))
         expected = torch.cat((c, k_rope), dim=-1)  # [tokens, rank + rope]
         decoded = self._decoded(stored)
-        found, nothing, best = decoded[:-1], decoded[-1:], expected
+        found, nothing, best = decoded[:-1], decoded[-1:], [expected]
         if self.coded is not None:
             first = positions == 0
-            best = rounded(self.coded.code, expected, self.coded.first_row, first)
-            found = found + first[:, None] * self.coded.first_row
+            known = first[:, None] * self.coded.first_row
+            near = (known + (expected - known) * (1 + change) for change in (0, -TIE, TIE))
+            best = [rounded(self.coded.code, y, self.coded.first_row, first) for y in near]
+            found = found + known
         errors = [found[:, widths.width :].abs().sum(-1)]  # padding has to be zero
         for part in (slice(0, widths.kv_lora_rank), slice(widths.kv_lora_rank, widths.width)):
             off = (found[:, : widths.width] - expected)[:, part].norm(dim=-1)
             size = expected[:, part].norm(dim=-1).clamp_min(SMALLEST)
-            of_best = (best - expected)[:, part].norm(dim=-1)
+            of_best = torch.stack([(y - expected)[:, part].norm(dim=-1) for y in best]).amax(0)
             errors.append((off - 1.1 * of_best).clamp_min(0) / size)
         found = found[:, : widths.width] + self._mean(positions)
         return torch.cat((found, nothing[:, : widths.width])), torch.stack(errors).amax(0)

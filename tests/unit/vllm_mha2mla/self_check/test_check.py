@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vllm_mha2mla.coding.codebooks import codebook
+from vllm_mha2mla.coding.packing import pack
+from vllm_mha2mla.coding.rounding import STEPS_PER_OCTAVE, encode
 from vllm_mha2mla.coding.row_code import CodedRow, RowCode
 from vllm_mha2mla.config import LatentWidths
 from vllm_mha2mla.kernels import PagedBatch, build, cpu
 from vllm_mha2mla.kernels.reference import ReferenceLayer
+from vllm_mha2mla.rope import apply_rotary, rotary_angles
 from vllm_mha2mla.self_check.check import check
-from vllm_mha2mla.self_check.reference import Subject
+from vllm_mha2mla.self_check.reference import Reference, Subject
 from vllm_mha2mla.self_check.requests import batches
 
 LIBRARY = build.library()
@@ -168,6 +172,31 @@ def test_a_fault_in_coded_rows_is_far_beyond_the_bound(fault, dtype):
     mismatch = check(layer, computing(other, BEST))
     assert mismatch is not None
     assert mismatch.error > FAR * mismatch.allowed, mismatch
+
+
+def test_a_scale_on_the_border_between_two_may_get_either():
+    """Few bits are so coarse that a row's error may then differ by more than a tenth."""
+    code = RowCode(LatentWidths(96, 32), (*(1,) * 12, 6, 2, 6, 2))
+    of = replace(
+        subject("reference", True, torch.float32, widths=code.widths),
+        coded=CodedRow(code, torch.zeros(32), torch.zeros(128)),
+    )
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(2000, 128, generator=generator)
+    gains = torch.tensor([codebook(bits).gain for bits in code.column_bits])
+    for part in (slice(0, 96), slice(96, 128)):
+        # k = 0.5, which float32 rounds to 0 or to 1.
+        square = (rows[:, part] / gains[part]).square().mean(-1, keepdim=True)
+        rows[:, part] *= 2 ** (0.5 / STEPS_PER_OCTAVE) / square.sqrt()
+    positions = torch.ones(len(rows), dtype=torch.long)
+    turned = apply_rotary(rows[:, 96:], *rotary_angles(positions, -of.inv_freq))
+    for factor in (1 - 1e-6, 1 + 1e-6):
+        stored = pack(code, *encode(code, factor * rows))
+        nothing = torch.zeros_like(stored[:1])
+        _, errors = Reference(of).rows(
+            torch.cat((stored, nothing)), torch.cat((rows[:, :96], turned), dim=-1), positions
+        )
+        assert errors.max() < Reference(of).row_tolerance
 
 
 def test_the_cache_is_as_it_was_after_a_mismatch_too():
