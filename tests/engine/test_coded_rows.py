@@ -10,12 +10,15 @@ from conversion.checkpoint.loading import load_converted
 from tests.support.engine import assert_same_greedy, greedy, run_engines
 from tests.support.tiny_converted import CODED_BITS, CODED_WIDTHS, save_tiny_coded
 from tests.support.tiny_engine import NEW_TOKENS, SAMPLING, tiny_engine
+from vllm_mha2mla.config import CONSTANTS
 
 pytestmark = pytest.mark.slow
 
 ROW_BYTES = sum(sum(bits) + 2 for bits in CODED_BITS)
 WHOLE_BYTES = 2 * sum(rank + rope for rank, rope in CODED_WIDTHS)  # in bfloat16
 TOKENS, FEW_TOKENS = 1024, 320
+# Those that attention reads and no linear layer of vLLM does.
+OWN_WEIGHTS = ("kv_b_proj.weight", *CONSTANTS)
 SEEDED = SAMPLING | {"temperature": 1.0, "seed": 7}
 NO_GUESSES = find_spec("vllm") is not None and version("vllm").startswith("0.30.")
 GUESSES = {
@@ -45,7 +48,13 @@ def runs(coded, other, tiny_prompts):
 
     plenty = engine(128, TOKENS, ROW_BYTES)
     plenty["steps"].append({"prompts": tiny_prompts, "sampling": SEEDED})
-    plenty["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "weights": str(other)})
+    exchanging = [
+        {"weights": str(other)},
+        {"weights": str(coded), "only": OWN_WEIGHTS, "by": "load_weights"},
+        {"weights": str(other), "only": OWN_WEIGHTS, "by": "copy"},
+    ]
+    greedily = {"prompts": tiny_prompts, "sampling": SAMPLING}
+    plenty["steps"] += [greedily | exchange for exchange in exchanging]
     # Prompts in chunks, requests that are preempted, and a prefix that is found again.
     few = engine(16, FEW_TOKENS, ROW_BYTES, max_num_batched_tokens=32, max_num_seqs=8)
     few["steps"].append({"prompts": tiny_prompts, "sampling": SAMPLING, "alone": True})
@@ -72,10 +81,17 @@ def test_same_tokens_as_transformers(runs, references):
     assert_same_greedy(runs[0]["steps"][0]["outputs"], references)
 
 
-def test_weights_exchanged_in_the_running_engine(runs, other, tiny_prompts):
-    batch = runs[0]["steps"][-1]
+def test_weights_exchanged_in_the_running_engine(runs, coded, other, tiny_prompts):
+    *_, reloaded, loaded, copied = runs[0]["steps"]
     model = load_converted(other, torch.float32)[0]
-    assert_same_greedy(batch["outputs"], [greedy(model, p, NEW_TOKENS) for p in tiny_prompts])
+    expected = [greedy(model, prompt, NEW_TOKENS) for prompt in tiny_prompts]
+    assert_same_greedy(reloaded["outputs"], expected)
+    assert_same_greedy(copied["outputs"], expected)
+    own = load_converted(coded, torch.float32)[0].state_dict()
+    own = {name: x for name, x in own.items() if name.endswith(OWN_WEIGHTS)}
+    assert model.load_state_dict(own, strict=False).unexpected_keys == []
+    expected = [greedy(model, prompt, NEW_TOKENS) for prompt in tiny_prompts]
+    assert_same_greedy(loaded["outputs"], expected)
 
 
 def test_chunked_prefill_preemption_and_prefix_cache(runs, references):

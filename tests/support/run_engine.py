@@ -6,7 +6,9 @@ tests: the plugin is found through its entry point, as a user's engine finds it.
     [{"llm": {LLM arguments},
       "steps": [{"prompts": [[token ids]], "alone": bool, "reset": bool, "sampling": {...},
                  "adapter": folder of a LoRA adapter,
-                 "weights": folder of a checkpoint that is served from this step on}]}]
+                 "weights": folder of a checkpoint that is served from this step on,
+                 "only": ends of the names of those weights that are taken from it, as trainers do,
+                 "by": then, "load_weights" or "copy"}]}]
 """
 
 import gc
@@ -15,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
@@ -49,7 +52,11 @@ def run(specification: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
-    if "weights" in step:
+    if "only" in step:
+        weights = load_file(Path(step["weights"]) / "model.safetensors")
+        names = tuple(step["only"])
+        exchange(llm, step["by"], [pair for pair in weights.items() if pair[0].endswith(names)])
+    elif "weights" in step:
         llm.collective_rpc("reload_weights", kwargs={"weights_path": step["weights"]})
     if ("weights" in step or step.get("reset")) and not llm.reset_prefix_cache():
         raise RuntimeError("prefix cache not reset: blocks are still in use")
@@ -67,6 +74,14 @@ def run_step(llm: LLM, step: dict[str, Any]) -> dict[str, Any]:
         "outputs": [as_json(request) for request in outputs],
         **{COUNTERS[name]: counted(llm, name) - before[name] for name in COUNTERS},
     }
+
+
+def exchange(llm: LLM, by: str, weights: list[tuple[str, Any]]) -> None:
+    if by == "load_weights":
+        llm.collective_rpc(lambda worker: worker.model_runner.model.load_weights(weights))
+    else:
+        formed = {"weights_iterator": weights, "is_checkpoint_format": False}
+        llm.collective_rpc("reload_weights", kwargs=formed)
 
 
 def counted(llm: LLM, name: str) -> int:

@@ -66,6 +66,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         # The engine binds the real cache once it knows how many blocks fit.
         self._kv_cache = torch.empty(0)
         self._step: LayerStep | None = None
+        self._made_of: list[int] = []
         self.vllm_config = vllm_config = get_current_vllm_config()
         self.backend: type[AttentionBackend] = LatentAttentionBackend
         self.gpu: Any = None
@@ -147,12 +148,29 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         vLLM calls this of an attention layer after loading, and when a running engine's weights
         have been exchanged.
         """
+        self.forget_weights()
+
+    def forget_weights(self) -> None:
+        """Make the next step of the weights as they are then."""
         self._step = None
+
+    def _writes(self) -> list[int]:
+        """How often each tensor that a step is made of has been written to in place."""
+        up, inv_freq = self.weights
+        tensors = [up.weight, inv_freq]
+        if self.coded is not None:
+            tensors += [self.coded.rotary_mean, self.coded.first_row]
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
     @property
     def step(self) -> LayerStep:
-        """The function that computes one step; made once weights and cache are there."""
-        if self._step is None:
+        """The function that computes one step; made once weights and cache are there.
+
+        Trainers write into a running engine's weights and tell no layer.
+        """
+        writes = self._writes()
+        if self._step is None or writes != self._made_of:
+            self._made_of = writes
             up, inv_freq = self.weights
             w_uk, w_uv = up()
             self._step = self.make_step(

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from vllm.config import VllmConfig
 
+from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.projections import LatentSelfAttention
 from vllm_mha2mla.config import refuse_no_numbers
 from vllm_mha2mla.errors import UnsupportedEngineError
@@ -34,6 +35,10 @@ class TellsLayers:
         """Load what this model reads; see :func:`refuse_quantised`."""
         refused = refuse_quantised(weights, self.plain)
         loaded: set[str] = super().load_weights(refused)  # type: ignore[misc]
+        # Trainers call this of a running engine's model, and nothing after it.
+        for module in self.modules():
+            if isinstance(module, LatentCacheAttention):
+                module.forget_weights()
         return loaded
 
     def process_weights_after_loading(self) -> None:
