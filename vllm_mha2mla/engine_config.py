@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from vllm.config import CompilationConfig, VllmConfig
@@ -20,6 +21,7 @@ from vllm_mha2mla.kernels.cuda.choose import OPTION, option_of
 from vllm_mha2mla.overrides import refuse_overrides
 from vllm_mha2mla.padding import padded_width
 from vllm_mha2mla.refused_options import refuse_options
+from vllm_mha2mla.two_sets import refuse_two_sets
 from vllm_mha2mla.versions import VLLM_WITH_KEPT_LAYERS
 
 # vLLM shows the log lines of loggers below its own name.
@@ -39,6 +41,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         """Check and complete the configuration, once, before vLLM resolves its own defaults."""
         _refuse_unsupported(vllm_config)
         _refuse_windows(vllm_config.model_config)
+        refuse_two_sets(Path(vllm_config.model_config.model))
         refuse_options(vllm_config)
         refuse_overrides(vllm_config.model_config)
         refuse_connectors(vllm_config)

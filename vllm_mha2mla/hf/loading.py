@@ -6,6 +6,7 @@ look exact afterwards.
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from transformers.modeling_utils import load_state_dict
 from vllm_mha2mla.config import CONSTANTS, refuse_no_numbers, refuse_rounded
 from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.adapters import other_rows
+from vllm_mha2mla.two_sets import SINGLE, refuse_two_sets
 
 
 class LoadsExactly(PreTrainedModel):
@@ -28,6 +30,9 @@ class LoadsExactly(PreTrainedModel):
         load_config: Any,
         expected_keys: list[str] | None = None,
     ) -> tuple[Any, Any]:
+        for file in checkpoint_files or ():
+            if Path(file).name == SINGLE:
+                refuse_two_sets(Path(file).parent)
         stored = dict(_stored(state_dict, checkpoint_files))
         refuse_rounded(stored.items())
         if getattr(model.config, "quantization_config", None) is None:

@@ -1,5 +1,6 @@
 """Configurations that are refused before anything is loaded, on each kind of machine."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from vllm.config import CompilationConfig, KVTransferConfig
 
 from vllm_mha2mla import engine_config, plugin
 from vllm_mha2mla.engine_config import ATTENTION_OP, LatentModelConfig
-from vllm_mha2mla.errors import UnsupportedEngineError
+from vllm_mha2mla.errors import CheckpointError, UnsupportedEngineError
 from vllm_mha2mla.hf.llama import LlamaMLAConfig
 from vllm_mha2mla.hf.mistral import MistralMLAConfig
 from vllm_mha2mla.hf.olmo3 import Olmo3MLAConfig
@@ -55,6 +56,7 @@ def settings(
     stages=1,
     experts_apart=False,
     eager=False,
+    model="org/name",
     **keys,
 ):
     config = config_class(**{"num_hidden_layers": 2, "max_position_embeddings": 8192} | keys)
@@ -62,6 +64,7 @@ def settings(
         config.update({"mha2mla_attention": option})
     return SimpleNamespace(
         model_config=SimpleNamespace(
+            model=model,
             hf_config=config,
             dtype=torch.bfloat16,
             max_model_len=max_model_len,
@@ -211,3 +214,12 @@ def test_beside_layers_that_keep_a_window(monkeypatch, version, disabled, words)
         return
     with pytest.raises(UnsupportedEngineError, match=words):
         LatentModelConfig.verify_and_update_config(made)
+
+
+def test_two_sets_of_weights_are_refused(monkeypatch, tmp_path):
+    machine(monkeypatch, "cpu")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="holds two models"):
+        LatentModelConfig.verify_and_update_config(settings(model=str(tmp_path)))
