@@ -157,7 +157,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
     def _writes(self) -> list[int]:
         """How often each tensor that a step is made of has been written to in place."""
         up, inv_freq = self.weights
-        tensors = [up.weight, inv_freq]
+        tensors: list[Tensor] = [up.weight, inv_freq]
         if self.coded is not None:
             tensors += [self.coded.rotary_mean, self.coded.first_row]
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

@@ -13,13 +13,14 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_mha2mla.attention.constants import constant
+from vllm_mha2mla.attention.constants import constant, refuse_not_loaded
 from vllm_mha2mla.attention.joined import JoinedProducts
 from vllm_mha2mla.attention.layer import LatentCacheAttention
 from vllm_mha2mla.attention.normed_inputs import add_normed_inputs, normed_inputs
 from vllm_mha2mla.attention.up_projection import UpProjection
 from vllm_mha2mla.coding.row_code import CodedRow, row_codes, served_codes
 from vllm_mha2mla.config import (
+    CONSTANTS,
     FIRST_ROW,
     ROPE_INV_FREQ,
     ROTARY_MEAN,
@@ -54,6 +55,7 @@ class LatentSelfAttention(nn.Module):
         norms: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        self.prefix = prefix
         ranks = get_tensor_model_parallel_world_size()
         if num_heads % ranks:
             raise UnsupportedEngineError(
@@ -159,7 +161,16 @@ class LatentSelfAttention(nn.Module):
             )
 
     def weights_loaded(self) -> None:
-        """Join the projections of the hidden states; called again when weights are exchanged."""
+        """Check attention's own weights, and join the projections of the hidden states.
+
+        Called again when weights are exchanged.
+
+        Raises:
+            CheckpointError: one of them was not in the checkpoint.
+        """
+        for name, tensor in self.named_parameters():
+            if name.endswith((*CONSTANTS, "kv_b_proj.weight")):
+                refuse_not_loaded(f"{self.prefix}.{name}", tensor)
         if self.q_rank is None:
             self.products.weights_loaded()
 

@@ -1,11 +1,11 @@
 """The absorbed projections ``W_UK`` and ``W_UV`` of one layer, for the query heads of this rank."""
 
-import torch
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.utils import set_weight_attrs
 
+from vllm_mha2mla.attention.constants import not_loaded
 from vllm_mha2mla.errors import CheckpointError
 
 
@@ -31,7 +31,8 @@ class UpProjection(nn.Module):
         here = groups_of_rank(num_heads, groups, ranks, get_tensor_model_parallel_rank())
         self.num_heads, self.nope, self.v = num_heads // ranks, nope, v
         self.groups = len(here)
-        self.weight = nn.Parameter(torch.empty(len(here) * (nope + v), rank), requires_grad=False)
+        rows = len(here) * (nope + v)
+        self.weight = nn.Parameter(not_loaded((rows, rank)), requires_grad=False)
 
         # vLLM's reloading of weights puts another tensor in the place of ``param``, by this name.
         def load(param: Tensor, loaded_weight: Tensor) -> None:

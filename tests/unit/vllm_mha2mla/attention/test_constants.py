@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from vllm_mha2mla.attention.constants import constant
+from vllm_mha2mla.attention.constants import constant, refuse_not_loaded
 from vllm_mha2mla.errors import CheckpointError
 
 
@@ -19,3 +19,14 @@ def test_loads_float32_and_refuses_what_is_rounded():
         with pytest.raises(CheckpointError, match=r"layers\.0\S+ is stored in b?float16: rounded"):
             parameter.weight_loader(parameter, exact.to(dtype))
     assert torch.equal(parameter.data, exact)
+
+
+def test_what_was_not_loaded_is_refused():
+    parameter = constant("rope_inv_freq", 4)
+    with pytest.raises(CheckpointError, match="rope_inv_freq is not in the checkpoint"):
+        refuse_not_loaded("rope_inv_freq", parameter)
+    parameter.weight_loader(parameter, torch.rand(4))
+    refuse_not_loaded("rope_inv_freq", parameter)
+    # Of a layer without rotary columns, and while vLLM exchanges weights.
+    refuse_not_loaded("rope_inv_freq", constant("rope_inv_freq", 0))
+    refuse_not_loaded("rope_inv_freq", parameter.to("meta"))
