@@ -59,6 +59,8 @@ def window_reason(config: Any) -> str | None:
     others = sorted(set(kinds or ()) - {FULL, SLIDING})
     if others:
         return f"layers of {', '.join(others)} (layer_types) are not softmax attention"
+    if SLIDING in (kinds or ()) and getattr(config, "sliding_window", None) is None:
+        return "layers slide over a window (layer_types) of no length (sliding_window)"
     if len(kept_layers(config)) == config.num_hidden_layers:
         window = config.sliding_window
         return f"its attention slides over a window of {window} tokens (sliding_window)"

@@ -44,6 +44,7 @@ SLIDING = {"sliding_window": 256, "max_position_embeddings": 4096}
         ("mixtral", SLIDING | {"use_sliding_window": False}, "slides over a window of 256"),
         ("phi3", SLIDING | {"layer_types": ["full_attention"] * 32}, "slides over a window of 256"),
         ("llama", SLIDING | {"layer_types": [S, "full_attention"] * 16}, "slides over"),
+        ("phi3", {"layer_types": [S] * 32, "sliding_window": None}, "window (layer_types) of no"),
         ("qwen2", {"rope_parameters": PLAIN | {"mrope_section": [16, 24, 24]}}, "mrope_section"),
         ("phi3", {"rope_parameters": LONG}, "rope_type 'longrope' changes"),
         (
