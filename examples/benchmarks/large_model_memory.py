@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--bits", default="auto", help="of the rows; 16 is much the fastest")
     parser.add_argument("--refit", action="store_true")
     parser.add_argument("--offload", action="store_true", help="activations in files")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -127,6 +128,7 @@ def main() -> None:
             None,
             calibration_tokens=arguments.tokens,
             window=arguments.window,
+            bits=arguments.bits,
             refit=arguments.refit,
         )
         options = Options(
