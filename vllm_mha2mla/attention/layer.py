@@ -155,7 +155,7 @@ class LatentCacheAttention(nn.Module, AttentionLayerBase):
         self._step = None
 
     def _writes(self) -> list[int]:
-        """How often each tensor that a step is made of has been written to in place."""
+        """Count the writes in place to each tensor that a step is made of."""
         up, inv_freq = self.weights
         tensors: list[Tensor] = [up.weight, inv_freq]
         if self.coded is not None:
