@@ -86,6 +86,7 @@ def _config(values: dict[str, Any], config: Any, freqs: np.ndarray | None) -> st
     if values.get("general.architecture") != "llama":
         return f"architecture {values.get('general.architecture')}"
     rope = config.rope_parameters
+    factor = values.get("llama.rope.scaling.factor") or values.get("llama.rope.scale_linear", 1.0)
     if freqs is not None and (freqs != 1).any() and rope["rope_type"] != "llama3":
         return "rope_freqs.weight is lost"
     for key, value in values.items():
@@ -98,7 +99,12 @@ def _config(values: dict[str, Any], config: Any, freqs: np.ndarray | None) -> st
             found = getattr(config, SAID[name])
         elif name in ROPE:
             found = rope.get(ROPE[name], _unscaled(name, values))
-            found = "none" if (name, found) == ("rope.scaling.type", "default") else found
+            if (name, found) == ("rope.scaling.type", "default"):
+                # A linear scaling by 1 is none; llama.cpp takes a factor of 0 for 1.
+                neutral = value == "linear" and factor in (0.0, 1.0)
+                found = value if neutral else "none"
+            if name in ("rope.scaling.factor", "rope.scale_linear") and value == 0.0:
+                found = 0.0 if found == 1.0 else found
         elif name == "attention.sliding_window":
             longest = values["llama.context_length"]
             found = value if value == 0 or value >= longest else "refused"

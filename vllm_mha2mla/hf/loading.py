@@ -77,6 +77,9 @@ def _stored(
 def stored_dtypes(files: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Name and dtype of every tensor in weight files, as their format writes it."""
     for file in files:
+        if not Path(file).is_file():
+            # Opening a pipe would wait for its other end.
+            raise CheckpointError(f"{file}: not a file; convert the model again")
         if file.endswith(".safetensors"):
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118

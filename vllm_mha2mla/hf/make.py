@@ -75,9 +75,10 @@ class LatentModel(LoadsExactly):
     _supports_flex_attn = False
 
     def __init__(self, config: Any) -> None:
+        # Before any layer is made, as there may be as many as a damaged config says.
+        codes, all_widths = row_codes(config), latent_widths(config)
         super().__init__(config)
-        codes = row_codes(config)
-        for index, widths in enumerate(latent_widths(config)):
+        for index, widths in enumerate(all_widths):
             if widths.kept:
                 continue
             code = None if codes is None else codes[index]
@@ -94,6 +95,7 @@ class LatentCausalLM(LoadsExactly):
     _supports_flex_attn = False
 
     def __init__(self, config: Any) -> None:
+        latent_widths(config)
         super().__init__(config)
         self.model = self.decoder_class(config)
         self.post_init()

@@ -1,5 +1,7 @@
 """The table that inspect prints."""
 
+import os
+
 import pytest
 import torch
 from rich.console import Console
@@ -67,6 +69,15 @@ def test_damaged_weights_are_one_line(tmp_path):
     file = save_tiny_converted(tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="weights cannot be read"):
+        inspect(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this system's folders")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    file = save_tiny_converted(tmp_path) / "model.safetensors"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match="not a file"):
         inspect(tmp_path)
 
 

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from tests.support.tiny_converted import save_tiny_converted
+from tests.support.tiny_converted import save_tiny_coded, save_tiny_converted
+from vllm_mha2mla.errors import CheckpointError
 from vllm_mha2mla.hf.auto_classes import MODULE
 from vllm_mha2mla.hf.llama import LlamaMLAConfig, LlamaMLAForCausalLM
 
@@ -117,3 +119,16 @@ def test_nothing_of_the_checkpoint_runs_where_the_package_is_imported(tmp_path, 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
     assert type(config) is LlamaMLAConfig
     assert type(model) is LlamaMLAForCausalLM
+
+
+def test_layers_that_the_widths_do_not_know_are_not_made(tmp_path, monkeypatch):
+    """A damaged config may promise as many as no memory holds."""
+    folder = save_tiny_coded(tmp_path / "converted")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["num_hidden_layers"] += 1
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    made = []
+    monkeypatch.setattr(LlamaDecoderLayer, "__init__", lambda self, *_: made.append(self))
+    with pytest.raises(CheckpointError, match="entries for"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    assert not made
