@@ -24,6 +24,9 @@ def _list_of(kind: type) -> Check:
     return lambda value: isinstance(value, list) and all(isinstance(one, kind) for one in value)
 
 
+GGML, TOKEN = "tokenizer.ggml.", "_token_id"
+# Values of its key "model".
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 BY_KEY: dict[str, Check] = {
     "general.architecture": _text,
     "general.type": _text,
@@ -31,8 +34,7 @@ BY_KEY: dict[str, Check] = {
     "general.sampling.sequence": _text,
     "split.count": _count,
     "split.tensors.count": _count,
-    # "gpt2" is byte-level, "llama" SentencePiece.
-    "tokenizer.ggml.model": lambda value: value in ("gpt2", "llama"),
+    "tokenizer.ggml.model": lambda value: value in (BYTE_LEVEL, SENTENCEPIECE),
     "tokenizer.ggml.pre": _text,
     "tokenizer.ggml.tokens": _list_of(str),
     "tokenizer.ggml.token_type": _list_of(int),
@@ -48,7 +50,6 @@ BY_BEGINNING: dict[str, Check] = {
     "tokenizer.chat_template.": _text,
     "general.sampling.": _number,
 }
-GGML, TOKEN = "tokenizer.ggml.", "_token_id"
 LISTS = (f"{GGML}eos_token_ids", f"{GGML}suppress_tokens")
 # Of tokenizers that are not read, or of pairs of texts.
 SAYS_NOTHING = {
@@ -106,7 +107,7 @@ def _check_of_text(key: str, tokens: int) -> Check:
 def with_usual_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
     """Metadata with the special tokens that a SentencePiece file leaves unsaid."""
     tokens = metadata.get(f"{GGML}tokens") or []
-    if metadata.get(f"{GGML}model") != "llama":
+    if metadata.get(f"{GGML}model") != SENTENCEPIECE:
         return metadata
     usual = {f"{GGML}{kind}{TOKEN}": id_ for kind, id_ in USUAL_TOKENS.items() if id_ < len(tokens)}
     return usual | metadata

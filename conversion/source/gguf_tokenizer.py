@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from conversion.errors import SourceError, first_line
+from conversion.source.gguf_metadata import BYTE_LEVEL, GGML, SENTENCEPIECE
 from conversion.source.gguf_split import KNOWN_SPLITS, WHOLE_WORDS, set_split
 
 logger = logging.getLogger(__name__)
@@ -37,16 +38,14 @@ SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 TEMPLATE = "tokenizer.chat_template"
-GGML = "tokenizer.ggml"
-BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 
 
 def end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Every token at which llama.cpp ends an answer, the file's ``eos`` first."""
     named = [int(metadata[key]) for key in END_TOKENS if metadata.get(key) is not None]
     # Ollama's files list them.
-    named += metadata.get(f"{GGML}.eos_token_ids") or []
-    tokens = metadata.get(f"{GGML}.tokens") or []
+    named += metadata.get(f"{GGML}eos_token_ids") or []
+    tokens = metadata.get(f"{GGML}tokens") or []
     spelled = [token for token, text in enumerate(tokens) if text in END_SPELLINGS]
     return list(dict.fromkeys(named + spelled))
 
@@ -74,7 +73,7 @@ def generation_config(metadata: dict[str, Any], name: str) -> GenerationConfig:
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
         pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
-        suppress_tokens=metadata.get(f"{GGML}.suppress_tokens"),
+        suppress_tokens=metadata.get(f"{GGML}suppress_tokens"),
         **(sampling | {"do_sample": True} if sampling else {}),
     )
 
@@ -105,14 +104,14 @@ def gguf_tokenizer(path: Path, metadata: dict[str, Any], name: str) -> PreTraine
             f"{name}: its tokenizer cannot be read ({first_line(error)}); convert from the model's "
             "Hugging Face folder"
         ) from error
-    kind, pre = metadata.get(f"{GGML}.model"), metadata.get(f"{GGML}.pre")
-    tokens = metadata[f"{GGML}.tokens"]
+    kind, pre = metadata.get(f"{GGML}model"), metadata.get(f"{GGML}pre")
+    tokens = metadata[f"{GGML}tokens"]
 
     def special(name: str) -> str | None:
-        token = metadata.get(f"{GGML}.{name}_token_id")
+        token = metadata.get(f"{GGML}{name}_token_id")
         return None if token is None else tokens[token]
 
-    begins = metadata.get(f"{GGML}.add_bos_token", kind == SENTENCEPIECE or pre in WHOLE_WORDS)
+    begins = metadata.get(f"{GGML}add_bos_token", kind == SENTENCEPIECE or pre in WHOLE_WORDS)
     return PreTrainedTokenizerFast(
         tokenizer_object=rebuilt,
         bos_token=special("bos"),
@@ -120,7 +119,7 @@ def gguf_tokenizer(path: Path, metadata: dict[str, Any], name: str) -> PreTraine
         unk_token=special("unknown"),
         pad_token=special("padding"),
         add_bos_token=bool(begins) and special("bos") is not None,
-        add_eos_token=bool(metadata.get(f"{GGML}.add_eos_token", False)),
+        add_eos_token=bool(metadata.get(f"{GGML}add_eos_token", False)),
         chat_template=_chat_template(metadata),
     )
 
@@ -131,12 +130,12 @@ def _complete(backend: dict[str, Any], metadata: dict[str, Any]) -> None:
     Raises:
         ValueError: the file splits text in a way that nobody knows.
     """
-    count = len(metadata[f"{GGML}.tokens"])
+    count = len(metadata[f"{GGML}tokens"])
     backend["added_tokens"] = [one for one in backend["added_tokens"] if one["id"] < count]
-    kind = metadata.get(f"{GGML}.model")
+    kind = metadata.get(f"{GGML}model")
     if kind == BYTE_LEVEL:
-        set_split(backend, metadata.get(f"{GGML}.pre"))
-    if kind == SENTENCEPIECE and not metadata.get(f"{GGML}.add_space_prefix", True):
+        set_split(backend, metadata.get(f"{GGML}pre"))
+    if kind == SENTENCEPIECE and not metadata.get(f"{GGML}add_space_prefix", True):
         split = backend.get("pre_tokenizer") or {}
         if split.get("type") == "Metaspace":
             split["prepend_scheme"] = "never"

@@ -95,6 +95,7 @@ class LatentCausalLM(LoadsExactly):
     _supports_flex_attn = False
 
     def __init__(self, config: Any) -> None:
+        # Refuses a config before the source's layers are made, as ``LatentModel`` does.
         latent_widths(config)
         super().__init__(config)
         self.model = self.decoder_class(config)

@@ -34,6 +34,7 @@ class TellsLayers:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load what this model reads; see :func:`refuse_quantised`."""
         refused = refuse_quantised(weights, self.plain)
+        # mypy does not see the model of vLLM that this class is mixed into.
         loaded: set[str] = super().load_weights(refused)  # type: ignore[misc]
         # Trainers call this of a running engine's model, and nothing after it.
         for module in self.modules():
